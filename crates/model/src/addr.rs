@@ -1,0 +1,214 @@
+//! Small address types the whole suite shares: hardware addresses, interface names, families.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+/// An address family. Code that handles both is written once over this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both families, v4 first: the order in which every output lists them.
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Family {
+        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// The family of a network.
+    pub fn of_net(net: IpNet) -> Family {
+        Family::of(net.addr())
+    }
+
+    /// Length in bits of a host address: 32 or 128.
+    pub fn bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// An Ethernet address. Prints as lower-case hex with colons, the form of lease data (flannel.md 6.2).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Makes a unicast, locally administered address of six bytes (IEEE 802 bits: I/G 0, U/L 1), as
+    /// flannel does for a VTEP.
+    pub fn local(mut bytes: [u8; 6]) -> Mac {
+        bytes[0] = (bytes[0] & 0xfe) | 0x02;
+        Mac(bytes)
+    }
+
+    /// Whether a VTEP may carry this address: not zero, not multicast.
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not a hardware address of six bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a hardware address of six bytes, such as 0e:2a:00:00:00:01")]
+pub struct BadMac(pub String);
+
+impl FromStr for Mac {
+    type Err = BadMac;
+
+    /// Accepts what Go's parser accepts of six bytes: `aa:bb:…`, `aa-bb-…` and `aabb.ccdd.eeff`.
+    fn from_str(text: &str) -> Result<Mac, BadMac> {
+        let bad = || BadMac(text.to_owned());
+        let (separator, width) = match text.as_bytes().get(2) {
+            Some(b':') => (':', 2),
+            Some(b'-') => ('-', 2),
+            _ => ('.', 4),
+        };
+        let mut bytes = [0u8; 6];
+        let mut at = 0;
+        for group in text.split(separator) {
+            if group.len() != width || !group.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(bad());
+            }
+            for pair in 0..width / 2 {
+                let hex = &group[pair * 2..pair * 2 + 2];
+                *bytes.get_mut(at).ok_or_else(bad)? = u8::from_str_radix(hex, 16).map_err(|_| bad())?;
+                at += 1;
+            }
+        }
+        if at == 6 { Ok(Mac(bytes)) } else { Err(bad()) }
+    }
+}
+
+/// The name of a network interface: 1 to 15 bytes, kept inline because tables hold many thousands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName([u8; 16]);
+
+/// A text the kernel would refuse as an interface name (`dev_valid_name`, net/core/dev.c).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an interface name: 1 to 15 bytes, not \".\" or \"..\", no '/', ':' or white space")]
+pub struct BadIfName(pub String);
+
+impl IfName {
+    /// Checks a name by the kernel's rules.
+    ///
+    /// # Errors
+    /// The text is empty, longer than 15 bytes, `.` or `..`, or has a `/`, `:` or white space.
+    pub fn new(name: &str) -> Result<IfName, BadIfName> {
+        let bytes = name.as_bytes();
+        let odd = |b: &u8| matches!(b, b'/' | b':' | 0) || b.is_ascii_whitespace() || *b == 0x0b;
+        if bytes.is_empty() || bytes.len() > 15 || name == "." || name == ".." || bytes.iter().any(odd) {
+            return Err(BadIfName(name.to_owned()));
+        }
+        let mut inline = [0; 16];
+        inline[..bytes.len()].copy_from_slice(bytes);
+        Ok(IfName(inline))
+    }
+
+    /// A name fixed in our own source.
+    ///
+    /// # Panics
+    /// If the constant breaks the kernel's rules, which a test would show at once.
+    pub fn fixed(name: &str) -> IfName {
+        IfName::new(name).expect("a constant interface name is valid")
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|b| *b == 0).unwrap_or(16);
+        std::str::from_utf8(&self.0[..len]).unwrap_or("?")
+    }
+}
+
+impl FromStr for IfName {
+    type Err = BadIfName;
+
+    fn from_str(name: &str) -> Result<IfName, BadIfName> {
+        IfName::new(name)
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_parse_as_in_go() {
+        for (text, want) in [
+            ("c6:d2:32:6f:8f:44", Some([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44])),
+            ("C6-D2-32-6F-8F-44", Some([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44])),
+            ("c6d2.326f.8f44", Some([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44])),
+            ("", None),
+            ("c6:d2:32:6f:8f", None),
+            ("c6:d2:32:6f:8f:44:55:66", None),
+            ("c6:d2:32:6f:8f:4g", None),
+            ("c6:d2-32:6f:8f:44", None),
+            ("+6:d2:32:6f:8f:44", None),
+            ("ää:d2:32:6f:8f", None),
+        ] {
+            assert_eq!(text.parse::<Mac>().ok(), want.map(Mac), "{text:?}");
+        }
+        assert_eq!(Mac::local([0xff, 0, 0, 0, 0, 1]).to_string(), "fe:00:00:00:00:01");
+    }
+
+    #[test]
+    fn interface_names_follow_the_kernel() {
+        for (name, ok) in [
+            ("eth0", true),
+            ("flannel-v6.4096", true),
+            ("flannel-v6.40960", false),
+            ("", false),
+            (".", false),
+            ("..", false),
+            ("a b", false),
+            ("a/b", false),
+            ("a:b", false),
+            ("...", true),
+        ] {
+            assert_eq!(IfName::new(name).is_ok(), ok, "{name:?}");
+        }
+        assert_eq!(IfName::fixed("cni0").to_string(), "cni0");
+    }
+}

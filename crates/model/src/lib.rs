@@ -1,0 +1,16 @@
+//! What a cluster network *is*: addresses, configuration, leases, peers, the subnet pool, and their
+//! exact wire forms.
+//!
+//! Takes text and values, gives values and text. Knows nothing of the kernel, of sockets, files or the
+//! clock: time is passed in.
+
+pub mod addr;
+pub mod config;
+pub mod lease;
+pub mod peers;
+
+pub use addr::{Family, IfName, Mac};
+pub use config::NetConf;
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+pub use lease::{Lease, LeaseAttrs, Subnets};
+pub use peers::Peers;

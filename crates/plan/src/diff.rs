@@ -1,0 +1,116 @@
+//! The difference between two states, as steps in the order in which they are safe.
+//!
+//! Links first (a device must be there before anything on it), then what is new or changed in creation
+//! order, then what is no longer wanted, backwards. So a change is made before the old is broken.
+
+use std::fmt;
+
+use crate::state::{Link, LinkFit, Object, State};
+
+/// One change of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Create the object, or bring the one under its key to this value.
+    Put(Object),
+    /// Change attributes of a living device.
+    Change(Box<Link>),
+    /// Delete the object.
+    Delete(Object),
+}
+
+impl Step {
+    /// The object the step is about.
+    pub fn key(&self) -> crate::Key {
+        match self {
+            Step::Put(object) | Step::Delete(object) => object.key(),
+            Step::Change(link) => crate::Key::Link(link.name),
+        }
+    }
+}
+
+/// What [`diff`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Steps on devices; after these the rest of the kernel must be read again, because the kernel
+    /// removes routes and neighbours with a device without saying so.
+    pub links: Vec<Step>,
+    /// All other steps, in order.
+    pub rest: Vec<Step>,
+    /// Devices that stand in the way and are not ours: name and reason.
+    pub foreign: Vec<(model::IfName, String)>,
+    /// Devices that will be made anew, and why.
+    pub recreated: Vec<(model::IfName, String)>,
+}
+
+impl Difference {
+    /// Whether actual and wanted agree.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty() && self.rest.is_empty() && self.foreign.is_empty()
+    }
+}
+
+/// Steps from `actual` (only objects that are ours) to `wanted`.
+pub fn diff(wanted: &State, actual: &State) -> Difference {
+    let mut out = Difference::default();
+    for (key, want) in wanted.iter() {
+        match (want, actual.get(key)) {
+            (Object::Link(want), Some(Object::Link(have))) => match want.fit(have) {
+                LinkFit::Same => {}
+                LinkFit::Change => out.links.push(Step::Change(want.clone())),
+                LinkFit::Recreate(why) => {
+                    out.recreated.push((want.name, why));
+                    out.links.push(Step::Delete(Object::Link(have.clone())));
+                    out.links.push(Step::Put(Object::Link(want.clone())));
+                }
+                LinkFit::Foreign(why) => out.foreign.push((want.name, why)),
+            },
+            (Object::Link(_), _) => out.links.push(Step::Put(want.clone())),
+            (Object::Nft(want), Some(Object::Nft(have))) if want.same(have) => {}
+            (_, Some(have)) if want == have => {}
+            _ => out.rest.push(Step::Put(want.clone())),
+        }
+    }
+    for (key, have) in actual.iter().rev() {
+        if wanted.get(key).is_none() {
+            let step = Step::Delete(have.clone());
+            if matches!(have, Object::Link(_)) { out.links.push(step) } else { out.rest.push(step) }
+        }
+    }
+    out
+}
+
+impl fmt::Display for Step {
+    /// The command that does the same.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Put(object) => object.fmt(f),
+            Step::Change(link) => {
+                write!(f, "ip link set {}", link.name)?;
+                if let Some(mac) = link.mac {
+                    write!(f, " address {mac}")?;
+                }
+                if let Some(mtu) = link.mtu {
+                    write!(f, " mtu {mtu}")?;
+                }
+                if let Some(length) = link.txqlen {
+                    write!(f, " txqueuelen {length}")?;
+                }
+                if let Some(master) = link.master {
+                    write!(f, " master {master}")?;
+                }
+                f.write_str(if link.up { " up" } else { "" })
+            }
+            Step::Delete(object) => match object {
+                Object::Nft(table) => write!(f, "nft delete table {}", table.key),
+                Object::Link(link) => write!(f, "ip link delete {}", link.name),
+                Object::Sysctl { path, .. } => write!(f, "sysctl -w {path}= (left as it is)"),
+                Object::Addr(a) => write!(f, "ip address delete {} dev {}", a.net, a.dev),
+                Object::Neigh(n) => write!(f, "ip neigh delete {} dev {}", n.dst, n.dev),
+                Object::Fdb(e) => write!(f, "bridge fdb delete {} dev {} dst {} self", e.mac, e.dev, e.dst),
+                Object::Nexthop(n) => write!(f, "ip nexthop delete id {}", n.id),
+                Object::Route(r) => write!(f, "ip route delete {r}"),
+                Object::Rule(r) => write!(f, "ip rule delete {r}"),
+            },
+        }
+    }
+}

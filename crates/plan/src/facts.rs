@@ -1,0 +1,59 @@
+//! Everything a backend may ask about the host, as values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use model::{Family, IfName};
+
+use crate::state::Link;
+
+/// What is known of the host at one moment. `kernel` reads it, backends consume it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The external interface, chosen as in flannel.md 5.
+    pub uplink: Uplink,
+    /// Addresses other nodes shall use: `--public-ip` or the interface's own.
+    pub public: Addresses,
+    /// Every address of the host.
+    pub local: BTreeSet<IpAddr>,
+    /// Existing devices under names a backend may want.
+    pub devices: BTreeMap<IfName, Link>,
+    /// Peers' public addresses that the kernel would reach without a gateway, and through which device.
+    /// Asked for only by backends that route directly.
+    pub on_link: BTreeMap<IpAddr, IfName>,
+    /// Whether the kernel already holds nexthop objects of ours (hysteresis of the threshold).
+    pub nexthops_in_use: bool,
+    /// Identity of this machine, from which a VTEP's hardware address is derived so that it survives a
+    /// reboot: the content of `/etc/machine-id`, or empty.
+    pub machine_id: String,
+}
+
+/// The external interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Name.
+    pub name: IfName,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The addresses chosen on it.
+    pub addresses: Addresses,
+}
+
+/// At most one address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// IPv4
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    /// The address of one family.
+    pub fn of(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! The nouns of the kernel: one type for each kind of object Loden writes, in normal form.
+//!
+//! Values hold only what we care about, prefixes are masked, lists sorted, so that reading back what
+//! was written gives an *equal* value. Every object prints as the command that would make it.
+//!
+//! How a process without memory recognises what is ours is decided in [`Scope`].
+
+mod link;
+mod nft;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::{Family, IfName, Mac};
+
+pub use link::{Bridge, Link, LinkFit, LinkKind, Veth, Vxlan};
+pub use nft::{
+    Chain, ChainType, Hook, Match, NftFamily, NftTable, Rule as NftRule, Statement, TableKey, Verdict,
+};
+
+/// The kernel's own key of an object. The order of the variants is the order of creation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// An nftables table as a whole: filtering comes up first and goes down last.
+    Nft(TableKey),
+    /// A network device by name.
+    Link(IfName),
+    /// A sysctl by path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra`.
+    Sysctl(String),
+    /// An address on a device.
+    Addr(IfName, IpNet),
+    /// A neighbour entry: device and network-layer address.
+    Neigh(IfName, IpAddr),
+    /// A forwarding entry of a vxlan device.
+    Fdb(IfName, Mac),
+    /// A nexthop object by id.
+    Nexthop(u32),
+    /// A route: table, destination, metric.
+    Route(RouteKey),
+    /// A policy rule.
+    Rule(Rule),
+}
+
+impl Key {
+    /// The device this object disappears with, if any.
+    pub fn device(&self) -> Option<IfName> {
+        match self {
+            Key::Link(dev) | Key::Addr(dev, _) | Key::Neigh(dev, _) | Key::Fdb(dev, _) => Some(*dev),
+            _ => None,
+        }
+    }
+}
+
+/// One object of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// An nftables table with everything in it.
+    Nft(Box<NftTable>),
+    /// A network device.
+    Link(Box<Link>),
+    /// A sysctl and its value, without newline.
+    Sysctl {
+        /// Path below `/proc/sys`.
+        path: String,
+        /// Content without the newline.
+        value: String,
+    },
+    /// A permanent address.
+    Addr(Addr),
+    /// A permanent neighbour entry.
+    Neigh(Neigh),
+    /// A permanent forwarding entry.
+    Fdb(Fdb),
+    /// A nexthop object of our protocol.
+    Nexthop(Nexthop),
+    /// A route.
+    Route(Route),
+    /// A policy rule.
+    Rule(Rule),
+}
+
+impl Object {
+    /// Where the object stands in a [`State`].
+    pub fn key(&self) -> Key {
+        match self {
+            Object::Nft(table) => Key::Nft(table.key.clone()),
+            Object::Link(link) => Key::Link(link.name),
+            Object::Sysctl { path, .. } => Key::Sysctl(path.clone()),
+            Object::Addr(a) => Key::Addr(a.dev, a.net),
+            Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
+            Object::Fdb(f) => Key::Fdb(f.dev, f.mac),
+            Object::Nexthop(n) => Key::Nexthop(n.id),
+            Object::Route(r) => Key::Route(r.key()),
+            Object::Rule(r) => Key::Rule(r.clone()),
+        }
+    }
+}
+
+/// An address on a device. Scope is global for all but link-local networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Addr {
+    /// The device that carries it.
+    pub dev: IfName,
+    /// Address with prefix length; host bits are kept here.
+    pub net: IpNet,
+}
+
+/// A permanent neighbour entry (ARP or ND).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Neigh {
+    /// The device.
+    pub dev: IfName,
+    /// The neighbour's network-layer address.
+    pub dst: IpAddr,
+    /// Its link-layer address.
+    pub mac: Mac,
+}
+
+/// A permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fdb {
+    /// The vxlan device.
+    pub dev: IfName,
+    /// Inner destination address.
+    pub mac: Mac,
+    /// Outer destination address.
+    pub dst: IpAddr,
+}
+
+/// A nexthop object, always of protocol [`crate::ROUTE_PROTOCOL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Nexthop {
+    /// Its id in the namespace.
+    pub id: u32,
+    /// Outgoing device.
+    pub dev: IfName,
+    /// Gateway.
+    pub via: IpAddr,
+    /// The gateway is on the link although no address of ours says so.
+    pub onlink: bool,
+}
+
+/// Identity of a route, the kernel's own: two routes may differ in gateway only if they differ here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteKey {
+    /// Table number; 254 is `main`.
+    pub table: u32,
+    /// Destination, masked.
+    pub dst: IpNet,
+    /// Metric. 0 for IPv4; IPv6 reads an unset metric back as 1024.
+    pub priority: u32,
+}
+
+/// The main routing table (`RT_TABLE_MAIN`).
+pub const TABLE_MAIN: u32 = 254;
+
+/// A unicast or blackhole route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Table number.
+    pub table: u32,
+    /// Destination, masked.
+    pub dst: IpNet,
+    /// Metric, see [`RouteKey::priority`].
+    pub priority: u32,
+    /// Where it leads.
+    pub via: Via,
+    /// `rtm_protocol`; ours is [`crate::ROUTE_PROTOCOL`].
+    pub protocol: u8,
+}
+
+impl Route {
+    /// A route of ours in the main table with the family's default metric.
+    pub fn ours(dst: IpNet, via: Via) -> Route {
+        Route {
+            table: TABLE_MAIN,
+            dst: dst.trunc(),
+            priority: Route::default_priority(Family::of_net(dst)),
+            via,
+            protocol: crate::ROUTE_PROTOCOL,
+        }
+    }
+
+    /// The metric the kernel stores when none is given: 0, in IPv6 `IP6_RT_PRIO_USER`.
+    pub fn default_priority(family: Family) -> u32 {
+        match family {
+            Family::V4 => 0,
+            Family::V6 => 1024,
+        }
+    }
+
+    /// Identity of this route.
+    pub fn key(&self) -> RouteKey {
+        RouteKey { table: self.table, dst: self.dst, priority: self.priority }
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// Directly onto a device.
+    Dev(IfName),
+    /// Through a gateway.
+    Gateway {
+        /// The gateway's address.
+        gateway: IpAddr,
+        /// Outgoing device.
+        dev: IfName,
+        /// `onlink`: do not look the gateway up.
+        onlink: bool,
+    },
+    /// Through a nexthop object.
+    Nexthop(u32),
+    /// Drop silently.
+    Blackhole,
+    /// Something we never write (multipath, prohibit, …): differs from all we want.
+    Foreign,
+}
+
+/// A policy rule (`ip rule`). All of it is its identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// Family of the rule.
+    pub family: Family,
+    /// Preference.
+    pub priority: u32,
+    /// Source selector.
+    pub from: Option<IpNet>,
+    /// Destination selector.
+    pub to: Option<IpNet>,
+    /// Incoming device selector.
+    pub iif: Option<IfName>,
+    /// Mark and mask selector.
+    pub fwmark: Option<(u32, u32)>,
+    /// Table looked up.
+    pub table: u32,
+}
+
+/// A set of kernel objects, at most one for each key, ordered by [`Key`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    objects: BTreeMap<Key, Object>,
+}
+
+impl State {
+    /// Adds or replaces one object.
+    pub fn put(&mut self, object: Object) {
+        self.objects.insert(object.key(), object);
+    }
+
+    /// Removes an object.
+    pub fn remove(&mut self, key: &Key) -> Option<Object> {
+        self.objects.remove(key)
+    }
+
+    /// Removes every object for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Key, &Object) -> bool) {
+        self.objects.retain(|key, object| keep(key, object));
+    }
+
+    /// The object under a key.
+    pub fn get(&self, key: &Key) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// A device by name.
+    pub fn link(&self, name: IfName) -> Option<&Link> {
+        match self.objects.get(&Key::Link(name)) {
+            Some(Object::Link(link)) => Some(link),
+            _ => None,
+        }
+    }
+
+    /// All objects in creation order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Object)> {
+        self.objects.iter()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+}
+
+impl FromIterator<Object> for State {
+    fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> State {
+        State { objects: objects.into_iter().map(|o| (o.key(), o)).collect() }
+    }
+}
+
+impl Extend<Object> for State {
+    fn extend<T: IntoIterator<Item = Object>>(&mut self, objects: T) {
+        self.objects.extend(objects.into_iter().map(|o| (o.key(), o)));
+    }
+}
+
+impl IntoIterator for State {
+    type Item = Object;
+    type IntoIter = std::collections::btree_map::IntoValues<Key, Object>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.objects.into_values()
+    }
+}
+
+/// What is ours to see and to change. Reading the kernel through a scope gives only objects that carry
+/// our mark, plus those that stand under a key we want (so that a foreign change of our object shows).
+///
+/// | Kind | Ours when |
+/// | --- | --- |
+/// | nft table | its name is in `tables` |
+/// | link | its name is in `devices` |
+/// | sysctl | its path is in `sysctls` |
+/// | address | on one of `devices`, not link-local, IPv4 only inside `networks` (flannel.md 6.2) |
+/// | neighbour, FDB | permanent, on one of `devices` |
+/// | nexthop | protocol 76 |
+/// | route | protocol 76 in the main table; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
+/// | any | its key is in `wanted` |
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Devices we own by name.
+    pub devices: BTreeSet<IfName>,
+    /// The cluster networks.
+    pub networks: Vec<IpNet>,
+    /// The external interface, for adopting another program's gateway routes.
+    pub uplink: Option<IfName>,
+    /// Tables we own by family and name.
+    pub tables: BTreeSet<TableKey>,
+    /// Sysctls we set.
+    pub sysctls: BTreeSet<String>,
+    /// First read after a start: routes that flannel left behind count as ours, so that those of nodes
+    /// which are gone can be removed (F-73, F-90).
+    pub adopt: bool,
+}
+
+impl Scope {
+    /// Whether an object the kernel reported is ours by its mark.
+    pub fn owns(&self, object: &Object) -> bool {
+        match object {
+            Object::Nft(table) => self.tables.contains(&table.key),
+            Object::Link(link) => self.devices.contains(&link.name),
+            Object::Sysctl { path, .. } => self.sysctls.contains(path),
+            Object::Addr(a) => {
+                self.devices.contains(&a.dev)
+                    && match a.net.addr() {
+                        IpAddr::V4(ip) => self.networks.iter().any(|n| n.contains(&IpAddr::V4(ip))),
+                        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+                    }
+            }
+            Object::Neigh(n) => self.devices.contains(&n.dev),
+            Object::Fdb(f) => self.devices.contains(&f.dev),
+            Object::Nexthop(_) => true,
+            Object::Route(r) => self.owns_route(r),
+            Object::Rule(_) => false,
+        }
+    }
+
+    fn owns_route(&self, route: &Route) -> bool {
+        /// `RTPROT_BOOT`: what `ip route add` and flannel write.
+        const BOOT: u8 = 3;
+        if route.table != TABLE_MAIN {
+            return false;
+        }
+        if route.protocol == crate::ROUTE_PROTOCOL {
+            return true;
+        }
+        let flannels = match route.via {
+            Via::Gateway { dev, onlink: true, gateway } => {
+                self.devices.contains(&dev) && gateway == route.dst.addr()
+            }
+            Via::Gateway { dev, onlink: false, .. } => self.uplink == Some(dev),
+            _ => false,
+        };
+        self.adopt
+            && flannels
+            && route.protocol == BOOT
+            && self.networks.iter().any(|n| n.contains(&route.dst))
+    }
+}
+
+impl fmt::Display for Object {
+    /// The command that makes the object.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Nft(table) => write!(f, "nft -f - <<< '{table}'"),
+            Object::Link(link) => link.fmt(f),
+            Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
+            Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),
+            Object::Neigh(n) => {
+                write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.dst, n.mac, n.dev)
+            }
+            Object::Fdb(e) => {
+                write!(f, "bridge fdb replace {} dev {} dst {} self permanent", e.mac, e.dev, e.dst)
+            }
+            Object::Nexthop(n) => {
+                write!(f, "ip nexthop replace id {} via {} dev {}", n.id, n.via, n.dev)?;
+                f.write_str(if n.onlink { " onlink" } else { "" })?;
+                write!(f, " proto {}", crate::ROUTE_PROTOCOL)
+            }
+            Object::Route(r) => write!(f, "ip route replace {r}"),
+            Object::Rule(r) => write!(f, "ip rule add {r}"),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.via == Via::Blackhole {
+            f.write_str("blackhole ")?;
+        }
+        write!(f, "{}", self.dst)?;
+        match self.via {
+            Via::Dev(dev) => write!(f, " dev {dev}")?,
+            Via::Gateway { gateway, dev, onlink } => {
+                write!(f, " via {gateway} dev {dev}")?;
+                f.write_str(if onlink { " onlink" } else { "" })?;
+            }
+            Via::Nexthop(id) => write!(f, " nhid {id}")?,
+            Via::Blackhole => {}
+            Via::Foreign => f.write_str(" (several next hops)")?,
+        }
+        if self.table != TABLE_MAIN {
+            write!(f, " table {}", self.table)?;
+        }
+        if self.priority != Route::default_priority(Family::of_net(self.dst)) {
+            write!(f, " metric {}", self.priority)?;
+        }
+        write!(f, " proto {}", self.protocol)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "priority {}", self.priority)?;
+        match &self.from {
+            Some(net) => write!(f, " from {net}")?,
+            None => f.write_str(" from all")?,
+        }
+        if let Some(net) = &self.to {
+            write!(f, " to {net}")?;
+        }
+        if let Some(dev) = &self.iif {
+            write!(f, " iif {dev}")?;
+        }
+        if let Some((mark, mask)) = &self.fwmark {
+            write!(f, " fwmark {mark:#x}/{mask:#x}")?;
+        }
+        write!(f, " table {}", self.table)
+    }
+}

@@ -1,0 +1,191 @@
+//! Network devices: what we want of one, and how a device that is there fits that.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use model::{IfName, Mac};
+
+/// A network device. `None` means "we do not care" in a wanted state and "not reported" in an actual one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: IfName,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Transmit queue length in packets.
+    pub txqlen: Option<u32>,
+    /// The bridge it is a port of.
+    pub master: Option<IfName>,
+}
+
+/// The kinds of device Loden makes, and all others by the kernel's name of the kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// RFC 7348 tunnel end point.
+    Vxlan(Vxlan),
+    /// Ethernet bridge.
+    Bridge(Bridge),
+    /// Virtual Ethernet pair.
+    Veth(Veth),
+    /// Anything else; the empty text is a physical device.
+    Other(String),
+}
+
+impl LinkKind {
+    /// The kernel's name of the kind (`IFLA_INFO_KIND`); empty for physical devices.
+    pub fn name(&self) -> &str {
+        match self {
+            LinkKind::Vxlan(_) => "vxlan",
+            LinkKind::Bridge(_) => "bridge",
+            LinkKind::Veth(_) => "veth",
+            LinkKind::Other(kind) => kind,
+        }
+    }
+}
+
+/// Attributes of a vxlan device that flannel sets or compares (flannel.md 6.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Outer source address.
+    pub local: Option<IpAddr>,
+    /// Device the outer packets leave through.
+    pub lower: Option<IfName>,
+    /// Learn forwarding entries from traffic.
+    pub learning: bool,
+    /// Group policy extension.
+    pub gbp: bool,
+    /// Ask user space on a forwarding miss; never wanted, but compared.
+    pub l2miss: bool,
+    /// Multicast or default remote address; never wanted, but compared.
+    pub group: Option<IpAddr>,
+}
+
+/// Attributes of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Bridge {
+    /// VLAN filtering.
+    pub vlan_filtering: bool,
+}
+
+/// Attributes of a veth.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Veth {
+    /// Index of the other end, in its own namespace.
+    pub peer_index: Option<u32>,
+}
+
+/// How an existing device relates to the wanted one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkFit {
+    /// Nothing to do.
+    Same,
+    /// Attributes that can be changed on the living device differ.
+    Change,
+    /// Only a new device will do; the text names the difference.
+    Recreate(String),
+    /// The name is taken by something that is not ours to delete; the text names it.
+    Foreign(String),
+}
+
+impl Link {
+    /// Compares a device with what is wanted, by flannel's own list of what makes a vxlan device
+    /// incompatible (flannel.md 6.2), and beyond it the attributes flannel never repairs (F-76).
+    pub fn fit(&self, actual: &Link) -> LinkFit {
+        if let (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) = (&self.kind, &actual.kind) {
+            if let Some(difference) = want.incompatible(have) {
+                return LinkFit::Recreate(difference);
+            }
+            if want.learning != have.learning {
+                return LinkFit::Change;
+            }
+        } else if self.kind.name() != actual.kind.name() {
+            let other = if actual.kind.name().is_empty() { "physical" } else { actual.kind.name() };
+            return LinkFit::Foreign(format!("is a {other} device, not a {} one", self.kind.name()));
+        }
+        fn differs<T: PartialEq>(want: &Option<T>, have: &Option<T>) -> bool {
+            want.is_some() && want != have
+        }
+        let changed = differs(&self.mac, &actual.mac)
+            || differs(&self.mtu, &actual.mtu)
+            || differs(&self.txqlen, &actual.txqlen)
+            || differs(&self.master, &actual.master)
+            || (self.up && !actual.up);
+        if changed { LinkFit::Change } else { LinkFit::Same }
+    }
+}
+
+impl Vxlan {
+    /// The first attribute that cannot be changed on a living device and differs.
+    fn incompatible(&self, have: &Vxlan) -> Option<String> {
+        fn text<T: fmt::Display>(value: &Option<T>) -> String {
+            value.as_ref().map_or_else(|| "none".to_owned(), T::to_string)
+        }
+        if self.vni != have.vni {
+            return Some(format!("vni is {}, not {}", have.vni, self.vni));
+        }
+        if self.port != have.port {
+            return Some(format!("port is {}, not {}", have.port, self.port));
+        }
+        if self.lower.is_some() && have.lower.is_some() && self.lower != have.lower {
+            return Some(format!("lower device is {}, not {}", text(&have.lower), text(&self.lower)));
+        }
+        if self.local.is_some() && self.local != have.local {
+            return Some(format!("local address is {}, not {}", text(&have.local), text(&self.local)));
+        }
+        if have.group.is_some() && self.group != have.group {
+            return Some(format!("group is {}, not {}", text(&have.group), text(&self.group)));
+        }
+        if self.l2miss != have.l2miss {
+            return Some("l2miss is on".to_owned());
+        }
+        if self.gbp != have.gbp {
+            return Some(format!("gbp is {}", if have.gbp { "on" } else { "off" }));
+        }
+        None
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ip link add {}", self.name)?;
+        if let Some(mac) = self.mac {
+            write!(f, " address {mac}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if let Some(length) = self.txqlen {
+            write!(f, " txqueuelen {length}")?;
+        }
+        if let Some(master) = self.master {
+            write!(f, " master {master}")?;
+        }
+        f.write_str(if self.up { " up" } else { "" })?;
+        write!(f, " type {}", self.kind.name())?;
+        match &self.kind {
+            LinkKind::Vxlan(v) => {
+                write!(f, " id {}", v.vni)?;
+                if let Some(local) = v.local {
+                    write!(f, " local {local}")?;
+                }
+                if let Some(lower) = v.lower {
+                    write!(f, " dev {lower}")?;
+                }
+                write!(f, " dstport {} {}learning", v.port, if v.learning { "" } else { "no" })?;
+                f.write_str(if v.gbp { " gbp" } else { "" })
+            }
+            LinkKind::Bridge(b) => f.write_str(if b.vlan_filtering { " vlan_filtering 1" } else { "" }),
+            LinkKind::Veth(_) | LinkKind::Other(_) => Ok(()),
+        }
+    }
+}
