@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::gojson::Json;
+
 /// The network configuration, decoded by Go's rules and, for stores that allocate subnets, completed
 /// and checked by flannel.md 2.2.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +35,7 @@ pub struct NetConf {
     /// `Backend.Type` as written; `udp` when there is no `Backend` at all (F-14).
     pub backend_type: String,
     /// The `Backend` object; an empty object when absent.
-    pub backend: serde_json::Value,
+    pub backend: Json,
 }
 
 impl NetConf {

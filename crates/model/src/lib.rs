@@ -6,11 +6,15 @@
 
 pub mod addr;
 pub mod config;
+pub mod gojson;
 pub mod lease;
 pub mod peers;
+#[cfg(test)]
+mod testing;
 
 pub use addr::{Family, IfName, Mac};
 pub use config::NetConf;
+pub use gojson::Json;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lease::{Lease, LeaseAttrs, Subnets};
 pub use peers::Peers;
