@@ -1,0 +1,111 @@
+//! The system calls that only libc offers, each wrapped in a safe function.
+//!
+//! All unsafe code of this crate is here. Takes and gives owned or borrowed descriptors and byte slices;
+//! knows nothing of netlink messages.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper in the standard library")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// Turns the C convention "−1 and errno" into a result.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn check_size(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// A netlink socket of the given protocol in the calling thread's namespace, connected to the kernel so
+/// that no other process can send to it, and member of `groups` (bits of the first 32 groups).
+pub fn netlink_socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the new descriptor is owned by nobody else.
+    let fd = unsafe {
+        OwnedFd::from_raw_fd(check(libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            protocol,
+        ))?)
+    };
+    // SAFETY: sockaddr_nl is plain data for which all zeroes is valid.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address lives through the call and the length is its size.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
+    address.nl_groups = 0;
+    // SAFETY: as above.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(fd)
+}
+
+/// Sets an integer socket option.
+pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: i32) -> io::Result<()> {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the value lives through the call and the length is its size.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), length) })
+        .map(drop)
+}
+
+/// Sends one datagram.
+pub fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are those of a slice that outlives the call.
+    check_size(unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) })
+}
+
+/// Receives one datagram and returns its length, which is larger than the buffer if it was cut.
+pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: pointer and length are those of an exclusive slice that outlives the call.
+    check_size(unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) })
+}
+
+/// Waits until one of the descriptors is readable; `None` waits for ever. Returns which are.
+pub fn poll<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    let timeout = timeout.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
+    // SAFETY: pointer and count are those of an exclusive array that outlives the call.
+    check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout) })?;
+    Ok(polled.map(|p| p.revents != 0))
+}
+
+/// An event counter, to wake a thread that polls.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the new descriptor is owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?) })
+}
+
+/// Moves the calling thread into a network namespace.
+pub fn enter_netns(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers; only the calling thread changes.
+    check(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Moves the calling thread into a network namespace of its own.
+pub fn unshare_netns() -> io::Result<()> {
+    // SAFETY: no pointers; only the calling thread changes.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// The magic number of the file system a path lies on.
+pub fn file_system_magic(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: statfs is plain data for which all zeroes is valid.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in NUL and both live through the call.
+    check(unsafe { libc::statfs(path.as_ptr(), &raw mut found) })?;
+    Ok(found.f_type as u64)
+}
+
+/// The kind of namespace a descriptor of nsfs stands for, as its `CLONE_NEW…` flag.
+pub fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    /// `NS_GET_NSTYPE`, `_IO(0xb7, 3)` in linux/nsfs.h
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this request takes no argument.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
+}
