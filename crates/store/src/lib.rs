@@ -1,6 +1,8 @@
 //! Where leases live. A store gives the network configuration and snapshots of all leases, and accepts
 //! ours. It knows nothing of the kernel.
 
+pub mod etcd;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
