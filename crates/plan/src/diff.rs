@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use crate::state::{Link, LinkFit, Object, State};
+use model::IfName;
+
+use crate::state::{Link, LinkFit, Object, State, Via};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,29 @@ impl Step {
             Step::Change(link) => crate::Key::Link(link.name),
         }
     }
+
+    /// The device without which the step cannot succeed; `None` for steps on devices themselves.
+    pub fn device(&self) -> Option<IfName> {
+        let (Step::Put(object) | Step::Delete(object)) = self else { return None };
+        match object {
+            Object::Addr(a) => Some(a.dev),
+            Object::Neigh(n) => Some(n.dev),
+            Object::Fdb(f) => Some(f.dev),
+            Object::Nexthop(n) => Some(n.dev),
+            Object::Route(r) => match r.via {
+                Via::Dev(dev) | Via::Gateway { dev, .. } => Some(dev),
+                Via::Nexthop(_) | Via::Blackhole | Via::Foreign => None,
+            },
+            Object::Sysctl { path, .. } => {
+                let mut parts = path.split('/').skip_while(|part| *part != "conf").skip(1);
+                parts
+                    .next()
+                    .and_then(|name| IfName::new(name).ok())
+                    .filter(|n| !matches!(n.as_str(), "all" | "default"))
+            }
+            Object::Nft(_) | Object::Link(_) | Object::Rule(_) => None,
+        }
+    }
 }
 
 /// What [`diff`] found.
@@ -37,9 +62,9 @@ pub struct Difference {
     /// All other steps, in order.
     pub rest: Vec<Step>,
     /// Devices that stand in the way and are not ours: name and reason.
-    pub foreign: Vec<(model::IfName, String)>,
+    pub foreign: Vec<(IfName, String)>,
     /// Devices that will be made anew, and why.
-    pub recreated: Vec<(model::IfName, String)>,
+    pub recreated: Vec<(IfName, String)>,
 }
 
 impl Difference {
@@ -114,3 +139,6 @@ impl fmt::Display for Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

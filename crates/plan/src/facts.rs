@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::{Family, IfName};
+use model::{Family, IfName, Mac};
 
 use crate::state::Link;
 
@@ -18,11 +18,15 @@ pub struct Facts {
     pub local: BTreeSet<IpAddr>,
     /// Existing devices under names a backend may want.
     pub devices: BTreeMap<IfName, Link>,
+    /// Hardware addresses our devices keep as long as we run, whatever happens to the devices.
+    pub pinned_macs: BTreeMap<IfName, Mac>,
     /// Peers' public addresses that the kernel would reach without a gateway, and through which device.
     /// Asked for only by backends that route directly.
     pub on_link: BTreeMap<IpAddr, IfName>,
     /// Whether the kernel already holds nexthop objects of ours (hysteresis of the threshold).
     pub nexthops_in_use: bool,
+    /// Whether the kernel has IPv6 at all.
+    pub ipv6: bool,
     /// Identity of this machine, from which a VTEP's hardware address is derived so that it survives a
     /// reboot: the content of `/etc/machine-id`, or empty.
     pub machine_id: String,

@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod facts;
 pub mod state;
+pub mod tracker;
 
 pub use diff::{Step, diff};
 pub use facts::Facts;
