@@ -1,2 +1,85 @@
-//! Placeholder.
-fn main() {}
+//! The project's own commands: `cargo xtask check | test | ci | dist | tidy`.
+//!
+//! The same commands run here, on a contributor's machine and in CI. Nothing but cargo and the tools
+//! named in [`PACKAGES`] is needed.
+
+mod dist;
+mod tests;
+mod tidy;
+
+use std::process::{Command, ExitCode};
+
+/// Debian packages the tests use as foreign witnesses and peers. The programs themselves need none.
+pub const PACKAGES: &[&str] =
+    &["containernetworking-plugins", "etcd-client", "etcd-server", "iproute2", "iptables", "nftables", "tcpdump"];
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  check    formatting, lints, house rules and the pure tests: under a minute when warm
+  test     all tests; as root, or those that need root are skipped by name
+  ci       install what the tests need (Debian packages), then check and test
+  dist     static release programs in dist/, with their sizes
+  tidy     the house rules alone
+";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let done = match command.as_str() {
+        "check" => check(),
+        "test" => tests::run(),
+        "ci" => install().and_then(|()| check()).and_then(|()| tests::run()),
+        "dist" => dist::run(),
+        "tidy" => tidy::run(),
+        _ => {
+            say(USAGE);
+            return ExitCode::from(if command.is_empty() || command == "help" { 0 } else { 2 });
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("xtask {command}: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Fast failures first.
+fn check() -> Result<(), String> {
+    run("cargo", &["fmt", "--all", "--check"])?;
+    tidy::run()?;
+    run("cargo", &["test", "--quiet", "-p", "model", "-p", "plan", "-j2"])?;
+    run("cargo", &["clippy", "--workspace", "--all-targets", "-j2", "--", "-D", "warnings"])
+}
+
+/// Installs what is missing of [`PACKAGES`]; on a machine that has all of it nothing happens.
+fn install() -> Result<(), String> {
+    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|p| !installed(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    run("apt-get", &["update", "-qq"])?;
+    let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    args.extend(missing);
+    run("env", &[&["DEBIAN_FRONTEND=noninteractive", "apt-get"], args.as_slice()].concat())
+}
+
+fn installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f=${Status}", package]).output();
+    query.is_ok_and(|out| out.stdout.ends_with(b"install ok installed"))
+}
+
+/// Runs a command with our output.
+pub fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    say(&format!("+ {program} {}\n", args.join(" ")));
+    let status = Command::new(program).args(args).status().map_err(|e| format!("start {program}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{program} {}: {status}", args.join(" "))) }
+}
+
+/// Writes to standard output; a reader that went away is no failure.
+pub fn say(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

@@ -1,0 +1,117 @@
+//! Runs every test of the workspace, shows what failed and what was skipped, and closes with one line
+//! of counts. A test that cannot run here prints `SKIP name: reason`; it counts as skipped, not passed.
+//! Features named in `LODEN_REQUIRE` (words separated by commas) must not be skipped.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::say;
+
+pub fn run() -> Result<(), String> {
+    // The lab and the CNI tests run the programs themselves.
+    crate::run("cargo", &["build", "--workspace", "--bins", "-j2"])?;
+    let arguments = ["test", "--workspace", "-j2", "--no-fail-fast", "--", "--show-output"];
+    say(&format!("+ cargo {}\n", arguments.join(" ")));
+    let mut child = Command::new("cargo")
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("start cargo: {error}"))?;
+    let Some(output) = child.stdout.take() else { return Err("cargo test has no output".to_owned()) };
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        if tally.line(&line) {
+            say(&format!("{line}\n"));
+        }
+    }
+    let status = child.wait().map_err(|error| format!("wait for cargo test: {error}"))?;
+    tally.close(status.success())
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skips: Vec<String>,
+    /// Inside the section that repeats the output of tests that passed.
+    successes: bool,
+}
+
+impl Tally {
+    /// Takes one line of cargo's output; gives whether it is worth showing.
+    fn line(&mut self, line: &str) -> bool {
+        if let Some(skip) = line.trim_start().strip_prefix("SKIP ") {
+            self.skips.push(skip.to_owned());
+            return false;
+        }
+        match line {
+            "successes:" => self.successes = true,
+            "failures:" => self.successes = false,
+            _ if line.starts_with("test result:") => {
+                self.successes = false;
+                let number = |word: &str| {
+                    let before = line.split(word).next().unwrap_or_default().trim_end();
+                    before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+                };
+                self.passed += number(" passed");
+                self.failed += number(" failed");
+                return true;
+            }
+            _ => {}
+        }
+        !self.successes && !line.ends_with("... ok") && !line.trim().is_empty()
+    }
+
+    fn close(mut self, success: bool) -> Result<(), String> {
+        self.skips.sort();
+        self.skips.dedup();
+        if !self.skips.is_empty() {
+            say("\nskipped on this machine:\n");
+            for skip in &self.skips {
+                say(&format!("  {skip}\n"));
+            }
+        }
+        let required = std::env::var("LODEN_REQUIRE").unwrap_or_default();
+        let required: Vec<&str> = required.split(',').map(str::trim).filter(|w| !w.is_empty()).collect();
+        let missing: Vec<&String> =
+            self.skips.iter().filter(|skip| required.iter().any(|word| skip.contains(word))).collect();
+        let skipped = self.skips.len();
+        // A skipped test returned normally, so the harness counted it as passed.
+        let passed = self.passed.saturating_sub(skipped);
+        say(&format!("\n{passed} passed, {} failed, {skipped} skipped\n", self.failed));
+        if !success || self.failed > 0 {
+            return Err("tests failed".to_owned());
+        }
+        if let Some(skip) = missing.first() {
+            return Err(format!("required by LODEN_REQUIRE but skipped: {skip}"));
+        }
+        if self.passed == 0 { Err("no test ran".to_owned()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn counts_and_skips_are_read_from_cargos_output() {
+        let mut tally = Tally::default();
+        let shown: Vec<bool> = [
+            "running 3 tests",
+            "test a ... ok",
+            "test b ... FAILED",
+            "successes:",
+            "---- a stdout ----",
+            "SKIP a: no ipip in this kernel",
+            "failures:",
+            "---- b stdout ----",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured",
+        ]
+        .iter()
+        .map(|line| tally.line(line))
+        .collect();
+        assert_eq!(shown, [true, false, true, false, false, false, true, true, true]);
+        assert_eq!((tally.passed, tally.failed, tally.skips.len()), (2, 1, 1));
+        assert!(tally.close(false).is_err());
+    }
+}
