@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod config;
+pub mod goflag;
 pub mod gojson;
 pub mod lease;
 pub mod peers;

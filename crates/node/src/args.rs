@@ -1,0 +1,297 @@
+//! The flags and variables of flanneld (flannel.md 1.2, 1.3), parsed from the first day. What is not
+//! built yet is refused by name ([`unsupported`]), never ignored.
+//!
+//! One deviation, decided in design.md: a flag error gives status 2, not 0 (F-01), so that a supervisor
+//! sees it.
+
+use std::fmt;
+
+use model::goflag::{self, Flag, Kind, Stop, Value};
+
+/// How the command line ends.
+pub enum Outcome {
+    /// Start, after showing the warnings.
+    Run {
+        /// The settings.
+        options: Box<Options>,
+        /// What the operator should know about them.
+        warnings: Vec<String>,
+    },
+    /// Print to standard error and end.
+    Print {
+        /// Reason, if any, and usage.
+        text: String,
+        /// Exit status.
+        status: u8,
+    },
+}
+
+/// All settings of the agent; names are the flags' names.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "each field is the flag of its name, described in FLAGS")]
+pub struct Options {
+    pub etcd_endpoints: String,
+    pub etcd_prefix: String,
+    pub etcd_keyfile: String,
+    pub etcd_certfile: String,
+    pub etcd_cafile: String,
+    pub etcd_username: String,
+    pub etcd_password: String,
+    /// Whether any etcd setting was given, by flag or variable.
+    pub etcd_named: bool,
+    pub iface: Vec<String>,
+    pub iface_regex: Vec<String>,
+    pub iface_can_reach: String,
+    pub subnet_file: String,
+    pub public_ip: String,
+    pub public_ipv6: String,
+    pub subnet_lease_renew_margin: i64,
+    pub ip_masq: bool,
+    pub ip_masq_fully_random_disable: bool,
+    pub kube_subnet_mgr: bool,
+    pub healthz_ip: String,
+    pub healthz_port: i64,
+    pub iptables_resync: i64,
+    pub iptables_forward_rules: bool,
+    pub ip_blackhole_route: bool,
+    pub version: bool,
+    pub v: i64,
+}
+
+const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, help }
+}
+
+/// Every flag of flanneld v0.28.
+pub const FLAGS: &[Flag] = &[
+    flag(
+        "etcd-endpoints",
+        Kind::Text,
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        "etcd members, separated by commas",
+    ),
+    flag(
+        "etcd-prefix",
+        Kind::Text,
+        "/coreos.com/network",
+        "etcd key under which configuration and leases are",
+    ),
+    flag("etcd-keyfile", Kind::Text, "", "client key for etcd, PEM"),
+    flag("etcd-certfile", Kind::Text, "", "client certificate for etcd, PEM"),
+    flag(
+        "etcd-cafile",
+        Kind::Text,
+        "",
+        "certificate authorities that etcd's certificate is checked against, PEM",
+    ),
+    flag("etcd-username", Kind::Text, "", "user for etcd"),
+    flag("etcd-password", Kind::Text, "", "password for etcd"),
+    flag(
+        "iface",
+        Kind::List,
+        "",
+        "interface name or address for traffic between hosts; may be repeated, first that fits",
+    ),
+    flag(
+        "iface-regex",
+        Kind::List,
+        "",
+        "expression matched with addresses, then names of interfaces, after every iface; may be repeated",
+    ),
+    flag("iface-can-reach", Kind::Text, "", "use the interface through which this address is reached"),
+    flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "file to write subnet and MTU to"),
+    flag("public-ip", Kind::Text, "", "IPv4 address that other hosts use to reach this one"),
+    flag("public-ipv6", Kind::Text, "", "IPv6 address that other hosts use to reach this one"),
+    flag(
+        "subnet-lease-renew-margin",
+        Kind::Int,
+        "60",
+        "renew the lease this many minutes before its end, 1 to 1439",
+    ),
+    flag("ip-masq", Kind::Bool, "false", "masquerade what leaves the cluster network"),
+    flag("ip-masq-fully-random-disable", Kind::Bool, "false", "masquerade without random choice of ports"),
+    flag("kube-subnet-mgr", Kind::Bool, "false", "take subnets from the Kubernetes API instead of etcd"),
+    flag("kube-api-url", Kind::Text, "", "Kubernetes API server"),
+    flag(
+        "kube-annotation-prefix",
+        Kind::Text,
+        "flannel.alpha.coreos.com",
+        "prefix of the annotations of nodes",
+    ),
+    flag("kubeconfig-file", Kind::Text, "", "kubeconfig file"),
+    flag("version", Kind::Bool, "false", "print the version and end"),
+    flag("healthz-ip", Kind::Text, "0.0.0.0", "address to answer health checks on"),
+    flag("healthz-port", Kind::Int, "0", "port to answer health checks on, 0 for none"),
+    flag(
+        "iptables-resync",
+        Kind::Int,
+        "5",
+        "seconds between checks of rules; changes are noticed at once all the same",
+    ),
+    flag("iptables-forward-rules", Kind::Bool, "true", "accept forwarded traffic of the cluster network"),
+    flag("ip-blackhole-route", Kind::Bool, "false", "keep a blackhole route for the own subnet"),
+    flag(
+        "net-config-path",
+        Kind::Text,
+        "/etc/kube-flannel/net-conf.json",
+        "network configuration, with kube-subnet-mgr",
+    ),
+    flag(
+        "set-node-network-unavailable",
+        Kind::Bool,
+        "true",
+        "clear the node's NetworkUnavailable condition, with kube-subnet-mgr",
+    ),
+    flag("v", Kind::Int, "0", "log level; 2 and more show details"),
+    flag("vmodule", Kind::Text, "", "accepted for compatibility: log levels of files"),
+    flag("log_backtrace_at", Kind::Text, "", "accepted for compatibility: file and line of a stack trace"),
+];
+
+/// Reads the command line, then the environment for what the command line does not say.
+pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<String>) -> Outcome {
+    let usage = || goflag::usage(program, FLAGS);
+    let mut parsed = match goflag::parse(FLAGS, words) {
+        Ok(parsed) => parsed,
+        Err(Stop::Help) => return Outcome::Print { text: usage(), status: 0 },
+        Err(Stop::Error(error)) => {
+            return Outcome::Print { text: format!("{error}\n{}", usage()), status: 2 };
+        }
+    };
+    let mut warnings = Vec::new();
+    if !parsed.rest.is_empty() {
+        warnings.push(format!(
+            "everything from the word {:?} on is ignored, flags too; a switch takes its value after \"=\": \
+             --ip-masq=true",
+            parsed.rest[0]
+        ));
+    }
+    let asks_version = parsed.settings.iter().any(|s| *s == ("version", Value::Bool(true)));
+    if !asks_version {
+        for flag in FLAGS.iter().filter(|f| f.name != "version") {
+            if parsed.settings.iter().any(|(name, _)| *name == flag.name) {
+                continue;
+            }
+            let variable = format!("FLANNELD_{}", flag.name.to_uppercase().replace(['-', '.'], "_"));
+            let Some(text) = env(&variable).filter(|text| !text.is_empty()) else { continue };
+            match goflag::value(flag.kind, &text) {
+                Ok(value) => parsed.settings.push((flag.name, value)),
+                Err(why) => {
+                    warnings.push(format!("{variable}={text:?} is left out: {why} for flag -{}", flag.name))
+                }
+            }
+        }
+    }
+    let options = Options::from(&parsed.settings);
+    if !options.version && !(1..1440).contains(&options.subnet_lease_renew_margin) {
+        let text = format!(
+            "invalid value {} for flag -subnet-lease-renew-margin: out of acceptable range, 1 to 1439 minutes\n",
+            options.subnet_lease_renew_margin
+        );
+        return Outcome::Print { text, status: 1 };
+    }
+    if !options.version && options.etcd_username.is_empty() != options.etcd_password.is_empty() {
+        warnings.push("only one of --etcd-username and --etcd-password is set: neither is used".to_owned());
+    }
+    Outcome::Run { options: Box::new(options), warnings }
+}
+
+impl Options {
+    fn from(settings: &[(&'static str, Value)]) -> Options {
+        let given =
+            |name: &str| settings.iter().rev().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
+        let default = |name: &str| {
+            let flag = FLAGS.iter().find(|f| f.name == name);
+            flag.and_then(|f| goflag::value(f.kind, if f.default.is_empty() { "" } else { f.default }).ok())
+        };
+        let value = |name: &str| given(name).or_else(|| default(name));
+        let text = |name: &str| match value(name) {
+            Some(Value::Text(text)) => text,
+            _ => String::new(),
+        };
+        let int = |name: &str| match value(name) {
+            Some(Value::Int(number)) => number,
+            _ => 0,
+        };
+        let on = |name: &str| value(name) == Some(Value::Bool(true));
+        let list = |name: &str| {
+            let all = settings.iter().filter(|(n, _)| *n == name);
+            all.filter_map(|(_, v)| if let Value::Text(text) = v { Some(text.clone()) } else { None })
+                .collect()
+        };
+        Options {
+            etcd_endpoints: text("etcd-endpoints"),
+            etcd_prefix: text("etcd-prefix"),
+            etcd_keyfile: text("etcd-keyfile"),
+            etcd_certfile: text("etcd-certfile"),
+            etcd_cafile: text("etcd-cafile"),
+            etcd_username: text("etcd-username"),
+            etcd_password: text("etcd-password"),
+            etcd_named: settings.iter().any(|(name, _)| name.starts_with("etcd-")),
+            iface: list("iface"),
+            iface_regex: list("iface-regex"),
+            iface_can_reach: text("iface-can-reach"),
+            subnet_file: text("subnet-file"),
+            public_ip: text("public-ip"),
+            public_ipv6: text("public-ipv6"),
+            subnet_lease_renew_margin: int("subnet-lease-renew-margin"),
+            ip_masq: on("ip-masq"),
+            ip_masq_fully_random_disable: on("ip-masq-fully-random-disable"),
+            kube_subnet_mgr: on("kube-subnet-mgr"),
+            healthz_ip: text("healthz-ip"),
+            healthz_port: int("healthz-port"),
+            iptables_resync: int("iptables-resync"),
+            iptables_forward_rules: on("iptables-forward-rules"),
+            ip_blackhole_route: on("ip-blackhole-route"),
+            version: on("version"),
+            v: int("v"),
+        }
+    }
+}
+
+/// What is asked for and not built yet, each with a way out.
+pub fn unsupported(options: &Options) -> Vec<String> {
+    let mut refusals = Vec::new();
+    if options.kube_subnet_mgr {
+        refusals.push(
+            "--kube-subnet-mgr is not built yet in this version: use an etcd store (--etcd-endpoints) or the embedded \
+             one (loden agent)"
+                .to_owned(),
+        );
+    }
+    if options.ip_blackhole_route {
+        refusals.push("--ip-blackhole-route is not built yet in this version: leave it away".to_owned());
+    }
+    refusals
+}
+
+impl fmt::Debug for Options {
+    /// For the log: one line, without the password (F-03).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let password = if self.etcd_password.is_empty() { "" } else { "(hidden)" };
+        f.debug_struct("Options")
+            .field("etcd-endpoints", &self.etcd_endpoints)
+            .field("etcd-prefix", &self.etcd_prefix)
+            .field("etcd-keyfile", &self.etcd_keyfile)
+            .field("etcd-certfile", &self.etcd_certfile)
+            .field("etcd-cafile", &self.etcd_cafile)
+            .field("etcd-username", &self.etcd_username)
+            .field("etcd-password", &password)
+            .field("iface", &self.iface)
+            .field("iface-regex", &self.iface_regex)
+            .field("iface-can-reach", &self.iface_can_reach)
+            .field("subnet-file", &self.subnet_file)
+            .field("public-ip", &self.public_ip)
+            .field("public-ipv6", &self.public_ipv6)
+            .field("subnet-lease-renew-margin", &self.subnet_lease_renew_margin)
+            .field("ip-masq", &self.ip_masq)
+            .field("ip-masq-fully-random-disable", &self.ip_masq_fully_random_disable)
+            .field("healthz-ip", &self.healthz_ip)
+            .field("healthz-port", &self.healthz_port)
+            .field("iptables-resync", &self.iptables_resync)
+            .field("iptables-forward-rules", &self.iptables_forward_rules)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
