@@ -4,10 +4,13 @@
 //! kernel's own words. Blocking, one writer; decides nothing about what should be there.
 
 pub mod error;
+pub mod link;
 pub mod netlink;
 pub mod netns;
+pub mod rtnl;
 mod sys;
 pub mod sysctl;
 
 pub use error::{Errno, Error, NetnsError};
 pub use netns::Netns;
+pub use rtnl::Rtnl;

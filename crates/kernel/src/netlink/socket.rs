@@ -219,8 +219,22 @@ impl Socket {
                 })
                 .count();
             let (chunk, later) = rest.split_at(fits.max(1));
-            results.extend(self.chunk(chunk, chunk.len() - 1));
+            results.extend(self.chunk(chunk, chunk.len() - 1, &mut |_, _| {}));
             rest = later;
+        }
+        results
+    }
+
+    /// Many independent questions; `each` gets the number of the question with every reply.
+    pub fn query_batch(
+        &mut self,
+        messages: &[Message],
+        each: &mut dyn FnMut(usize, &Reply<'_>),
+    ) -> Vec<Result<(), Errno>> {
+        let mut results = Vec::with_capacity(messages.len());
+        for chunk in messages.chunks(BATCH_MESSAGES_SMALL) {
+            let before = results.len();
+            results.extend(self.chunk(chunk, chunk.len() - 1, &mut |n, reply| each(before + n, reply)));
         }
         results
     }
@@ -235,10 +249,15 @@ impl Socket {
             let wanted = i32::try_from(self.send_buffer).unwrap_or(i32::MAX);
             let _ = sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted);
         }
-        self.chunk(messages, acknowledged)
+        self.chunk(messages, acknowledged, &mut |_, _| {})
     }
 
-    fn chunk(&mut self, messages: &[Message], acknowledged: usize) -> Vec<Result<(), Errno>> {
+    fn chunk(
+        &mut self,
+        messages: &[Message],
+        acknowledged: usize,
+        each: &mut dyn FnMut(usize, &Reply<'_>),
+    ) -> Vec<Result<(), Errno>> {
         let mut results = vec![Ok(()); messages.len()];
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(messages.len() as u32);
@@ -260,14 +279,17 @@ impl Socket {
         loop {
             match receive(self.fd.as_fd(), &mut self.buffer, false) {
                 Ok(Received::Data(data)) => {
-                    for reply in Reply::split(data).filter(|r| r.kind == libc::NLMSG_ERROR as u16) {
+                    for reply in Reply::split(data) {
                         let n = reply.sequence.wrapping_sub(first) as usize;
-                        if let Some(result) = results.get_mut(n) {
-                            answered |= n == acknowledged;
-                            // The first error of a message explains most.
-                            if result.is_ok() {
-                                *result = outcome(&reply);
-                            }
+                        let Some(result) = results.get_mut(n) else { continue };
+                        if reply.kind != libc::NLMSG_ERROR as u16 {
+                            each(n, &reply);
+                            continue;
+                        }
+                        answered |= n == acknowledged;
+                        // The first error of a message explains most.
+                        if result.is_ok() {
+                            *result = outcome(&reply);
                         }
                     }
                 }

@@ -1,0 +1,267 @@
+//! Requests about devices.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use model::IfName;
+use plan::state::Vxlan;
+
+use super::number::*;
+use super::{BridgeVlan, End, LinkChange, NewKind, NewLink, PortFlags, VlanOp};
+use crate::netlink::Message;
+
+const UP: u32 = libc::IFF_UP as u32;
+
+/// `struct ifinfomsg`
+fn header(family: i32, index: u32, flags: u32, mask: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[0] = family as u8;
+    bytes[4..8].copy_from_slice(&index.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&mask.to_ne_bytes());
+    bytes
+}
+
+/// Makes a device.
+pub fn create(new: &NewLink<'_>) -> Message {
+    let mut m = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
+    end(&mut m, &new.end, if new.up { UP } else { 0 });
+    for (attr, value) in [(libc::IFLA_MASTER, new.master), (libc::IFLA_GROUP, new.group)] {
+        if let Some(value) = value {
+            m.attr_u32(attr, value);
+        }
+    }
+    if let NewKind::Macvlan { lower, .. } | NewKind::Vlan { lower, .. } = new.kind {
+        m.attr_u32(libc::IFLA_LINK, lower);
+    }
+    m.nest(libc::IFLA_LINKINFO, |m| {
+        let kind = match &new.kind {
+            NewKind::Veth(_) => "veth",
+            NewKind::Bridge { .. } => "bridge",
+            NewKind::Vxlan { .. } => "vxlan",
+            NewKind::Macvlan { .. } => "macvlan",
+            NewKind::Vlan { .. } => "vlan",
+            NewKind::Plain(kind) => kind,
+        };
+        m.attr_text(libc::IFLA_INFO_KIND, kind);
+        match &new.kind {
+            NewKind::Veth(peer) => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.nest(VETH_PEER, |m| end(m, peer, 0));
+            }),
+            NewKind::Bridge { vlan_filtering: true } => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.attr_u8(BR_VLAN_FILTERING, 1);
+            }),
+            // A kernel built without VLAN filtering refuses the attribute even when it says "off".
+            NewKind::Bridge { vlan_filtering: false } | NewKind::Plain(_) => m,
+            NewKind::Vxlan { vxlan, lower } => m.nest(libc::IFLA_INFO_DATA, |m| vxlan_data(m, vxlan, *lower)),
+            NewKind::Macvlan { mode, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.attr_u32(MACVLAN_MODE, *mode);
+            }),
+            NewKind::Vlan { id, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.attr_u16(VLAN_ID, *id);
+            }),
+        };
+    });
+    m
+}
+
+fn end(m: &mut Message, end: &End<'_>, flags: u32) {
+    m.bytes(&header(libc::AF_UNSPEC, end.index.unwrap_or(0), flags, flags));
+    m.attr_text(libc::IFLA_IFNAME, end.name.as_str());
+    if let Some(mac) = end.mac {
+        m.attr(libc::IFLA_ADDRESS, &mac.0);
+    }
+    numbers(m, end.mtu, end.txqlen, end.netns);
+}
+
+fn numbers(m: &mut Message, mtu: Option<u32>, txqlen: Option<u32>, netns: Option<BorrowedFd<'_>>) {
+    for (attr, value) in [
+        (libc::IFLA_MTU, mtu),
+        (libc::IFLA_TXQLEN, txqlen),
+        (libc::IFLA_NET_NS_FD, netns.map(|fd| fd.as_raw_fd() as u32)),
+    ] {
+        if let Some(value) = value {
+            m.attr_u32(attr, value);
+        }
+    }
+}
+
+/// The attributes flannel sets (flannel.md 6.2), so that a device of ours is like one of flannel's.
+fn vxlan_data(m: &mut Message, vxlan: &Vxlan, lower: Option<u32>) {
+    m.attr_u32(VXLAN_ID, vxlan.vni);
+    if let Some(lower) = lower {
+        m.attr_u32(VXLAN_LINK, lower);
+    }
+    for (address, v4, v6) in
+        [(vxlan.local, VXLAN_LOCAL, VXLAN_LOCAL6), (vxlan.group, VXLAN_GROUP, VXLAN_GROUP6)]
+    {
+        if let Some(ip) = address {
+            m.attr_ip(if ip.is_ipv4() { v4 } else { v6 }, ip);
+        }
+    }
+    for (attr, value) in [
+        (VXLAN_TTL, 0),
+        (VXLAN_TOS, 0),
+        (VXLAN_LEARNING, u8::from(vxlan.learning)),
+        (VXLAN_PROXY, 0),
+        (VXLAN_RSC, 0),
+        (VXLAN_L2MISS, u8::from(vxlan.l2miss)),
+        (VXLAN_L3MISS, 0),
+        (VXLAN_ZERO_CSUM6_TX, 0),
+        (VXLAN_ZERO_CSUM6_RX, 0),
+    ] {
+        m.attr_u8(attr, value);
+    }
+    if vxlan.port != 0 {
+        m.attr_be16(VXLAN_PORT, vxlan.port);
+    }
+    if vxlan.gbp {
+        m.attr_flag(VXLAN_GBP);
+    }
+}
+
+/// Changes a device, by one message or more.
+pub fn change(index: u32, change: &LinkChange<'_>) -> Vec<Message> {
+    let (mut flags, mut mask) = (0, 0);
+    for (bit, wanted) in [
+        (UP, change.up),
+        (libc::IFF_PROMISC as u32, change.promisc),
+        (libc::IFF_ALLMULTI as u32, change.allmulticast),
+    ] {
+        if let Some(on) = wanted {
+            mask |= bit;
+            flags |= if on { bit } else { 0 };
+        }
+    }
+    let mut m = Message::new(libc::RTM_NEWLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, index, flags, mask));
+    if let Some(mac) = change.mac {
+        m.attr(libc::IFLA_ADDRESS, &mac.0);
+    }
+    numbers(&mut m, change.mtu, change.txqlen, change.netns);
+    for (attr, value) in [(libc::IFLA_MASTER, change.master), (libc::IFLA_GROUP, change.group)] {
+        if let Some(value) = value {
+            m.attr_u32(attr, value);
+        }
+    }
+    if let Some(name) = change.name {
+        m.attr_text(libc::IFLA_IFNAME, name.as_str());
+    }
+    if let Some(alias) = change.alias {
+        m.attr(libc::IFLA_IFALIAS, alias.as_bytes());
+    }
+    let mut messages = vec![m];
+    // Apart, because a vxlan device refuses an MTU beside its own attributes ("Cannot change mtu").
+    for (kind, attr, value) in [
+        ("vxlan", VXLAN_LEARNING, change.vxlan_learning),
+        ("bridge", BR_VLAN_FILTERING, change.vlan_filtering),
+    ] {
+        if let Some(on) = value {
+            let mut m = Message::new(libc::RTM_NEWLINK, 0);
+            m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
+            m.nest(libc::IFLA_LINKINFO, |m| {
+                m.attr_text(libc::IFLA_INFO_KIND, kind);
+                m.nest(libc::IFLA_INFO_DATA, |m| {
+                    m.attr_u8(attr, u8::from(on));
+                });
+            });
+            messages.push(m);
+        }
+    }
+    messages
+}
+
+/// Sets flags of a bridge port.
+pub fn set_port(index: u32, port: &PortFlags) -> Message {
+    let mut m = Message::new(libc::RTM_SETLINK, 0);
+    m.bytes(&header(libc::AF_BRIDGE, index, 0, 0));
+    m.nest(libc::IFLA_PROTINFO, |m| {
+        for (attr, value) in
+            [(BRPORT_MODE, port.hairpin), (BRPORT_ISOLATED, port.isolated), (BRPORT_LEARNING, port.learning)]
+        {
+            if let Some(on) = value {
+                m.attr_u8(attr, u8::from(on));
+            }
+        }
+    });
+    m
+}
+
+/// Adds or removes the VLANs from `vlan.id` to `last` on a bridge port, or with `own` on the bridge
+/// device itself.
+pub fn vlan(op: VlanOp, index: u32, vlan: BridgeVlan, last: u16, own: bool) -> Message {
+    // BRIDGE_FLAGS_SELF; BRIDGE_VLAN_INFO_…
+    const SELF: u16 = 2;
+    const PVID: u16 = 1 << 1;
+    const UNTAGGED: u16 = 1 << 2;
+    const RANGE_BEGIN: u16 = 1 << 3;
+    const RANGE_END: u16 = 1 << 4;
+    let kind = match op {
+        VlanOp::Add => libc::RTM_SETLINK,
+        VlanOp::Delete => libc::RTM_DELLINK,
+    };
+    let flags = if vlan.pvid { PVID } else { 0 } | if vlan.untagged { UNTAGGED } else { 0 };
+    let info = |flags: u16, id: u16| {
+        let ([a, b], [c, d]) = (flags.to_ne_bytes(), id.to_ne_bytes());
+        [a, b, c, d]
+    };
+    let mut m = Message::new(kind, 0);
+    m.bytes(&header(libc::AF_BRIDGE, index, 0, 0));
+    m.nest(libc::IFLA_AF_SPEC, |m| {
+        if own {
+            m.attr_u16(BRIDGE_FLAGS, SELF);
+        }
+        if last > vlan.id {
+            m.attr(BRIDGE_VLAN_INFO, &info(flags | RANGE_BEGIN, vlan.id));
+            m.attr(BRIDGE_VLAN_INFO, &info(flags | RANGE_END, last));
+        } else {
+            m.attr(BRIDGE_VLAN_INFO, &info(flags, vlan.id));
+        }
+    });
+    m
+}
+
+/// Deletes a device.
+pub fn delete(index: u32) -> Message {
+    let mut m = Message::new(libc::RTM_DELLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
+    m
+}
+
+/// Deletes all devices of a group; one wait for the kernel's readers instead of one for each.
+pub fn delete_group(group: u32) -> Message {
+    let mut m = Message::new(libc::RTM_DELLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, 0, 0, 0)).attr_u32(libc::IFLA_GROUP, group);
+    m
+}
+
+fn get_any(index: u32) -> Message {
+    let mut m = Message::new(libc::RTM_GETLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
+    m.attr_u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32);
+    m
+}
+
+/// Asks for one device.
+pub fn get(index: u32) -> Message {
+    get_any(index)
+}
+
+/// Asks for one device.
+pub fn get_by_name(name: IfName) -> Message {
+    let mut m = get_any(0);
+    m.attr_text(libc::IFLA_IFNAME, name.as_str());
+    m
+}
+
+/// Asks for all devices.
+pub fn dump() -> Message {
+    get_any(0)
+}
+
+/// Asks for the VLANs of all bridge ports.
+pub fn dump_vlans() -> Message {
+    let mut m = Message::new(libc::RTM_GETLINK, 0);
+    m.bytes(&header(libc::AF_BRIDGE, 0, 0, 0));
+    m.attr_u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_BRVLAN as u32);
+    m
+}
