@@ -1,0 +1,252 @@
+//! ICMP and ICMPv6 echo, spoken by ourselves in the network namespace of the sender.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::sys;
+
+/// Bytes of an echo header.
+pub const HEADER: usize = 8;
+/// Smallest payload: our mark and the number that makes it unique.
+pub const MIN_PAYLOAD: usize = 24;
+/// What every payload begins with, readable in any capture.
+const MARK: &[u8; 16] = b"loden-lab echo: ";
+
+/// What came of one echo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It came back.
+    Echo(Duration),
+    /// Somebody on the way, or our own kernel, says why not.
+    Refused(String),
+    /// Nothing came.
+    Silence,
+}
+
+/// A socket that sends echoes to one address and knows its own answers.
+pub struct Pinger {
+    socket: OwnedFd,
+    to: IpAddr,
+    id: u16,
+    sequence: u16,
+}
+
+/// The 24 bytes that tell one echo from all others, in any capture.
+pub type Tag = [u8; MIN_PAYLOAD];
+
+impl Pinger {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel's: raw sockets need `CAP_NET_RAW`.
+    pub fn open(to: IpAddr) -> io::Result<Pinger> {
+        let id = next_number() as u16;
+        Ok(Pinger { socket: sys::icmp_socket(to.is_ipv6())?, to, id, sequence: 0 })
+    }
+
+    /// Sends one echo of `payload` bytes (at least [`MIN_PAYLOAD`]) and waits for its answer.
+    ///
+    /// # Errors
+    /// Only those of the socket itself; a network that says no is an [`Answer::Refused`].
+    pub fn echo(&mut self, payload: usize, patience: Duration) -> io::Result<(Answer, Tag)> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let tag = tag(next_number());
+        let request = request(self.to.is_ipv6(), self.id, self.sequence, &tag, payload);
+        let start = Instant::now();
+        if let Err(e) = sys::send_to(&self.socket, &request, self.to) {
+            return Ok((Answer::Refused(refusal(&e, payload + HEADER)), tag));
+        }
+        let deadline = start + patience;
+        let mut buf = vec![0; 70_000];
+        loop {
+            if sys::wait_readable(&[self.socket.as_fd()], deadline)?.is_empty() {
+                return Ok((Answer::Silence, tag));
+            }
+            let len = match sys::receive(&self.socket, &mut buf) {
+                Ok(len) => len,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Ok((Answer::Refused(refusal(&e, payload + HEADER)), tag)),
+            };
+            let took = start.elapsed();
+            match reading(self.to.is_ipv6(), &buf[..len], &tag) {
+                Some(Reading::Echo) => return Ok((Answer::Echo(took), tag)),
+                Some(Reading::Error(why)) => return Ok((Answer::Refused(why), tag)),
+                None => {}
+            }
+        }
+    }
+
+    /// Repeats small echoes until one comes back or the patience ends; gives the last answer.
+    ///
+    /// # Errors
+    /// Those of [`Pinger::echo`].
+    pub fn until_answered(&mut self, patience: Duration) -> io::Result<Answer> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (answer, _) = self.echo(MIN_PAYLOAD, left.min(Duration::from_millis(250)))?;
+            if matches!(answer, Answer::Echo(_)) || Instant::now() >= deadline {
+                return Ok(answer);
+            }
+            if matches!(answer, Answer::Refused(_)) {
+                // A refusal comes at once; what it complains of may still change.
+                std::thread::sleep(left.min(Duration::from_millis(20)));
+            }
+        }
+    }
+}
+
+/// Largest payload that fits an IP packet of `mtu` bytes.
+pub fn full_payload(to: IpAddr, mtu: u32) -> usize {
+    (mtu as usize).saturating_sub(if to.is_ipv4() { 20 } else { 40 } + HEADER).max(MIN_PAYLOAD)
+}
+
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed) | (u64::from(std::process::id()) << 40)
+}
+
+fn tag(number: u64) -> Tag {
+    let mut tag = [0; MIN_PAYLOAD];
+    tag[..16].copy_from_slice(MARK);
+    tag[16..].copy_from_slice(&number.to_be_bytes());
+    tag
+}
+
+fn request(v6: bool, id: u16, sequence: u16, tag: &Tag, payload: usize) -> Vec<u8> {
+    let mut bytes = vec![if v6 { 128 } else { 8 }, 0, 0, 0];
+    bytes.extend(id.to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend(tag);
+    bytes.resize(HEADER + payload.max(MIN_PAYLOAD), b'.');
+    if !v6 {
+        // The kernel fills in the checksum of ICMPv6, which covers addresses only it knows.
+        let sum = checksum(&bytes);
+        bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    bytes
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | w.get(1).map_or(0, |b| u32::from(*b)));
+    let mut sum: u32 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Reading {
+    Echo,
+    Error(String),
+}
+
+/// What a received message says about the echo with this tag; `None` if it is about something else.
+fn reading(v6: bool, bytes: &[u8], tag: &Tag) -> Option<Reading> {
+    // IPv4 raw sockets deliver the IP header, IPv6 ones do not.
+    let (from, bytes) = if v6 {
+        (None, bytes)
+    } else {
+        let header = bytes.get(..20)?;
+        let from: [u8; 4] = header[12..16].try_into().ok()?;
+        (Some(IpAddr::from(from)), bytes.get(usize::from(header[0] & 15) * 4..)?)
+    };
+    let (kind, code) = (*bytes.first()?, *bytes.get(1)?);
+    if !bytes.windows(tag.len()).any(|w| w == tag) {
+        return None;
+    }
+    let meaning = match (v6, kind, code) {
+        (false, 0, _) | (true, 129, _) => return Some(Reading::Echo),
+        (false, 8, _) | (true, 128, _) => return None,
+        (false, 3, 0) | (true, 1, 0) => "no route to the destination".to_owned(),
+        (false, 3, 1) | (true, 1, 3) => "the host does not answer".to_owned(),
+        (false, 3, 3) | (true, 1, 4) => "nothing listens there".to_owned(),
+        (false, 3, 4) | (true, 2, _) => "the packet is too big for the way".to_owned(),
+        (false, 3, 9 | 10 | 13) | (true, 1, 1) => "forbidden by a firewall (admin prohibited)".to_owned(),
+        (false, 11, _) | (true, 3, _) => "the packet goes in a circle (time exceeded)".to_owned(),
+        _ => format!("ICMP type {kind} code {code}"),
+    };
+    let from = from.map_or(String::new(), |ip| format!(", says {ip}"));
+    Some(Reading::Error(format!("{meaning}{from}")))
+}
+
+fn refusal(error: &io::Error, bytes: usize) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENETUNREACH) => "no route to the destination".to_owned(),
+        Some(libc::EHOSTUNREACH) => "the host does not answer".to_owned(),
+        Some(libc::EMSGSIZE) => format!("{bytes} bytes of ICMP are too big for the way"),
+        Some(libc::EPERM) => "forbidden by a local firewall rule".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The middle of several measurements in µs.
+pub fn median_us(mut times: Vec<Duration>) -> Option<f64> {
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2)?;
+    Some(middle.as_nanos() as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_a_right_checksum() {
+        // RFC 1071, section 3.
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+        for payload in [0, 24, 25, 1422] {
+            let bytes = request(false, 7, 3, &tag(1), payload);
+            assert_eq!(bytes.len(), HEADER + payload.max(MIN_PAYLOAD));
+            assert_eq!(checksum(&bytes), 0, "{payload}");
+        }
+        assert_eq!(request(true, 7, 3, &tag(1), 24)[..8], [128, 0, 0, 0, 0, 7, 0, 3]);
+    }
+
+    #[test]
+    fn answers_are_told_from_noise() {
+        let ours = tag(1);
+        let v4 = |kind: u8, code: u8, tag: &Tag| {
+            let mut bytes = vec![0x45; 20];
+            bytes[12..16].copy_from_slice(&[192, 0, 2, 12]);
+            bytes.extend([kind, code, 0, 0, 0, 0, 0, 0]);
+            bytes.extend(tag);
+            bytes
+        };
+        let v6 = |kind: u8, code: u8| v4(kind, code, &ours)[20..].to_vec();
+        let error = |text: &str| Some(Reading::Error(text.to_owned()));
+        for (is_v6, bytes, want) in [
+            (false, v4(0, 0, &ours), Some(Reading::Echo)),
+            (false, v4(0, 0, &tag(2)), None),
+            (false, v4(8, 0, &ours), None),
+            (
+                false,
+                v4(3, 13, &ours),
+                error("forbidden by a firewall (admin prohibited), says 192.0.2.12"),
+            ),
+            (false, v4(3, 4, &ours), error("the packet is too big for the way, says 192.0.2.12")),
+            (false, v4(5, 1, &ours), error("ICMP type 5 code 1, says 192.0.2.12")),
+            (true, v6(129, 0), Some(Reading::Echo)),
+            (true, v6(2, 0), error("the packet is too big for the way")),
+            (true, vec![129], None),
+            (false, vec![0x4f; 20], None),
+        ] {
+            assert_eq!(reading(is_v6, &bytes, &ours), want, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn median_and_sizes() {
+        let us = |n: u64| Duration::from_micros(n);
+        assert_eq!(median_us(vec![us(9), us(1), us(5)]), Some(5.0));
+        assert_eq!(median_us(vec![]), None);
+        assert_eq!(full_payload("10.0.0.1".parse().unwrap(), 1450), 1422);
+        assert_eq!(full_payload("fd00::1".parse().unwrap(), 1450), 1402);
+    }
+}
