@@ -32,6 +32,25 @@ pub struct Facts {
     pub machine_id: String,
 }
 
+/// Which families are enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    /// `EnableIPv4`
+    pub v4: bool,
+    /// `EnableIPv6`
+    pub v6: bool,
+}
+
+impl Families {
+    /// The enabled ones, v4 first.
+    pub fn iter(self) -> impl Iterator<Item = Family> {
+        Family::BOTH.into_iter().filter(move |f| match f {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        })
+    }
+}
+
 /// The external interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod facts;
 pub mod state;
 pub mod tracker;
+pub mod uplink;
 
 pub use diff::{Step, diff};
 pub use facts::Facts;
