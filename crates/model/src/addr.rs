@@ -1,10 +1,40 @@
 //! Small address types the whole suite shares: hardware addresses, interface names, families.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+
+/// Reads an address as Go does: no leading zeros in v4 octets, no zone, and `::ffff:a.b.c.d` is the v4
+/// address it holds (cni.md 1.9).
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// Reads `address/length`; gives the address as written, host bits included, and its length. v4 in v6
+/// notation is refused: its length counts other bits than it seems to (F-18).
+pub fn parse_cidr(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    if address.to_canonical() != address || !length.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    IpNet::new(address, length.parse().ok()?).ok()
+}
+
+/// The bits of an address, as a number of 32 or 128 bits.
+pub fn to_bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// First and last address of a network, as numbers.
+pub fn bounds(net: IpNet) -> (u128, u128) {
+    (to_bits(net.network()), to_bits(net.broadcast()))
+}
 
 /// An address family. Code that handles both is written once over this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +57,14 @@ impl Family {
     /// The family of a network.
     pub fn of_net(net: IpNet) -> Family {
         Family::of(net.addr())
+    }
+
+    /// The address of these bits; for IPv4 the low 32 count.
+    pub fn from_bits(self, bits: u128) -> IpAddr {
+        match self {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from_bits((bits & u128::from(u32::MAX)) as u32)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+        }
     }
 
     /// Length in bits of a host address: 32 or 128.
@@ -191,6 +229,43 @@ mod tests {
             assert_eq!(text.parse::<Mac>().ok(), want.map(Mac), "{text:?}");
         }
         assert_eq!(Mac::local([0xff, 0, 0, 0, 0, 1]).to_string(), "fe:00:00:00:00:01");
+    }
+
+    #[test]
+    fn addresses_parse_as_in_go() {
+        for (text, want) in [
+            ("1.2.3.4", Some("1.2.3.4")),
+            ("01.2.3.4", None),
+            ("1.2.3", None),
+            (" 1.2.3.4", None),
+            ("::ffff:1.2.3.4", Some("1.2.3.4")),
+            ("::1.2.3.4", Some("::102:304")),
+            ("1:2:3:4:5:6:7::", Some("1:2:3:4:5:6:7:0")),
+            ("fd00:0:0:1:0:0:0:0", Some("fd00:0:0:1::")),
+            ("fe80::1%eth0", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_ip(text).map(|ip| ip.to_string()).as_deref(), want, "{text:?}");
+        }
+        for (text, want) in [
+            ("10.1.2.3/16", Some("10.1.2.3/16")),
+            ("10.0.0.0/024", Some("10.0.0.0/24")),
+            ("10.0.0.0/+8", None),
+            ("10.0.0.0/33", None),
+            ("10.0.0.0/256", None),
+            ("10.0.0.0/", None),
+            ("10.0.0.0", None),
+            ("10.0.0.0/8/9", None),
+            ("fd00::1/64", Some("fd00::1/64")),
+            ("fd00::/129", None),
+            ("::ffff:10.0.0.0/104", None),
+        ] {
+            assert_eq!(parse_cidr(text).map(|net| net.to_string()).as_deref(), want, "{text:?}");
+        }
+        for ip in ["255.255.255.255", "10.0.0.1", "fd00::1", "::"] {
+            let ip: IpAddr = ip.parse().expect("an address");
+            assert_eq!(Family::of(ip).from_bits(to_bits(ip)), ip);
+        }
     }
 
     #[test]

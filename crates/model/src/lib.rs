@@ -5,6 +5,7 @@
 //! clock: time is passed in.
 
 pub mod addr;
+pub mod codec;
 pub mod config;
 pub mod goflag;
 pub mod gojson;
@@ -14,7 +15,7 @@ pub mod peers;
 mod testing;
 
 pub use addr::{Family, IfName, Mac};
-pub use config::NetConf;
+pub use config::{ConfError, NetConf, VxlanConf};
 pub use gojson::Json;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lease::{Lease, LeaseAttrs, Subnets};
