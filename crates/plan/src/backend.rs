@@ -1,0 +1,164 @@
+//! The one trait all backends implement. Three questions: what do we advertise, what MTU do pods get,
+//! what state do we want. No events, no handles, no I/O.
+//!
+//! Adding a backend is one file below `backend/` with its table of expectations, and a line in
+//! [`from_config`].
+
+pub mod hostgw;
+pub mod vxlan;
+
+use std::net::IpAddr;
+
+use model::{IfName, Lease, LeaseAttrs, NetConf, Subnets};
+
+use crate::facts::{Facts, Families};
+use crate::state::{Nexthop, Object, Route, State, Via};
+
+/// A peer that cannot be reached as its lease says, and why: one sentence with the way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The peer's subnets.
+    pub subnets: Subnets,
+    /// The sentence.
+    pub reason: String,
+}
+
+/// What a backend wants of the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Objects that shall exist.
+    pub state: State,
+    /// Peers left out. The others are not affected.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A way to carry packets between hosts.
+pub trait Backend {
+    /// `BackendType` of a lease; also the word in messages.
+    fn kind(&self) -> &'static str;
+
+    /// Devices the backend makes; nobody else's by their name.
+    fn devices(&self) -> Vec<IfName>;
+
+    /// Whether [`Facts::on_link`] is looked at, so that it need not be asked for otherwise.
+    fn asks_on_link(&self) -> bool;
+
+    /// Whether the backend can work on this host.
+    ///
+    /// # Errors
+    /// One sentence that names the object and the way out.
+    fn check(&self, facts: &Facts) -> Result<(), String>;
+
+    /// MTU in bytes of pods' interfaces (`FLANNEL_MTU`).
+    fn mtu(&self, facts: &Facts) -> u32;
+
+    /// What our lease tells other nodes.
+    fn attrs(&self, facts: &Facts) -> LeaseAttrs;
+
+    /// What the kernel shall hold. Without an own lease that is the devices alone. `peers` have passed
+    /// `model::claims` and do not contain our own lease.
+    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan;
+}
+
+/// The backend a configuration names.
+///
+/// # Errors
+/// An unknown or not yet built type, or keys that make no sense: one sentence.
+pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
+    let families = Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 };
+    match conf.backend_type.to_ascii_lowercase().as_str() {
+        "vxlan" => {
+            let config = model::config::VxlanConf::decode(&conf.backend).map_err(|e| e.to_string())?;
+            Ok(Box::new(vxlan::Vxlan::new(config, families)?))
+        }
+        "host-gw" => Ok(Box::new(hostgw::HostGw { families })),
+        "" => {
+            Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
+                .into())
+        }
+        "udp" | "wireguard" | "ipip" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => Err(format!(
+            "network config: backend {:?} is not built yet in this version; use \"vxlan\" or \"host-gw\"{}",
+            conf.backend_type,
+            if conf.backend_type == "udp" {
+                " (without a Backend key flannel means udp, and so do we)"
+            } else {
+                ""
+            }
+        )),
+        "aws-vpc" | "gce" | "ali-vpc" => Err(format!(
+            "network config: backend {:?} was removed from flannel in v0.20; use \"vxlan\", or \"host-gw\" where \
+             the nodes share a network",
+            conf.backend_type
+        )),
+        _ => Err(format!(
+            "network config: unknown backend type {:?}; this version knows \"vxlan\" and \"host-gw\"",
+            conf.backend_type
+        )),
+    }
+}
+
+/// Lays a backend's gateway routes: plain ones for few peers, through nexthop objects for many, since
+/// thousands of routes with distinct gateways on one device are quadratic in the kernel (decision 0004).
+struct Routes {
+    routes: Vec<(ipnet::IpNet, IpAddr, IfName, bool)>,
+}
+
+/// From how many routes on nexthop objects are used, and below how many they are given up again.
+const NEXTHOPS_FROM: usize = 256;
+const NEXTHOPS_UNTIL: usize = 128;
+
+/// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
+const NEXTHOP_BASE: u32 = 0x4c00_0000;
+
+impl Routes {
+    fn new() -> Routes {
+        Routes { routes: Vec::new() }
+    }
+
+    fn add(&mut self, dst: ipnet::IpNet, gateway: IpAddr, dev: IfName, onlink: bool) {
+        self.routes.push((dst, gateway, dev, onlink));
+    }
+
+    fn into_state(self, state: &mut State, in_use: bool) {
+        let many = self.routes.len() > if in_use { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM };
+        let mut taken = std::collections::BTreeMap::new();
+        for (dst, gateway, dev, onlink) in self.routes {
+            let via = if many {
+                let id = nexthop_id(&mut taken, gateway, dev);
+                state.put(Object::Nexthop(Nexthop { id, dev, via: gateway, onlink }));
+                Via::Nexthop(id)
+            } else {
+                Via::Gateway { gateway, dev, onlink }
+            };
+            state.put(Object::Route(Route::ours(dst, via)));
+        }
+    }
+}
+
+/// An id that depends on the nexthop alone, but for the rare case that two share a hash.
+fn nexthop_id(
+    taken: &mut std::collections::BTreeMap<u32, (IpAddr, IfName)>,
+    via: IpAddr,
+    dev: IfName,
+) -> u32 {
+    let text = format!("{via} {dev}");
+    let mut id = NEXTHOP_BASE | (fnv64(&[text.as_bytes()]) as u32 & 0x00ff_ffff);
+    loop {
+        match taken.get(&id) {
+            None => break,
+            Some(same) if *same == (via, dev) => break,
+            Some(_) => id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff),
+        }
+    }
+    taken.insert(id, (via, dev));
+    id
+}
+
+/// 64-bit FNV-1a over all parts: stable over versions and machines, unlike the standard hasher.
+fn fnv64(parts: &[&[u8]]) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    parts.iter().flat_map(|p| p.iter().copied().chain([0xff])).fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

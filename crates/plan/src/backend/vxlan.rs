@@ -1,0 +1,229 @@
+//! VXLAN: a tunnel device for each family, and per peer a neighbour, a forwarding entry and a route
+//! (flannel.md 6.2), or one plain route where `DirectRouting` finds the peer on a common network.
+//!
+//! Better than upstream: every entry is compared with the kernel at all times (F-72, F-73), the families
+//! of a peer stand alone (F-79), and the hardware address is derived from the machine, so that it is the
+//! same after a reboot.
+
+use std::collections::BTreeMap;
+
+use model::codec::vtep::{self, Vtep};
+use model::config::VxlanConf;
+use model::{Family, IfName, Lease, LeaseAttrs, Mac};
+
+use super::{Backend, Plan, Rejected, Routes, fnv64};
+use crate::facts::{Facts, Families};
+use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object};
+
+/// Bytes of outer Ethernet, IPv4, UDP and VXLAN headers. Also used with IPv6 outside, as flannel does,
+/// because `FLANNEL_MTU` must not differ between nodes of one cluster (F-77).
+const OVERHEAD: u32 = 50;
+
+/// The backend `vxlan`.
+#[derive(Clone, Debug)]
+pub struct Vxlan {
+    config: VxlanConf,
+    devices: Vec<(Family, IfName)>,
+}
+
+impl Vxlan {
+    /// Checks that the configuration gives valid device names.
+    ///
+    /// # Errors
+    /// A VNI whose device name would be longer than 15 bytes.
+    pub fn new(config: VxlanConf, families: Families) -> Result<Vxlan, String> {
+        let mut devices = Vec::new();
+        for family in families.iter() {
+            let prefix = match family {
+                Family::V4 => "flannel.",
+                Family::V6 => "flannel-v6.",
+            };
+            let name = format!("{prefix}{}", config.vni);
+            let name = IfName::new(&name).map_err(|_| {
+                format!(
+                    "network config: VNI {} gives the device name {name:?}, longer than 15 bytes; \
+                     choose a smaller VNI, such as 1",
+                    config.vni
+                )
+            })?;
+            devices.push((family, name));
+        }
+        Ok(Vxlan { config, devices })
+    }
+
+    fn device(&self, family: Family) -> Option<IfName> {
+        self.devices.iter().find(|(f, _)| *f == family).map(|(_, name)| *name)
+    }
+
+    /// The address a device has: pinned since our start, else that of the device we found, else one
+    /// derived from machine, device and public address.
+    fn mac(&self, facts: &Facts, family: Family, name: IfName) -> Mac {
+        if let Some(mac) = facts.pinned_macs.get(&name) {
+            return *mac;
+        }
+        let found = facts.devices.get(&name).filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
+        if let Some(mac) = found.and_then(|link| link.mac).filter(|mac| mac.is_unicast()) {
+            return mac;
+        }
+        let public = facts.public.of(family).map(|ip| ip.to_string()).unwrap_or_default();
+        let parts = [facts.machine_id.as_bytes(), name.as_str().as_bytes(), public.as_bytes()];
+        let bytes = fnv64(&parts).to_be_bytes();
+        Mac::local([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5] ^ bytes[6] ^ bytes[7]])
+    }
+
+    fn link(&self, facts: &Facts, family: Family, name: IfName) -> Link {
+        let public = facts.public.of(family);
+        // A public address that no interface has (NAT) must not become the tunnel's source (F-78).
+        let local = public.filter(|ip| facts.local.contains(ip)).or(facts.uplink.addresses.of(family));
+        Link {
+            name,
+            kind: LinkKind::Vxlan(state::Vxlan {
+                vni: self.config.vni,
+                port: self.config.udp_port(),
+                local,
+                lower: Some(facts.uplink.name),
+                learning: self.config.learning,
+                gbp: self.config.gbp,
+                l2miss: false,
+                group: None,
+            }),
+            mac: Some(self.mac(facts, family, name)),
+            mtu: Some(self.mtu(facts)),
+            up: true,
+            txqlen: Some(0),
+            master: None,
+        }
+    }
+
+    fn peer(&self, facts: &Facts, family: Family, peer: &Lease, out: &mut Entries) -> Result<(), String> {
+        let (Some(dev), Some(subnet)) = (self.device(family), peer.subnets.of(family)) else {
+            return Ok(());
+        };
+        let public =
+            peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
+        if let Some(lower) = facts.on_link.get(&public).filter(|_| self.config.direct_routing) {
+            out.routes.add(subnet, public, *lower, false);
+            return Ok(());
+        }
+        let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
+        let mac =
+            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?.mac;
+        let own = self.mac(facts, family, dev);
+        if mac == own {
+            return Err(format!(
+                "its VTEP address {own} is ours too, as on cloned machines; give one of the two another \
+                 machine id and delete its {dev}"
+            ));
+        }
+        if let Some(other) = out.macs.insert((dev, mac), subnet) {
+            out.macs.insert((dev, mac), other);
+            return Err(format!(
+                "its VTEP address {} is also that of {other}, as on cloned machines; give one of the two \
+                 another machine id and delete its {dev}",
+                mac
+            ));
+        }
+        out.state.put(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
+        out.state.put(Object::Fdb(Fdb { dev, mac, dst: public }));
+        out.routes.add(subnet, subnet.addr(), dev, true);
+        Ok(())
+    }
+}
+
+/// What is collected over all peers.
+struct Entries {
+    state: state::State,
+    routes: Routes,
+    macs: BTreeMap<(IfName, Mac), ipnet::IpNet>,
+}
+
+impl Backend for Vxlan {
+    fn kind(&self) -> &'static str {
+        "vxlan"
+    }
+
+    fn devices(&self) -> Vec<IfName> {
+        self.devices.iter().map(|(_, name)| *name).collect()
+    }
+
+    fn asks_on_link(&self) -> bool {
+        self.config.direct_routing
+    }
+
+    fn check(&self, facts: &Facts) -> Result<(), String> {
+        for (family, _) in &self.devices {
+            if facts.uplink.addresses.of(*family).is_none() {
+                return Err(format!(
+                    "interface {} has no {family} address, which the {family} tunnel needs; add one or choose \
+                     another interface with --iface",
+                    facts.uplink.name
+                ));
+            }
+        }
+        // RFC 8200 §5: an IPv6 link carries at least 1280 bytes.
+        let least = if self.device(Family::V6).is_some() { 1280 } else { 68 };
+        if self.mtu(facts) < least {
+            return Err(format!(
+                "MTU {} of {} less {OVERHEAD} bytes of tunnel headers is below {least}; raise it with: ip link set \
+                 {} mtu 1500",
+                facts.uplink.mtu, facts.uplink.name, facts.uplink.name
+            ));
+        }
+        Ok(())
+    }
+
+    fn mtu(&self, facts: &Facts) -> u32 {
+        self.config.mtu.unwrap_or(facts.uplink.mtu).saturating_sub(OVERHEAD)
+    }
+
+    fn attrs(&self, facts: &Facts) -> LeaseAttrs {
+        let data = |family| {
+            let name = self.device(family)?;
+            facts.public.of(family)?;
+            let vtep = Vtep { vni: self.config.vni, mac: self.mac(facts, family, name) };
+            Some(vtep::write(&vtep).into_boxed_str())
+        };
+        LeaseAttrs {
+            public_ip: facts.public.v4.filter(|_| self.device(Family::V4).is_some()),
+            public_ip6: facts.public.v6.filter(|_| self.device(Family::V6).is_some()),
+            backend_type: self.kind().to_owned(),
+            backend_data: data(Family::V4),
+            backend_v6_data: data(Family::V6),
+        }
+    }
+
+    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan {
+        let mut out =
+            Entries { state: state::State::default(), routes: Routes::new(), macs: BTreeMap::new() };
+        let mut rejected = Vec::new();
+        for (family, name) in &self.devices {
+            out.state.put(Object::Link(Box::new(self.link(facts, *family, *name))));
+            if facts.ipv6 {
+                // A tunnel device must not take addresses or routes from a router's advertisement.
+                let path = format!("net/ipv6/conf/{name}/accept_ra");
+                out.state.put(Object::Sysctl { path, value: "0".to_owned() });
+            }
+            if let Some(subnet) = own.and_then(|lease| lease.subnets.of(*family)) {
+                let host = ipnet::IpNet::new(subnet.addr(), family.bits()).unwrap_or(subnet);
+                out.state.put(Object::Addr(Addr { dev: *name, net: host }));
+            }
+        }
+        for peer in peers.iter().filter(|_| own.is_some()) {
+            if peer.attrs.backend_type != self.kind() {
+                let reason = format!("its backend is {:?}, ours is \"vxlan\"", peer.attrs.backend_type);
+                rejected.push(Rejected { subnets: peer.subnets, reason });
+                continue;
+            }
+            for family in Family::BOTH {
+                if let Err(reason) = self.peer(facts, family, peer, &mut out) {
+                    rejected.push(Rejected { subnets: peer.subnets, reason });
+                }
+            }
+        }
+        out.routes.into_state(&mut out.state, facts.nexthops_in_use);
+        Plan { state: out.state, rejected }
+    }
+}
+
+#[cfg(test)]
+mod tests;

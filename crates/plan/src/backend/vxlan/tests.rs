@@ -1,0 +1,227 @@
+use model::config::VxlanConf;
+use model::{IfName, Lease, LeaseAttrs, Mac};
+
+use super::super::testing::{expect, facts, ip, lease, text};
+use super::{Backend, Vxlan};
+use crate::facts::Families;
+use crate::state::{Bridge, Link, LinkKind, Object};
+
+const V4: Families = Families { v4: true, v6: false };
+const V6: Families = Families { v4: false, v6: true };
+const DUAL: Families = Families { v4: true, v6: true };
+
+fn config() -> VxlanConf {
+    VxlanConf::default()
+}
+
+fn backend(families: Families, change: impl FnOnce(&mut VxlanConf)) -> Vxlan {
+    let mut config = config();
+    change(&mut config);
+    Vxlan::new(config, families).expect("a valid configuration")
+}
+
+fn vtep(last: u8) -> String {
+    format!("{{\"VNI\":1,\"VtepMAC\":\"8e:00:00:00:00:{last:02x}\"}}")
+}
+
+fn own() -> Lease {
+    lease("10.244.1.0/24 fd00:1::/64", "192.0.2.10 2001:db8::10", "vxlan", ["", ""])
+}
+
+#[test]
+fn a_peer_is_a_neighbour_a_forwarding_entry_and_a_route() {
+    let peers = [lease("10.244.2.0/24", "192.0.2.12", "vxlan", [&vtep(2), ""])];
+    expect(
+        &text(&backend(V4, |_| ()), &facts(), Some(&own()), &peers),
+        "ip link add flannel.1 address 0e:00:00:00:00:04 mtu 1450 txqueuelen 0 up type vxlan id 1 local 192.0.2.10 dev eth0 dstport 8472 nolearning
+         sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
+         ip address replace 10.244.1.0/32 dev flannel.1
+         ip neigh replace 10.244.2.0 lladdr 8e:00:00:00:00:02 dev flannel.1 nud permanent
+         bridge fdb replace 8e:00:00:00:00:02 dev flannel.1 dst 192.0.2.12 self permanent
+         ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 76",
+    );
+}
+
+#[test]
+fn families_of_a_peer_stand_alone() {
+    // The v4 half is broken; the v6 half is programmed all the same (F-79).
+    let peers = [lease("10.244.2.0/24 fd00:2::/64", "192.0.2.12 2001:db8::12", "vxlan", ["{", &vtep(3)])];
+    let got = text(&backend(DUAL, |_| ()), &facts(), Some(&own()), &peers);
+    let tail: Vec<&str> = got.lines().skip(6).collect();
+    assert_eq!(tail.len(), 4, "{got}");
+    expect(
+        &tail[..3].join("\n"),
+        "ip neigh replace fd00:2:: lladdr 8e:00:00:00:00:03 dev flannel-v6.1 nud permanent
+         bridge fdb replace 8e:00:00:00:00:03 dev flannel-v6.1 dst 2001:db8::12 self permanent
+         ip route replace fd00:2::/64 via fd00:2:: dev flannel-v6.1 onlink proto 76",
+    );
+    assert!(tail[3].starts_with("left out 10.244.2.0/24 and fd00:2::/64: its IPv4 VTEP data \"{\""), "{got}");
+}
+
+#[test]
+fn direct_routing_needs_a_common_network() {
+    let peers = [
+        lease("10.244.2.0/24", "192.0.2.12", "vxlan", [&vtep(2), ""]),
+        lease("10.244.3.0/24", "198.51.100.3", "vxlan", [&vtep(3), ""]),
+    ];
+    let mut facts = facts();
+    facts.on_link.insert(ip("192.0.2.12"), IfName::fixed("eth0"));
+    let got = text(&backend(V4, |c| c.direct_routing = true), &facts, Some(&own()), &peers);
+    expect(
+        &got.lines().skip(3).collect::<Vec<_>>().join("\n"),
+        "ip neigh replace 10.244.3.0 lladdr 8e:00:00:00:00:03 dev flannel.1 nud permanent
+         bridge fdb replace 8e:00:00:00:00:03 dev flannel.1 dst 198.51.100.3 self permanent
+         ip route replace 10.244.2.0/24 via 192.0.2.12 dev eth0 proto 76
+         ip route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink proto 76",
+    );
+}
+
+#[test]
+fn bad_peers_are_left_out_by_name() {
+    for (peer, reason) in [
+        (
+            lease("10.244.2.0/24", "192.0.2.12", "host-gw", ["", ""]),
+            "its backend is \"host-gw\", ours is \"vxlan\"",
+        ),
+        (lease("10.244.2.0/24", "", "vxlan", [&vtep(2), ""]), "its lease has no public IPv4 address"),
+        (lease("10.244.2.0/24", "192.0.2.12", "vxlan", ["", ""]), "its lease has no IPv4 VTEP data"),
+        (
+            lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":1,"VtepMAC":"01:00:00:00:00:01"}"#, ""]),
+            "its IPv4 VTEP data \"{\\\"VNI\\\":1,\\\"VtepMAC\\\":\\\"01:00:00:00:00:01\\\"}\" is of no use: read vxlan backend data: VtepMAC 01:00:00:00:00:01 is zero or a multicast address",
+        ),
+        (
+            lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:04"}"#, ""]),
+            "its VTEP address 0e:00:00:00:00:04 is ours too, as on cloned machines; give one of the two another \
+             machine id and delete its flannel.1",
+        ),
+        (
+            lease("10.244.2.0/24", "192.0.2.12", "vxlan", [&vtep(9), ""]),
+            "its VTEP address 8e:00:00:00:00:09 is also that of 10.244.0.0/24, as on cloned machines; give one of \
+             the two another machine id and delete its flannel.1",
+        ),
+    ] {
+        let good = lease("10.244.0.0/24", "192.0.2.9", "vxlan", [&vtep(9), ""]);
+        let got = text(&backend(V4, |_| ()), &facts(), Some(&own()), &[good, peer]);
+        assert_eq!(got.lines().last(), Some(format!("left out 10.244.2.0/24: {reason}").as_str()));
+        assert_eq!(got.lines().count(), 7, "the good peer is unharmed: {got}");
+    }
+}
+
+#[test]
+fn without_a_lease_only_the_device_is_wanted() {
+    let peers = [lease("10.244.2.0/24", "192.0.2.12", "vxlan", [&vtep(2), ""])];
+    let got = text(&backend(V4, |_| ()), &facts(), None, &peers);
+    assert_eq!(got.lines().count(), 2, "{got}");
+}
+
+#[test]
+fn the_local_address_is_one_the_host_has() {
+    let mut behind_nat = facts();
+    behind_nat.public.v4 = Some([203, 0, 113, 1].into());
+    for (facts, local) in [(facts(), "local 192.0.2.10 "), (behind_nat, "local 192.0.2.10 ")] {
+        let got = text(&backend(V4, |_| ()), &facts, None, &[]);
+        assert!(got.contains(local), "{got}");
+    }
+}
+
+#[test]
+fn device_follows_the_configuration() {
+    let got = text(
+        &backend(V4, |c| {
+            (c.vni, c.port, c.mtu, c.gbp, c.learning) = (42, Some(4789), Some(1400), true, true)
+        }),
+        &facts(),
+        None,
+        &[],
+    );
+    let first = got.lines().next().unwrap_or_default();
+    assert!(
+        first.contains("flannel.42 ") && first.contains(" mtu 1350 ") && first.ends_with(" gbp"),
+        "{got}"
+    );
+    assert!(first.contains("dstport 4789 learning"), "{got}");
+    assert!(Vxlan::new(VxlanConf { vni: 16_777_215, ..config() }, V4).is_err());
+}
+
+#[test]
+fn mac_is_kept_then_found_then_derived() {
+    let name = IfName::fixed("flannel.1");
+    let mac_of = |facts: &crate::Facts| {
+        let data = backend(V4, |_| ()).attrs(facts).backend_data.expect("v4 data");
+        model::codec::vtep::read(&data).expect("our own data").mac
+    };
+    let mut facts = facts();
+    assert_eq!(mac_of(&facts), Mac([0x0e, 0, 0, 0, 0, 4]), "pinned");
+    facts.pinned_macs.clear();
+    let derived = mac_of(&facts);
+    assert!(derived.is_unicast() && derived.0[0] & 2 == 2, "{derived}");
+    assert_eq!(mac_of(&facts), derived, "the same after a reboot");
+    facts.machine_id.push('x');
+    assert_ne!(mac_of(&facts), derived, "another machine, another address");
+    let found = Link {
+        name,
+        kind: match backend(V4, |_| ()).link(&facts, model::Family::V4, name).kind {
+            LinkKind::Vxlan(v) => LinkKind::Vxlan(v),
+            other => other,
+        },
+        mac: Some(Mac([0x8e, 0, 0, 0, 0, 7])),
+        mtu: None,
+        up: true,
+        txqlen: None,
+        master: None,
+    };
+    facts.devices.insert(name, found.clone());
+    assert_eq!(mac_of(&facts), Mac([0x8e, 0, 0, 0, 0, 7]), "found");
+    let bridge = Link { kind: LinkKind::Bridge(Bridge::default()), ..found };
+    facts.devices.insert(name, bridge);
+    assert_ne!(mac_of(&facts), Mac([0x8e, 0, 0, 0, 0, 7]), "a foreign device's address is not taken");
+}
+
+#[test]
+fn lease_is_byte_for_byte_flannels() {
+    let want = LeaseAttrs {
+        public_ip: Some([192, 0, 2, 10].into()),
+        public_ip6: Some("2001:db8::10".parse().expect("valid")),
+        backend_type: "vxlan".to_owned(),
+        backend_data: Some(r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:04"}"#.into()),
+        backend_v6_data: Some(r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:06"}"#.into()),
+    };
+    assert_eq!(backend(DUAL, |_| ()).attrs(&facts()), want);
+    let only_v6 = backend(V6, |_| ()).attrs(&facts());
+    assert_eq!((only_v6.public_ip, only_v6.backend_data), (None, None));
+}
+
+#[test]
+fn many_peers_go_through_nexthop_objects() {
+    let peers: Vec<Lease> = (0..300u32)
+        .map(|n| {
+            let net = format!("10.{}.{}.0/24", n / 256 + 1, n % 256);
+            let data = format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:00:{:02x}:{:02x}"}}"#, n / 256, n % 256);
+            lease(&net, &format!("198.51.{}.{}", n / 200, n % 200 + 1), "vxlan", [&data, ""])
+        })
+        .collect();
+    let count = |peers: &[Lease], in_use: bool| {
+        let mut facts = facts();
+        facts.nexthops_in_use = in_use;
+        let peers: Vec<&Lease> = peers.iter().collect();
+        let state = backend(V4, |_| ()).plan(&facts, Some(&own()), &peers).state;
+        state.iter().filter(|(_, o)| matches!(o, Object::Nexthop(_))).count()
+    };
+    assert_eq!(count(&peers, false), 300);
+    assert_eq!(count(&peers[..256], false), 0);
+    assert_eq!(count(&peers[..256], true), 256, "hysteresis: stays on");
+    assert_eq!(count(&peers[..128], true), 0, "and goes off");
+}
+
+#[test]
+fn hosts_it_cannot_work_on_are_told_why() {
+    let mut no_v6 = facts();
+    no_v6.uplink.addresses.v6 = None;
+    let mut small = facts();
+    small.uplink.mtu = 1300;
+    assert_eq!(backend(DUAL, |_| ()).check(&facts()), Ok(()));
+    for (facts, families, part) in [(no_v6, DUAL, "eth0 has no IPv6 address"), (small, V6, "below 1280")] {
+        let error = backend(families, |_| ()).check(&facts).expect_err(part);
+        assert!(error.contains(part), "{error}");
+    }
+}
