@@ -3,14 +3,55 @@
 //! Takes a wanted [`plan::State`] or single requests; gives what the kernel holds, and errors with the
 //! kernel's own words. Blocking, one writer; decides nothing about what should be there.
 
+mod apply;
 pub mod error;
 pub mod link;
 pub mod netlink;
 pub mod netns;
+mod read;
 pub mod rtnl;
 mod sys;
 pub mod sysctl;
 
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+pub use apply::StepError;
 pub use error::{Errno, Error, NetnsError};
 pub use netns::Netns;
 pub use rtnl::Rtnl;
+
+/// One network namespace as the reconciler sees it: read as a state, changed by steps.
+#[derive(Debug)]
+pub struct Kernel {
+    rtnl: Rtnl,
+    /// Where sysctls are read and written; the calling thread's own namespace if absent.
+    netns: Option<Netns>,
+    /// Nexthops of other programs (id → protocol) as of the last read. Replacing one is refused: their ids
+    /// are first come, first served, and the plan has no way to see who has one.
+    foreign_nexthops: BTreeMap<u32, u8>,
+}
+
+impl Kernel {
+    /// Opens the namespace of the calling thread, which must stay in it.
+    ///
+    /// # Errors
+    /// No netlink socket could be made.
+    pub fn open() -> Result<Kernel, Error> {
+        Ok(Kernel { rtnl: Rtnl::open()?, netns: None, foreign_nexthops: BTreeMap::new() })
+    }
+
+    /// Opens another namespace.
+    ///
+    /// # Errors
+    /// No netlink socket could be made, or the namespace not be entered.
+    pub fn open_in(netns: &Netns) -> Result<Kernel, Error> {
+        let rtnl = Rtnl::open_in(netns.as_fd())?;
+        Ok(Kernel { rtnl, netns: Some(netns.try_clone()?), foreign_nexthops: BTreeMap::new() })
+    }
+
+    /// Links, addresses and look-ups, for facts about the host.
+    pub fn rtnl(&mut self) -> &mut Rtnl {
+        &mut self.rtnl
+    }
+}

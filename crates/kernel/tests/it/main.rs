@@ -4,6 +4,7 @@
 
 mod rtnl;
 mod socket;
+mod state;
 
 use std::process::Command;
 

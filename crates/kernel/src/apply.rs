@@ -1,0 +1,325 @@
+//! Steps carried out in their order, as many as possible in one system call.
+//!
+//! Steps on devices go one by one, since what follows needs the new index; everything else on rtnetlink
+//! is collected until a step of another kind comes. A step that fails does not stop those after it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use model::{Family, IfName};
+use plan::ROUTE_PROTOCOL;
+use plan::Step;
+use plan::state::{Link, LinkKind, Object, Route, Via};
+
+use crate::link::{self, LinkChange, NewKind, NewLink};
+use crate::netlink::Message;
+use crate::rtnl::{
+    self, AddrInfo, FdbInfo, NeighInfo, NexthopInfo, Put, RouteInfo, addr, is_absent, neigh, nexthop, route,
+};
+use crate::{Errno, Error, Kernel, sysctl};
+
+/// Messages collected before they are sent, to bound memory.
+const PENDING: usize = 4_096;
+
+/// A step the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct StepError {
+    /// The step as a command.
+    pub step: String,
+    /// Number and text of the kernel.
+    pub errno: Errno,
+}
+
+impl fmt::Display for StepError {
+    /// `ip route replace …: network is unreachable (ENETUNREACH, "Nexthop has invalid gateway")`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.errno)
+    }
+}
+
+/// Indexes of devices by name.
+type Indexes = HashMap<IfName, u32>;
+
+/// The state of one run.
+struct Run<'a> {
+    steps: &'a [Step],
+    results: Vec<Result<(), Errno>>,
+    /// Number of the step, and its message.
+    numbers: Vec<usize>,
+    messages: Vec<Message>,
+    indexes: Indexes,
+}
+
+impl Kernel {
+    /// Carries out all steps; the results have the same length and order. Deleting what is not there is
+    /// success.
+    pub fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), StepError>> {
+        let mut run = Run {
+            steps,
+            results: vec![Ok(()); steps.len()],
+            numbers: Vec::new(),
+            messages: Vec::new(),
+            indexes: Indexes::new(),
+        };
+        match self.indexes_for(steps) {
+            Ok(indexes) => {
+                run.indexes = indexes;
+                self.run_steps(&mut run);
+            }
+            Err(errno) => run.results.fill(Err(errno)),
+        }
+        let named = |(result, step): (Result<(), Errno>, &Step)| {
+            result.map_err(|errno| StepError { step: step.to_string(), errno })
+        };
+        run.results.into_iter().zip(steps).map(named).collect()
+    }
+
+    /// One listing of all devices, unless no step needs it.
+    fn indexes_for(&mut self, steps: &[Step]) -> Result<Indexes, Errno> {
+        if steps.iter().all(|s| matches!(s.key(), plan::Key::Nft(_) | plan::Key::Sysctl(_))) {
+            return Ok(Indexes::new());
+        }
+        let links = self.rtnl.links().map_err(errno_of)?;
+        Ok(links.into_iter().map(|l| (l.link.name, l.index)).collect())
+    }
+
+    fn run_steps(&mut self, run: &mut Run<'_>) {
+        for (number, step) in run.steps.iter().enumerate() {
+            let done = match step {
+                Step::Change(link) => {
+                    self.flush(run);
+                    self.change_link(link, &run.indexes)
+                }
+                Step::Put(Object::Link(link)) => {
+                    self.flush(run);
+                    self.make_link(link, run)
+                }
+                Step::Delete(Object::Link(link)) => {
+                    self.flush(run);
+                    self.delete_link(link.name, run)
+                }
+                Step::Put(Object::Sysctl { path, value }) => {
+                    self.flush(run);
+                    self.write_sysctl(path, value)
+                }
+                // Nobody remembers what the value was before.
+                Step::Delete(Object::Sysctl { .. }) => Ok(()),
+                Step::Put(object) | Step::Delete(object) => {
+                    match self.message(object, matches!(step, Step::Put(_)), &run.indexes) {
+                        Ok(message) => {
+                            run.numbers.push(number);
+                            run.messages.push(message);
+                            Ok(())
+                        }
+                        // An object of a device that is gone went with it.
+                        Err(e) if is_absent(e.code) && matches!(step, Step::Delete(_)) => Ok(()),
+                        Err(errno) => Err(errno),
+                    }
+                }
+            };
+            run.results[number] = done;
+            if run.messages.len() >= PENDING {
+                self.flush(run);
+            }
+        }
+        self.flush(run);
+    }
+
+    /// Sends what is pending.
+    fn flush(&mut self, run: &mut Run<'_>) {
+        let (numbers, messages) = (std::mem::take(&mut run.numbers), std::mem::take(&mut run.messages));
+        if messages.is_empty() {
+            return;
+        }
+        for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(numbers).zip(&messages) {
+            let Err(errno) = result else { continue };
+            run.results[number] = match &run.steps[number] {
+                Step::Delete(_) if is_absent(errno.code) => Ok(()),
+                Step::Put(Object::Rule(_)) if errno.code == libc::EEXIST => Ok(()),
+                Step::Put(Object::Route(route)) if errno.code == libc::EEXIST => {
+                    self.put_route_first(route, message, &run.indexes)
+                }
+                _ => Err(errno),
+            };
+        }
+    }
+
+    /// Our IPv4 route is there already, but behind another one with the same key, so that the kernel will
+    /// not replace the first by it. Without ours the first can be replaced.
+    fn put_route_first(&mut self, ours: &Route, put: &Message, indexes: &Indexes) -> Result<(), Errno> {
+        let delete = route::delete(&route_info(ours, indexes)?);
+        for message in [&delete, put] {
+            self.rtnl.run(std::slice::from_ref(message)).pop().unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    fn message(&self, object: &Object, put: bool, indexes: &Indexes) -> Result<Message, Errno> {
+        let index = |dev: &IfName| index_of(*dev, indexes);
+        Ok(match object {
+            Object::Addr(a) if put => {
+                let mut info = AddrInfo::new(index(&a.dev)?, a.net);
+                if Family::of_net(a.net) == Family::V6 {
+                    // Ours by assignment: an address that is still being checked cannot be used.
+                    info.flags = AddrInfo::NODAD;
+                }
+                addr::add(&info, Put::Replace)
+            }
+            Object::Addr(a) => addr::delete(index(&a.dev)?, a.net),
+            Object::Neigh(n) if put => {
+                neigh::add(&NeighInfo::permanent(index(&n.dev)?, n.dst, n.mac), Put::Replace)
+            }
+            Object::Neigh(n) => neigh::delete(index(&n.dev)?, n.dst),
+            Object::Fdb(f) => {
+                let info = FdbInfo::vxlan(index(&f.dev)?, f.mac, f.dst);
+                if put { neigh::add_fdb(&info, Put::Replace) } else { neigh::delete_fdb(&info) }
+            }
+            Object::Nexthop(n) if put => {
+                if let Some(protocol) = self.foreign_nexthops.get(&n.id) {
+                    let text = format!("nexthop id {} belongs to protocol {protocol}", n.id);
+                    return Err(explained(libc::EEXIST, text));
+                }
+                let info = NexthopInfo {
+                    id: n.id,
+                    protocol: ROUTE_PROTOCOL,
+                    index: Some(index(&n.dev)?),
+                    gateway: Some(n.via),
+                    onlink: n.onlink,
+                    group: false,
+                };
+                nexthop::add(&info, Put::Replace)
+            }
+            Object::Nexthop(n) => nexthop::delete(n.id),
+            Object::Route(r) => {
+                let mut info = route_info(r, indexes)?;
+                if put {
+                    route::add(&info, Put::Replace)
+                } else {
+                    // IPv6 refuses the id of a nexthop that is gone; the key and our protocol say enough.
+                    info.nexthop = None;
+                    route::delete(&info)
+                }
+            }
+            Object::Rule(r) if put => rtnl::rule::add(r),
+            Object::Rule(r) => rtnl::rule::delete(r),
+            Object::Nft(_) | Object::Link(_) | Object::Sysctl { .. } => {
+                return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
+            }
+        })
+    }
+
+    fn make_link(&mut self, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
+        let kind = match &wanted.kind {
+            LinkKind::Vxlan(vxlan) => {
+                let lower = vxlan.lower.map(|dev| index_of(dev, &run.indexes)).transpose()?;
+                NewKind::Vxlan { vxlan, lower }
+            }
+            LinkKind::Bridge(bridge) => NewKind::Bridge { vlan_filtering: bridge.vlan_filtering },
+            LinkKind::Other(kind) if !kind.is_empty() => NewKind::Plain(kind),
+            LinkKind::Veth(_) | LinkKind::Other(_) => {
+                let text = format!("a {} device cannot be made from a plan", wanted.kind.name());
+                return Err(explained(libc::EINVAL, text));
+            }
+        };
+        let mut new = NewLink::new(wanted.name, kind);
+        new.end.mac = wanted.mac;
+        new.end.mtu = wanted.mtu;
+        new.end.txqlen = wanted.txqlen;
+        new.up = wanted.up;
+        new.master = wanted.master.map(|dev| index_of(dev, &run.indexes)).transpose()?;
+        self.rtnl.create_link(&new).map_err(errno_of)?;
+        if let Some(made) = self.rtnl.link_by_name(wanted.name).map_err(errno_of)? {
+            run.indexes.insert(wanted.name, made.index);
+        }
+        Ok(())
+    }
+
+    /// Sends only what differs: setting a hardware address, even the same, makes the kernel drop all
+    /// neighbours of the device.
+    fn change_link(&mut self, wanted: &Link, indexes: &Indexes) -> Result<(), Errno> {
+        let Some(now) = self.rtnl.link_by_name(wanted.name).map_err(errno_of)? else {
+            return Err(Errno::new(libc::ENODEV));
+        };
+        fn different<T: PartialEq + Copy>(want: Option<T>, have: Option<T>) -> Option<T> {
+            want.filter(|_| want != have)
+        }
+        let learning = match (&wanted.kind, &now.link.kind) {
+            (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
+                different(Some(want.learning), Some(have.learning))
+            }
+            _ => None,
+        };
+        let change = LinkChange {
+            mac: different(wanted.mac, now.link.mac),
+            mtu: different(wanted.mtu, now.link.mtu),
+            txqlen: different(wanted.txqlen, now.link.txqlen),
+            up: (wanted.up && !now.link.up).then_some(true),
+            master: different(wanted.master, now.link.master)
+                .map(|dev| index_of(dev, indexes))
+                .transpose()?,
+            vxlan_learning: learning,
+            ..LinkChange::default()
+        };
+        for message in link::change(now.index, &change) {
+            self.rtnl.run(&[message]).pop().unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    fn delete_link(&mut self, name: IfName, run: &mut Run<'_>) -> Result<(), Errno> {
+        run.indexes.remove(&name);
+        match self.rtnl.link_by_name(name).map_err(errno_of)? {
+            Some(found) => self.rtnl.delete_link(found.index).map(drop).map_err(errno_of),
+            None => Ok(()),
+        }
+    }
+
+    fn write_sysctl(&self, path: &str, value: &str) -> Result<(), Errno> {
+        let written = match &self.netns {
+            Some(netns) => sysctl::write_in(netns, path, value),
+            None => sysctl::write(path, value),
+        };
+        written.map(drop).map_err(errno_of)
+    }
+}
+
+fn index_of(dev: IfName, indexes: &Indexes) -> Result<u32, Errno> {
+    indexes.get(&dev).copied().ok_or_else(|| explained(libc::ENODEV, format!("{dev} is not there")))
+}
+
+fn explained(code: i32, text: String) -> Errno {
+    Errno { code, text: Some(text), offset: None }
+}
+
+/// The number behind an error of this room; where there is none, its text stays.
+fn errno_of(error: Error) -> Errno {
+    match error {
+        Error::Kernel { errno, .. } => errno,
+        other => match other.code() {
+            Some(code) => Errno::new(code),
+            None => explained(libc::EIO, other.to_string()),
+        },
+    }
+}
+
+fn route_info(r: &Route, indexes: &Indexes) -> Result<RouteInfo, Errno> {
+    let mut info = RouteInfo {
+        table: r.table,
+        protocol: r.protocol,
+        priority: Some(r.priority),
+        ..RouteInfo::to(r.dst)
+    };
+    match r.via {
+        Via::Dev(dev) => info.dev = Some(index_of(dev, indexes)?),
+        Via::Gateway { gateway, dev, onlink } => {
+            info.gateway = Some(gateway);
+            info.dev = Some(index_of(dev, indexes)?);
+            info.onlink = onlink;
+        }
+        Via::Nexthop(id) => info.nexthop = Some(id),
+        Via::Blackhole => info.kind = libc::RTN_BLACKHOLE,
+        // Only ever deleted: of any type, through anything.
+        Via::Foreign => info.kind = libc::RTN_UNSPEC,
+    }
+    Ok(info)
+}
