@@ -5,12 +5,14 @@
 //! clock: time is passed in.
 
 pub mod addr;
+pub mod claims;
 pub mod codec;
 pub mod config;
 pub mod goflag;
 pub mod gojson;
 pub mod lease;
 pub mod peers;
+pub mod pool;
 #[cfg(test)]
 mod testing;
 

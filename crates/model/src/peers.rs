@@ -68,6 +68,11 @@ impl Peers {
         self.leases.values().map(|l| &**l)
     }
 
+    /// All leases in order of their subnets, to be kept without copying them.
+    pub fn iter_shared(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        self.leases.values()
+    }
+
     /// How many leases there are, the own one included.
     pub fn len(&self) -> usize {
         self.leases.len()
