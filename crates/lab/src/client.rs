@@ -102,6 +102,14 @@ impl Client {
     /// No such lab is up, it belongs to another user, or it does not end in time.
     pub fn down(&self) -> Result<()> {
         self.ask::<serde_json::Value>(&Request::Down)?;
+        self.wait_gone()
+    }
+
+    /// Waits until nothing is left of a lab that is ending.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn wait_gone(&self) -> Result<()> {
         let deadline = Instant::now() + sys::PATIENCE;
         // The name is free when the outermost process is gone, which waits for all others.
         while UnixStream::connect_addr(&address(&self.name)?).is_ok() {

@@ -11,6 +11,9 @@ pub enum Error {
     /// A system call failed; the first text says what was being done.
     #[error("{0}: {1}")]
     Io(String, #[source] io::Error),
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
     /// A sentence of its own.
     #[error("{0}")]
     Said(String),

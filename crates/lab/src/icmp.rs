@@ -225,11 +225,7 @@ mod tests {
             (false, v4(0, 0, &ours), Some(Reading::Echo)),
             (false, v4(0, 0, &tag(2)), None),
             (false, v4(8, 0, &ours), None),
-            (
-                false,
-                v4(3, 13, &ours),
-                error("forbidden by a firewall (admin prohibited), says 192.0.2.12"),
-            ),
+            (false, v4(3, 13, &ours), error("forbidden by a firewall (admin prohibited), says 192.0.2.12")),
             (false, v4(3, 4, &ours), error("the packet is too big for the way, says 192.0.2.12")),
             (false, v4(5, 1, &ours), error("ICMP type 5 code 1, says 192.0.2.12")),
             (true, v6(129, 0), Some(Reading::Echo)),

@@ -180,12 +180,7 @@ mod tests {
         };
         format!(
             "{} > {} {} > {} ttl {} {} bytes: {content}",
-            frame.mac_source,
-            frame.mac_destination,
-            frame.source,
-            frame.destination,
-            frame.ttl,
-            frame.bytes
+            frame.mac_source, frame.mac_destination, frame.source, frame.destination, frame.ttl, frame.bytes
         )
     }
 

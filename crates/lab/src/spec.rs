@@ -309,8 +309,7 @@ mod tests {
                 r#"{"Backend":{"Type":"host-gw"},"EnableIPv4":false,"EnableIPv6":true,"EnableNFTables":true,"IPv6Network":"fd00:10:244::/48"}"#,
             ),
         ] {
-            let spec =
-                Spec { stack, backend: backend.to_owned(), direct_routing: direct, ..Spec::default() };
+            let spec = Spec { stack, backend: backend.to_owned(), direct_routing: direct, ..Spec::default() };
             let got: Value = serde_json::from_str(&spec.net_conf()).unwrap();
             assert_eq!(got, serde_json::from_str::<Value>(want).unwrap());
         }
@@ -323,10 +322,7 @@ mod tests {
             (base.clone(), "ok"),
             (Spec { hosts: 0, ..base.clone() }, "a lab has 1 to 200 hosts, not 0; set --hosts"),
             (Spec { pods: 251, ..base.clone() }, "a host has at most 250 pods, not 251; set --pods"),
-            (
-                Spec { mtu: 500, ..base.clone() },
-                "the wire's MTU is 1280 to 65000 bytes, not 500; set --mtu",
-            ),
+            (Spec { mtu: 500, ..base.clone() }, "the wire's MTU is 1280 to 65000 bytes, not 500; set --mtu"),
             (
                 Spec { name: "A b".into(), ..base.clone() },
                 "\"A b\" cannot name a lab: use 1 to 40 lower-case letters, digits and dashes",

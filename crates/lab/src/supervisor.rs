@@ -16,9 +16,10 @@
 
 pub mod agent;
 pub mod chain;
+pub mod hold;
+pub mod measure;
 pub mod node;
 pub mod serve;
-pub mod show;
 pub mod stage;
 pub mod world;
 

@@ -37,12 +37,6 @@ pub fn unshare(flags: i32) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
-/// `setns(2)` for the calling thread; `kind` is one `CLONE_NEW…` constant.
-pub fn setns(fd: BorrowedFd<'_>, kind: i32) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed, hence open.
-    check(unsafe { libc::setns(fd.as_raw_fd(), kind) }).map(drop)
-}
-
 /// Effective user id.
 pub fn euid() -> u32 {
     // SAFETY: cannot fail, no pointers.
@@ -340,11 +334,8 @@ pub fn receive_with_fds(stream: &UnixStream, buf: &mut [u8], fds: &mut Vec<Owned
 
 /// A raw ICMP or ICMPv6 socket that sends with "do not fragment", in the caller's network namespace.
 pub fn icmp_socket(v6: bool) -> io::Result<OwnedFd> {
-    let (family, protocol) = if v6 {
-        (libc::AF_INET6, libc::IPPROTO_ICMPV6)
-    } else {
-        (libc::AF_INET, libc::IPPROTO_ICMP)
-    };
+    let (family, protocol) =
+        if v6 { (libc::AF_INET6, libc::IPPROTO_ICMPV6) } else { (libc::AF_INET, libc::IPPROTO_ICMP) };
     let fd = socket(family, protocol)?;
     if v6 {
         set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
@@ -426,9 +417,7 @@ fn raw_v6(a: &SocketAddrV6) -> libc::sockaddr_in6 {
 /// Receives one datagram; longer ones are cut at the length of `buf`.
 pub fn receive(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<usize> {
     // SAFETY: pointer and length describe `buf`.
-    check_len(unsafe {
-        libc::recv(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), libc::MSG_DONTWAIT)
-    })
+    check_len(unsafe { libc::recv(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), libc::MSG_DONTWAIT) })
 }
 
 /// One frame as a packet socket saw it.
@@ -479,10 +468,8 @@ pub fn receive_frame(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Seen> {
 
 /// Waits until one of the descriptors can be read or the deadline passes; gives which can.
 pub fn wait_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> io::Result<Vec<usize>> {
-    let mut polled: Vec<libc::pollfd> = fds
-        .iter()
-        .map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
-        .collect();
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
     let left = deadline.saturating_duration_since(Instant::now());
     let left = libc::timespec {
         tv_sec: left.as_secs().min(86_400) as libc::time_t,
@@ -514,17 +501,6 @@ pub fn terminal_width() -> Option<usize> {
         window
     };
     (window.ws_col > 0).then_some(usize::from(window.ws_col))
-}
-
-/// Runs a closure in a network namespace, on a thread of its own.
-pub fn in_netns<T: Send>(net: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            setns(net, libc::CLONE_NEWNET)?;
-            work()
-        });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
-    })
 }
 
 /// A patience for things that take milliseconds on an idle machine.

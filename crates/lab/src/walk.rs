@@ -8,17 +8,20 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::icmp::{Answer, Pinger, Tag};
+use kernel::Netns;
+
+use crate::icmp::{Answer, Pinger};
+use crate::inside;
 use crate::packet::{Content, Frame};
 use crate::proto::Hop;
-use crate::sys::{self, Seen};
+use crate::sys;
 
 /// A namespace to listen in, in the order of the way there.
 pub struct Station<'a> {
     /// What it is called in the result.
     pub place: String,
     /// Its network namespace.
-    pub net: BorrowedFd<'a>,
+    pub net: &'a Netns,
 }
 
 /// The hops of a request and of its answer.
@@ -26,12 +29,89 @@ pub type Hops = (Vec<Hop>, Vec<Hop>);
 
 /// How long the answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// After the answer has come, how long the packet sockets may go without a frame of ours.
+/// How long the packet sockets may go without a wanted frame before the listening ends.
 const QUIET: Duration = Duration::from_millis(30);
 
-struct Listener {
-    socket: OwnedFd,
-    raw: Vec<(Seen, String, Vec<u8>)>,
+/// A frame as one station saw it.
+pub struct Sight {
+    /// Position of the station.
+    pub station: usize,
+    /// Name of the device.
+    pub device: String,
+    /// The station was sending it.
+    pub outgoing: bool,
+    /// Kernel time, nanoseconds of the wall clock.
+    pub at_ns: u64,
+    /// The frame, from its Ethernet header on.
+    pub bytes: Vec<u8>,
+}
+
+/// Packet sockets in several namespaces. They see every frame from the moment they are opened.
+pub struct Listeners<'a> {
+    stations: &'a [Station<'a>],
+    sockets: Vec<OwnedFd>,
+}
+
+impl<'a> Listeners<'a> {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// The kernel's: packet sockets need `CAP_NET_RAW`.
+    pub fn open(stations: &'a [Station<'a>]) -> io::Result<Listeners<'a>> {
+        let sockets: io::Result<_> = stations.iter().map(|s| inside(s.net, sys::packet_socket)).collect();
+        Ok(Listeners { stations, sockets: sockets? })
+    }
+
+    /// Takes what `keep` wants of the frames seen so far and until none of those came for a while. In
+    /// the order of arrival at each station.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take(&self, keep: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Sight>> {
+        let fds: Vec<BorrowedFd<'_>> = self.sockets.iter().map(AsFd::as_fd).collect();
+        let mut buf = vec![0; 70_000];
+        let mut sights = Vec::new();
+        let mut quiet_at = Instant::now() + QUIET;
+        loop {
+            let ready = sys::wait_readable(&fds, quiet_at)?;
+            if ready.is_empty() {
+                return Ok(sights);
+            }
+            for station in ready {
+                if self.drain(station, &mut buf, &keep, &mut sights)? {
+                    quiet_at = Instant::now() + QUIET;
+                }
+            }
+        }
+    }
+
+    fn drain(
+        &self,
+        station: usize,
+        buf: &mut [u8],
+        keep: &impl Fn(&[u8]) -> bool,
+        sights: &mut Vec<Sight>,
+    ) -> io::Result<bool> {
+        let before = sights.len();
+        loop {
+            let seen = match sys::receive_frame(&self.sockets[station], buf) {
+                Ok(seen) => seen,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(sights.len() > before),
+                Err(e) => return Err(e),
+            };
+            let bytes = &buf[..seen.len.min(buf.len())];
+            if keep(bytes) {
+                let name = inside(self.stations[station].net, || Ok(sys::device_name(seen.device)))?;
+                sights.push(Sight {
+                    station,
+                    device: name.unwrap_or_else(|| "?".to_owned()),
+                    outgoing: seen.outgoing,
+                    at_ns: seen.at_ns,
+                    bytes: bytes.to_vec(),
+                });
+            }
+        }
+    }
 }
 
 /// Sends one echo of `payload` bytes from the first station to `to` and gives the hops there and back.
@@ -40,23 +120,19 @@ struct Listener {
 /// The kernel's; no answer is an error that says why.
 pub fn follow(stations: &[Station<'_>], to: IpAddr, payload: usize, vxlan_port: u16) -> io::Result<Hops> {
     let from = stations.first().ok_or_else(|| io::Error::other("a way needs a first station"))?;
-    let mut listeners = Vec::new();
-    let mut pinger = sys::in_netns(from.net, || Pinger::open(to))?;
+    let mut pinger = inside(from.net, || Pinger::open(to))?;
     // Neighbours are resolved before, so that the walk shows the packet and not the search for it.
     if let Answer::Refused(why) = pinger.until_answered(PATIENCE)? {
         return Err(io::Error::other(why));
     }
-    for station in stations {
-        let socket = sys::in_netns(station.net, sys::packet_socket)?;
-        listeners.push(Listener { socket, raw: Vec::new() });
-    }
+    let listeners = Listeners::open(stations)?;
     let (answer, tag) = pinger.echo(payload, PATIENCE)?;
-    collect(stations, &mut listeners, &tag)?;
+    let sights = listeners.take(|bytes| bytes.windows(tag.len()).any(|w| w == tag))?;
+    let (there, back) = sort(stations, sights, vxlan_port);
     match answer {
-        Answer::Echo(_) => Ok(sort(stations, &listeners, vxlan_port)),
+        Answer::Echo(_) => Ok((there, back)),
         Answer::Refused(why) => Err(io::Error::other(why)),
         Answer::Silence => {
-            let (there, back) = sort(stations, &listeners, vxlan_port);
             let last = back.last().or(there.last());
             let last = last.map_or("nowhere".to_owned(), |hop| format!("at {} of {}", hop.device, hop.place));
             Err(io::Error::other(format!("no answer; the packet was last seen {last}")))
@@ -64,67 +140,35 @@ pub fn follow(stations: &[Station<'_>], to: IpAddr, payload: usize, vxlan_port: 
     }
 }
 
-/// Takes what the sockets have, until they stay quiet.
-fn collect(stations: &[Station<'_>], listeners: &mut [Listener], tag: &Tag) -> io::Result<()> {
-    let mut buf = vec![0; 70_000];
-    loop {
-        let fds: Vec<BorrowedFd<'_>> = listeners.iter().map(|l| l.socket.as_fd()).collect();
-        let ready = sys::wait_readable(&fds, Instant::now() + QUIET)?;
-        let mut ours = false;
-        for at in ready {
-            let listener = &mut listeners[at];
-            loop {
-                let seen = match sys::receive_frame(&listener.socket, &mut buf) {
-                    Ok(seen) => seen,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(e) => return Err(e),
-                };
-                let bytes = &buf[..seen.len.min(buf.len())];
-                if bytes.windows(tag.len()).any(|w| w == tag) {
-                    let index = seen.device;
-                    let name = sys::in_netns(stations[at].net, || Ok(sys::device_name(index)))?;
-                    listener.raw.push((seen, name.unwrap_or_else(|| "?".to_owned()), bytes.to_vec()));
-                    ours = true;
-                }
-            }
-        }
-        if !ours {
-            return Ok(());
-        }
-    }
-}
-
 /// Decodes, splits into there and back, and orders by time. The kernel stamps a frame once for a
 /// device and what lies on top of it, so frames of one stamp are ordered by station and by arrival.
-fn sort(stations: &[Station<'_>], listeners: &[Listener], vxlan_port: u16) -> Hops {
+fn sort(stations: &[Station<'_>], sights: Vec<Sight>, vxlan_port: u16) -> Hops {
     let mut there = Vec::new();
     let mut back = Vec::new();
-    for (station, listener) in listeners.iter().enumerate() {
-        for (arrival, (seen, device, bytes)) in listener.raw.iter().enumerate() {
-            let Some(frame) = Frame::decode(bytes, vxlan_port) else { continue };
-            let hop = Hop {
-                place: stations[station].place.clone(),
-                device: device.clone(),
-                outgoing: seen.outgoing,
-                at_us: 0.0,
-                frame,
-            };
-            match hop.frame.innermost().content {
-                Content::Echo { request: true, .. } => there.push((seen.at_ns, station, arrival, hop)),
-                Content::Echo { request: false, .. } => {
-                    back.push((seen.at_ns, stations.len() - station, arrival, hop));
-                }
-                _ => {}
+    for (arrival, sight) in sights.into_iter().enumerate() {
+        let Some(frame) = Frame::decode(&sight.bytes, vxlan_port) else { continue };
+        let station = sight.station;
+        let hop = Hop {
+            place: stations[station].place.clone(),
+            device: sight.device,
+            outgoing: sight.outgoing,
+            at_us: 0.0,
+            frame,
+        };
+        match hop.frame.innermost().content {
+            Content::Echo { request: true, .. } => there.push((sight.at_ns, station, arrival, hop)),
+            Content::Echo { request: false, .. } => {
+                back.push((sight.at_ns, stations.len() - station, arrival, hop));
             }
+            _ => {}
         }
     }
     let start = there.iter().map(|(at, ..)| *at).min().unwrap_or(0);
     let finish = |mut hops: Vec<(u64, usize, usize, Hop)>| {
         hops.sort_by_key(|(at, station, arrival, _)| (*at, *station, *arrival));
-        let timed = hops.into_iter().map(|(at, _, _, hop)| Hop {
-            at_us: at.saturating_sub(start) as f64 / 1000.0,
-            ..hop
-        });
+        let timed = hops
+            .into_iter()
+            .map(|(at, _, _, hop)| Hop { at_us: at.saturating_sub(start) as f64 / 1000.0, ..hop });
         timed.collect()
     };
     (finish(there), finish(back))

@@ -113,10 +113,8 @@ impl Agent {
 /// Environment of our programs: nothing of the caller's but the path.
 pub fn environment(spec: &Spec) -> Vec<(String, String)> {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    let mut all = vec![
-        ("PATH".to_owned(), path),
-        ("LODEN_STORE".to_owned(), format!("sqlite:{SHARED}/store.db")),
-    ];
+    let mut all =
+        vec![("PATH".to_owned(), path), ("LODEN_STORE".to_owned(), format!("sqlite:{SHARED}/store.db"))];
     all.extend(spec.agent_env.iter().cloned());
     all
 }

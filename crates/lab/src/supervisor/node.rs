@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
+
+use kernel::Netns;
 
 use crate::error::{Doing, Error, Result};
 use crate::sys::{self, Namespaces};
@@ -106,6 +109,14 @@ impl Place {
         namespace(self.pid(), kind).doing(|| format!("open the {kind} namespace of {}", self.name))
     }
 
+    /// Its network namespace.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn net(&self) -> Result<Netns> {
+        net_of(self.pid())
+    }
+
     /// Descriptors of what makes this place, for a child of the supervisor.
     ///
     /// # Errors
@@ -124,6 +135,15 @@ impl Place {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Network namespace of a process.
+///
+/// # Errors
+/// The process is gone.
+pub fn net_of(pid: u32) -> Result<Netns> {
+    let path = format!("/proc/{pid}/ns/net");
+    Ok(Netns::open(Path::new(&path)).map_err(kernel::Error::from)?)
 }
 
 /// A namespace file of a process.

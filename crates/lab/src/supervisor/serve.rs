@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::failure;
-use super::show;
+use super::measure;
 use super::world::World;
 use crate::error::{Error, Result};
 use crate::proto::{Reply, Request};
@@ -63,7 +63,7 @@ fn read(stream: &UnixStream) -> Result<Request> {
 
 fn handle(request: Request, world: &World, fds: &mut Vec<OwnedFd>) -> Result<Value> {
     match request {
-        Request::Status => value(show::status(world)?),
+        Request::Status => value(measure::status(world)?),
         Request::Enter { place } => {
             let entries = world.enter(&place)?.in_order();
             let kinds: Vec<i32> = entries.iter().map(|(_, kind)| *kind).collect();
@@ -83,12 +83,12 @@ fn handle(request: Request, world: &World, fds: &mut Vec<OwnedFd>) -> Result<Val
             Ok(Value::Null)
         }
         Request::AgentStart { host } => value(world.agent_start(world.host(&host)?.1)?),
-        Request::Matrix { count } => value(show::matrix(world, count)?),
+        Request::Matrix { count } => value(measure::matrix(world, count)?),
         Request::Ping { from, to, count, patience_ms } => {
-            value(show::ping(world, &from, &to, count, Duration::from_millis(patience_ms))?)
+            value(measure::ping(world, &from, &to, count, Duration::from_millis(patience_ms))?)
         }
-        Request::Walk { from, to, v6 } => value(show::walk(world, &from, &to, v6)?),
-        Request::Fetch { from, to, v6 } => value(show::fetch(world, &from, &to, v6)?),
+        Request::Walk { from, to, v6 } => value(measure::walk(world, &from, &to, v6)?),
+        Request::Fetch { from, to, v6 } => value(measure::fetch(world, &from, &to, v6)?),
         Request::Down => Ok(Value::Null),
     }
 }

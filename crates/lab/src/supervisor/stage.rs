@@ -138,7 +138,10 @@ fn ensure_mount_point(path: &Path, rootless: bool) -> Result<()> {
         return Ok(());
     }
     let parent = path.parent().filter(|p| p.is_dir()).ok_or_else(|| {
-        Error::said(format!("the lab needs the directory {0} to mount on; run `mkdir -p {0}`", path.display()))
+        Error::said(format!(
+            "the lab needs the directory {0} to mount on; run `mkdir -p {0}`",
+            path.display()
+        ))
     })?;
     let mut store = PathBuf::from(SHARED).join("overlay");
     store.push(parent.to_string_lossy().replace('/', "_"));

@@ -9,11 +9,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use kernel::Netns;
+
+use super::Owner;
 use super::agent::{self, Agent};
 use super::chain::{self, Chain};
-use super::node::{Log, Place, namespace, ourselves};
+use super::node::{Log, Place, namespace, net_of, ourselves};
 use super::stage::{self, SHARED};
-use super::Owner;
 use crate::error::{Doing, Error, Result};
 use crate::proto;
 use crate::spec::{Port, Spec, WIRE, check_name};
@@ -79,7 +81,7 @@ impl World {
         let hosts = each(spec.ports(), |port| {
             let fresh = libc::CLONE_NEWNET | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
             let place = Place::start(&port.host, &["__host", &port.host], Namespaces::default(), fresh)?;
-            wire::plug(&port, &place.namespace("net")?, spec.mtu)?;
+            wire::plug(&port, &place.net()?, spec.mtu)?;
             Ok(HostSlot { place, port, agent: Mutex::new(None), log: Log::default() })
         })?;
         let chain = if spec.agents || spec.pods > 0 || spec.cni_bin_dir.is_some() {
@@ -87,8 +89,7 @@ impl World {
         } else {
             Chain::none()
         };
-        let world =
-            World { spec, rootless, since: Instant::now(), hosts, pods: Mutex::default(), chain };
+        let world = World { spec, rootless, since: Instant::now(), hosts, pods: Mutex::default(), chain };
         owner.step(world.describe_hosts(), start);
         if world.spec.agents {
             world.start_agents(owner)?;
@@ -208,9 +209,7 @@ impl World {
             return Ok(Found::Host(host));
         }
         self.pod(name).map(Found::Pod).map_err(|_| {
-            Error::said(format!(
-                "there is no host or pod {name:?}; `loden lab status` shows those there are"
-            ))
+            Error::said(format!("there is no host or pod {name:?}; `loden lab status` shows those there are"))
         })
     }
 
@@ -336,7 +335,7 @@ impl World {
             }
         };
         let addresses = chain::addresses(&added.result);
-        let mtu = wire::mtu(&place.namespace("net")?, chain::POD_DEVICE)?;
+        let mtu = wire::mtu(&place.net()?, chain::POD_DEVICE)?;
         let facts = proto::Pod {
             name: name.to_owned(),
             host: host.name.clone(),
@@ -381,11 +380,11 @@ impl Found<'_> {
     ///
     /// # Errors
     /// The place is gone.
-    pub fn net(&self) -> Result<OwnedFd> {
+    pub fn net(&self) -> Result<Netns> {
         match self {
-            Found::Host(host) => host.place.namespace("net"),
-            Found::Pod(pod) => pod.place.namespace("net"),
-            Found::Wire => own_namespace("net"),
+            Found::Host(host) => host.place.net(),
+            Found::Pod(pod) => pod.place.net(),
+            Found::Wire => net_of(std::process::id()),
         }
     }
 

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use kernel::Netns;
 use serde_json::Value;
 
 use super::world::{Found, World};
 use crate::error::{Doing, Error, Result};
 use crate::icmp::{self, Answer, Pinger};
-use crate::proto::{Device, Fetch, Host, Reach, Status, Walk};
+use crate::proto::{Fetch, Host, Reach, Status, Walk};
 use crate::spec::{WIRE, of_family};
 use crate::walk::{self, Station};
-use crate::{sys, web, wire};
+use crate::{inside, web, wire};
 
 /// How long one echo may take once the first one came back.
 const ECHO: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub fn status(world: &World) -> Result<Status> {
                 underlay: host.port.addresses.clone(),
                 subnets: subnets(&env),
                 mtu: env.get("FLANNEL_MTU").and_then(|m| m.parse().ok()),
-                devices: wire::overlay_devices(&host.place.namespace("net")?)?,
+                devices: wire::overlay_devices(&host.place.net()?)?,
                 agent: world.agent_state(host),
             })
         })
@@ -143,7 +143,7 @@ fn measure(
     };
     let payload = icmp::full_payload(address, full_bytes);
     let net = source.net()?;
-    sys::in_netns(net.as_fd(), || {
+    inside(&net, || {
         let mut pinger = Pinger::open(address)?;
         let answer = pinger.until_answered(first)?;
         if !matches!(answer, Answer::Echo(_)) {
@@ -183,18 +183,18 @@ fn complaint(answer: Answer) -> String {
 pub fn walk(world: &World, from: &str, to: &str, v6: bool) -> Result<Walk> {
     let (source, target) = (world.pod(from)?, world.pod(to)?);
     let (source_ip, target_ip) = (address(&source.facts, v6)?, address(&target.facts, v6)?);
-    let mut places: Vec<(String, OwnedFd)> = vec![
-        (from.to_owned(), source.place.namespace("net")?),
-        (world.hosts[source.host].place.name.clone(), world.hosts[source.host].place.namespace("net")?),
+    let mut places: Vec<(String, Netns)> = vec![
+        (from.to_owned(), source.place.net()?),
+        (world.hosts[source.host].place.name.clone(), world.hosts[source.host].place.net()?),
     ];
     if source.host != target.host {
         let host = &world.hosts[target.host].place;
         places.push((WIRE.to_owned(), Found::Wire.net()?));
-        places.push((host.name.clone(), host.namespace("net")?));
+        places.push((host.name.clone(), host.net()?));
     }
-    places.push((to.to_owned(), target.place.namespace("net")?));
+    places.push((to.to_owned(), target.place.net()?));
     let stations: Vec<Station<'_>> =
-        places.iter().map(|(place, net)| Station { place: place.clone(), net: net.as_fd() }).collect();
+        places.iter().map(|(place, net)| Station { place: place.clone(), net }).collect();
     let (there, back) = walk::follow(&stations, target_ip, 56, vxlan_port(world))
         .doing(|| format!("follow a packet from {from} to {to}"))?;
     Ok(Walk {
@@ -228,8 +228,8 @@ pub fn fetch(world: &World, from: &str, to: &str, v6: bool) -> Result<Fetch> {
     let before = target.place.log.all().len();
     let net = source.net()?;
     let start = Instant::now();
-    let (status, body) = sys::in_netns(net.as_fd(), || web::fetch(address, &path))
-        .doing(|| format!("fetch {url} from {from}"))?;
+    let (status, body) =
+        inside(&net, || web::fetch(address, &path)).doing(|| format!("fetch {url} from {from}"))?;
     let us = start.elapsed().as_nanos() as f64 / 1000.0;
     Ok(Fetch {
         from: from.to_owned(),
