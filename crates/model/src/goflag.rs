@@ -99,9 +99,12 @@ pub fn parse(flags: &[Flag], words: &[String]) -> Result<Parsed, Stop> {
                 None => return Err(Stop::Error(format!("flag needs an argument: -{name}"))),
             },
         };
-        let what = if flag.kind == Kind::Bool { "boolean value" } else { "value" };
-        let value = value(flag.kind, text)
-            .map_err(|why| Stop::Error(format!("invalid {what} {text:?} for flag -{name}: {why}")))?;
+        let value = value(flag.kind, text).map_err(|why| {
+            Stop::Error(match flag.kind {
+                Kind::Bool => format!("invalid boolean value {text:?} for -{name}: {why}"),
+                _ => format!("invalid value {text:?} for flag -{name}: {why}"),
+            })
+        })?;
         parsed.settings.push((flag.name, value));
     }
     parsed.rest.extend(words.cloned());
@@ -169,7 +172,9 @@ pub fn usage(program: &str, flags: &[Flag]) -> String {
             (Kind::Text, default) => format!(" (default {default:?})"),
             (_, default) => format!(" (default {default})"),
         };
-        let _ = writeln!(text, "  -{}{takes}\n    \t{}{default}", flag.name, flag.help);
+        // Go keeps a switch of one letter on the line of its text.
+        let gap = if flag.name.len() + takes.len() == 1 { "\t" } else { "\n    \t" };
+        let _ = writeln!(text, "  -{}{takes}{gap}{}{default}", flag.name, flag.help);
     }
     text
 }
@@ -234,7 +239,23 @@ mod tests {
                 "-v 99999999999999999999",
                 "error: invalid value \"99999999999999999999\" for flag -v: value out of range",
             ),
-            ("-ip-masq=yes", "error: invalid boolean value \"yes\" for flag -ip-masq: parse error"),
+            ("-ip-masq=yes", "error: invalid boolean value \"yes\" for -ip-masq: parse error"),
+            ("-ip-masq=", "error: invalid boolean value \"\" for -ip-masq: parse error"),
+            ("-v=", "error: invalid value \"\" for flag -v: parse error"),
+            ("-v 0_7 -v 0x_1f -v 0O17 -v +5 -v -0x10", "v=7 v=31 v=15 v=5 v=-16"),
+            ("-v -9223372036854775808", "v=-9223372036854775808"),
+            (
+                "-v 9223372036854775808",
+                "error: invalid value \"9223372036854775808\" for flag -v: value out of range",
+            ),
+            ("-v _1", "error: invalid value \"_1\" for flag -v: parse error"),
+            ("-v 1_", "error: invalid value \"1_\" for flag -v: parse error"),
+            ("-v 0b", "error: invalid value \"0b\" for flag -v: parse error"),
+            ("-v 0é", "error: invalid value \"0é\" for flag -v: parse error"),
+            ("-v=1=2", "error: invalid value \"1=2\" for flag -v: parse error"),
+            ("-subnet-file=a=b", "subnet-file=a=b"),
+            ("-h=3", "help"),
+            ("--=v", "error: bad flag syntax: --=v"),
         ] {
             check(line, want);
         }

@@ -49,6 +49,11 @@ pub struct Options {
     pub ip_masq: bool,
     pub ip_masq_fully_random_disable: bool,
     pub kube_subnet_mgr: bool,
+    pub kube_api_url: String,
+    pub kube_annotation_prefix: String,
+    pub kubeconfig_file: String,
+    pub net_config_path: String,
+    pub set_node_network_unavailable: bool,
     pub healthz_ip: String,
     pub healthz_port: i64,
     pub iptables_resync: i64,
@@ -165,7 +170,8 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
             parsed.rest[0]
         ));
     }
-    let asks_version = parsed.settings.iter().any(|s| *s == ("version", Value::Bool(true)));
+    let last = parsed.settings.iter().rev().find(|(name, _)| *name == "version");
+    let asks_version = last.is_some_and(|(_, value)| *value == Value::Bool(true));
     if !asks_version {
         for flag in FLAGS.iter().filter(|f| f.name != "version") {
             if parsed.settings.iter().any(|(name, _)| *name == flag.name) {
@@ -182,6 +188,13 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
         }
     }
     let options = Options::from(&parsed.settings);
+    if !options.kube_subnet_mgr {
+        for name in ["net-config-path", "set-node-network-unavailable"] {
+            if parsed.settings.iter().any(|(given, _)| *given == name) {
+                warnings.push(format!("--{name} has no effect without --kube-subnet-mgr"));
+            }
+        }
+    }
     if !options.version && !(1..1440).contains(&options.subnet_lease_renew_margin) {
         let text = format!(
             "invalid value {} for flag -subnet-lease-renew-margin: out of acceptable range, 1 to 1439 minutes\n",
@@ -237,6 +250,11 @@ impl Options {
             ip_masq: on("ip-masq"),
             ip_masq_fully_random_disable: on("ip-masq-fully-random-disable"),
             kube_subnet_mgr: on("kube-subnet-mgr"),
+            kube_api_url: text("kube-api-url"),
+            kube_annotation_prefix: text("kube-annotation-prefix"),
+            kubeconfig_file: text("kubeconfig-file"),
+            net_config_path: text("net-config-path"),
+            set_node_network_unavailable: on("set-node-network-unavailable"),
             healthz_ip: text("healthz-ip"),
             healthz_port: int("healthz-port"),
             iptables_resync: int("iptables-resync"),
@@ -257,6 +275,19 @@ pub fn unsupported(options: &Options) -> Vec<String> {
              one (loden agent)"
                 .to_owned(),
         );
+    }
+    // Without --kube-subnet-mgr flannel passes over these in silence; who sets them expects Kubernetes.
+    for (name, value) in [
+        ("kube-api-url", &options.kube_api_url),
+        ("kube-annotation-prefix", &options.kube_annotation_prefix),
+        ("kubeconfig-file", &options.kubeconfig_file),
+    ] {
+        if FLAGS.iter().any(|flag| flag.name == name && flag.default != value) {
+            refusals.push(format!(
+                "--{name} is not built yet in this version, as Kubernetes is not: leave it away and use an etcd store \
+                 or the embedded one"
+            ));
+        }
     }
     if options.ip_blackhole_route {
         refusals.push("--ip-blackhole-route is not built yet in this version: leave it away".to_owned());
@@ -289,6 +320,14 @@ impl fmt::Debug for Options {
             .field("healthz-port", &self.healthz_port)
             .field("iptables-resync", &self.iptables_resync)
             .field("iptables-forward-rules", &self.iptables_forward_rules)
+            .field("ip-blackhole-route", &self.ip_blackhole_route)
+            .field("kube-subnet-mgr", &self.kube_subnet_mgr)
+            .field("kube-api-url", &self.kube_api_url)
+            .field("kube-annotation-prefix", &self.kube_annotation_prefix)
+            .field("kubeconfig-file", &self.kubeconfig_file)
+            .field("net-config-path", &self.net_config_path)
+            .field("set-node-network-unavailable", &self.set_node_network_unavailable)
+            .field("v", &self.v)
             .finish()
     }
 }

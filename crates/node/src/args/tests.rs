@@ -75,6 +75,9 @@ fn mistakes_and_their_status() {
     let (_, warnings) = read("--ip-masq true --kube-subnet-mgr", &[]).expect("valid");
     assert!(warnings[0].contains("\"true\""), "{warnings:?}");
     assert!(options("--version --subnet-lease-renew-margin=0", &[]).version);
+    let env = [("FLANNELD_ETCD_PREFIX", "/x")];
+    assert_eq!(options("--version --version=false", &env).etcd_prefix, "/x", "the last one counts");
+    assert_eq!(options("--version", &env).etcd_prefix, "/coreos.com/network", "before the environment");
 }
 
 #[test]
@@ -84,10 +87,22 @@ fn every_flag_is_there_and_what_is_not_built_is_refused() {
         assert!(model::goflag::value(flag.kind, flag.default).is_ok(), "default of {}", flag.name);
     }
     assert_eq!(unsupported(&options("", &[])), [""; 0]);
-    for line in ["--kube-subnet-mgr", "--ip-blackhole-route"] {
+    for line in [
+        "--kube-subnet-mgr",
+        "--ip-blackhole-route",
+        "--kube-api-url=https://192.0.2.1:6443",
+        "--kube-annotation-prefix=example.org",
+        "--kubeconfig-file=/etc/kubeconfig",
+    ] {
         let refusals = unsupported(&options(line, &[]));
-        assert!(refusals[0].starts_with(line), "{refusals:?}");
+        assert_eq!(refusals.len(), 1, "{refusals:?}");
+        assert!(refusals[0].starts_with(line.split('=').next().unwrap_or(line)), "{refusals:?}");
     }
+    let by_variable = options("", &[("FLANNELD_KUBECONFIG_FILE", "/etc/kubeconfig")]);
+    assert_eq!(unsupported(&by_variable).len(), 1);
+    assert_eq!(unsupported(&options("--kube-annotation-prefix=flannel.alpha.coreos.com", &[])), [""; 0]);
+    let (_, warnings) = read("--net-config-path=/x", &[]).expect("valid");
+    assert_eq!(warnings, ["--net-config-path has no effect without --kube-subnet-mgr"]);
 }
 
 #[test]
