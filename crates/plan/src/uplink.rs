@@ -3,9 +3,10 @@
 //!
 //! Differs from upstream where that crashes or mixes interfaces: F-66 to F-69.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
+use model::addr::parse_ip;
 use model::{Family, IfName};
 use regex_lite::Regex;
 
@@ -96,10 +97,15 @@ pub fn choose(
             iface.name, iface.name
         ));
     }
-    let public = Addresses {
-        v4: host.public::<Ipv4Addr>(Family::V4, "--public-ip", &selectors.public_ip)?.or(bound.v4),
-        v6: host.public::<Ipv6Addr>(Family::V6, "--public-ipv6", &selectors.public_ipv6)?.or(bound.v6),
-    };
+    let mut public = bound;
+    for (family, flag, text) in [
+        (Family::V4, "--public-ip", &selectors.public_ip),
+        (Family::V6, "--public-ipv6", &selectors.public_ipv6),
+    ] {
+        if let Some(ip) = host.public(family, flag, text)? {
+            put(&mut public, ip);
+        }
+    }
     for family in families.iter() {
         if let (Some(bound), Some(public)) = (bound.of(family), public.of(family)) {
             let note = if bound == public { String::new() } else { format!(", advertised as {public}") };
@@ -132,10 +138,13 @@ impl<'a> Host<'a> {
                     why.push(format!("{flag}={text} fits {}", found.0.name));
                     return Ok(found);
                 }
-                Err(error) => failures.push(format!("{flag}={text}: {error}")),
+                Err(error) => {
+                    let failure = format!("{flag}={text}: {error}");
+                    why.push(failure.clone());
+                    failures.push(failure);
+                }
             }
         }
-        why.extend(failures.iter().cloned());
         Err(format!(
             "find the interface for traffic between hosts: {}; this host has {}",
             failures.join("; "),
@@ -163,7 +172,7 @@ impl<'a> Host<'a> {
     }
 
     fn by_name_or_address(&self, text: &str) -> Result<Found<'a>, String> {
-        let Ok(ip) = text.parse::<IpAddr>() else {
+        let Some(ip) = parse_ip(text) else {
             let iface = self.ifaces.iter().find(|i| i.name.as_str() == text);
             let iface = iface.ok_or_else(|| "there is no such interface".to_owned())?;
             return Ok((iface, self.complete(iface, Addresses::default())?));
@@ -180,7 +189,7 @@ impl<'a> Host<'a> {
             IpAddr::V4(_) => &self.selectors.public_ipv6,
             IpAddr::V6(_) => &self.selectors.public_ip,
         };
-        if let Ok(other) = other.parse::<IpAddr>()
+        if let Some(other) = parse_ip(other)
             && self.families.iter().any(|f| f == Family::of(other))
         {
             if !iface.addresses.iter().any(|a| a.net.addr() == other) {
@@ -269,16 +278,12 @@ impl<'a> Host<'a> {
         Ok(fixed)
     }
 
-    fn public<T: std::str::FromStr>(
-        &self,
-        family: Family,
-        flag: &str,
-        text: &str,
-    ) -> Result<Option<T>, String> {
+    fn public(&self, family: Family, flag: &str, text: &str) -> Result<Option<IpAddr>, String> {
         if text.is_empty() || !self.families.iter().any(|f| f == family) {
             return Ok(None);
         }
-        text.parse().map(Some).map_err(|_| format!("{flag}={text:?} is not an {family} address"))
+        let ip = parse_ip(text).filter(|ip| Family::of(*ip) == family);
+        ip.map(Some).ok_or_else(|| format!("{flag}={text:?} is not an {family} address"))
     }
 
     fn list(&self) -> String {

@@ -99,6 +99,8 @@ fn the_interface_is_the_one_flannel_would_take() {
         ("d", "iface=eth1", "eth1 192.0.2.10,2001:db8::10 192.0.2.10,2001:db8::10"),
         ("4", "iface=192.0.2.11", "eth1 192.0.2.11 192.0.2.11"),
         ("6", "iface=2001:db8::10", "eth1 2001:db8::10 2001:db8::10"),
+        ("4", "iface=::ffff:192.0.2.11", "eth1 192.0.2.11 192.0.2.11"),
+        ("4", "iface=192.000.2.11", "error: there is no such interface"),
         ("4", "iface=2001:db8::10", "error: IPv6 is not enabled"),
         ("6", "iface=192.0.2.10", "error: IPv4 is not enabled"),
         ("d", "iface=192.0.2.11", "eth1 192.0.2.11,2001:db8::10 192.0.2.11,2001:db8::10"),
@@ -126,6 +128,9 @@ fn the_interface_is_the_one_flannel_would_take() {
         // reachability
         ("4", "reach=5,198.51.100.8", "eth3 198.51.100.8 198.51.100.8"),
         ("6", "reach=3,2001:db8::10", "eth1 2001:db8::10 2001:db8::10"),
+        // The preferred source counts, not the best address (F-69).
+        ("6", "reach=5,2001:db8:3::8", "eth3 2001:db8:3::8 2001:db8:3::8"),
+        ("6", "reach=5,198.51.100.8", "eth3 2001:db8:3::9 2001:db8:3::9"),
         ("6", "reach=3", "eth1 2001:db8::10 2001:db8::10"),
         ("d", "reach=3,192.0.2.11", "eth1 192.0.2.11,2001:db8::10 192.0.2.11,2001:db8::10"),
         ("4", "reach=x", "error: no route to it"),
@@ -145,4 +150,15 @@ fn the_interface_is_the_one_flannel_would_take() {
     ] {
         check(stack, flags, want);
     }
+}
+
+#[test]
+fn selectors_that_failed_are_among_the_reasons() {
+    let selectors = Selectors { iface: vec!["nope".to_owned(), "eth1".to_owned()], ..Selectors::default() };
+    let families = Families { v4: true, v6: false };
+    let choice = choose(&selectors, families, &ifaces(HOST), &Routing::default()).expect("eth1 fits");
+    assert_eq!(
+        choice.why,
+        ["--iface=nope: there is no such interface", "--iface=eth1 fits eth1", "IPv4: 192.0.2.10 on eth1"]
+    );
 }
