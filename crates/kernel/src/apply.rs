@@ -102,6 +102,14 @@ impl Kernel {
                     self.flush(run);
                     self.write_sysctl(path, value)
                 }
+                Step::Put(Object::Nft(table)) => {
+                    self.flush(run);
+                    self.nft.replace(table)
+                }
+                Step::Delete(Object::Nft(table)) => {
+                    self.flush(run);
+                    self.nft.delete_table(&table.key).map(drop)
+                }
                 // Nobody remembers what the value was before.
                 Step::Delete(Object::Sysctl { .. }) => Ok(()),
                 Step::Put(object) | Step::Delete(object) => {

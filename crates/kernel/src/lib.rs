@@ -8,6 +8,7 @@ pub mod error;
 pub mod link;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 mod read;
 pub mod rtnl;
 mod sys;
@@ -19,12 +20,15 @@ use std::os::fd::AsFd;
 pub use apply::StepError;
 pub use error::{Errno, Error, NetnsError};
 pub use netns::Netns;
+pub use nft::{Nft, NftBatch};
 pub use rtnl::Rtnl;
 
 /// One network namespace as the reconciler sees it: read as a state, changed by steps.
 #[derive(Debug)]
 pub struct Kernel {
     rtnl: Rtnl,
+    /// Owner of our tables: they are released when this is dropped, and stay.
+    nft: Nft,
     /// Where sysctls are read and written; the calling thread's own namespace if absent.
     netns: Option<Netns>,
     /// Nexthops of other programs (id → protocol) as of the last read. Replacing one is refused: their ids
@@ -38,7 +42,7 @@ impl Kernel {
     /// # Errors
     /// No netlink socket could be made.
     pub fn open() -> Result<Kernel, Error> {
-        Ok(Kernel { rtnl: Rtnl::open()?, netns: None, foreign_nexthops: BTreeMap::new() })
+        Ok(Kernel::over(Rtnl::open()?, Nft::open()?, None))
     }
 
     /// Opens another namespace.
@@ -46,8 +50,12 @@ impl Kernel {
     /// # Errors
     /// No netlink socket could be made, or the namespace not be entered.
     pub fn open_in(netns: &Netns) -> Result<Kernel, Error> {
-        let rtnl = Rtnl::open_in(netns.as_fd())?;
-        Ok(Kernel { rtnl, netns: Some(netns.try_clone()?), foreign_nexthops: BTreeMap::new() })
+        let (rtnl, nft) = (Rtnl::open_in(netns.as_fd())?, Nft::open_in(netns.as_fd())?);
+        Ok(Kernel::over(rtnl, nft, Some(netns.try_clone()?)))
+    }
+
+    fn over(rtnl: Rtnl, nft: Nft, netns: Option<Netns>) -> Kernel {
+        Kernel { rtnl, nft, netns, foreign_nexthops: BTreeMap::new() }
     }
 
     /// Links, addresses and look-ups, for facts about the host.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, IfName};
 use plan::state::{
-    Addr, Fdb, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, State, TABLE_MAIN, Via,
+    Addr, Fdb, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, State, TABLE_MAIN, TableKey, Via,
 };
 use plan::{Key, ROUTE_PROTOCOL};
 
@@ -26,6 +26,7 @@ struct Interest {
     sysctls: BTreeSet<String>,
     route_tables: BTreeSet<u32>,
     rules: bool,
+    nft_tables: BTreeSet<TableKey>,
 }
 
 impl Interest {
@@ -33,6 +34,7 @@ impl Interest {
         let mut interest = Interest {
             devices: scope.devices.clone(),
             sysctls: scope.sysctls.clone(),
+            nft_tables: scope.tables.clone(),
             ..Interest::default()
         };
         if scope.adopt {
@@ -50,7 +52,10 @@ impl Interest {
                     interest.route_tables.insert(route.table);
                 }
                 Key::Rule(_) => interest.rules = true,
-                Key::Nft(_) | Key::Link(_) | Key::Nexthop(_) => {}
+                Key::Nft(table) => {
+                    interest.nft_tables.insert(table.clone());
+                }
+                Key::Link(_) | Key::Nexthop(_) => {}
             }
         }
         interest
@@ -98,6 +103,13 @@ impl Kernel {
             if (ours || wanted.get(&Key::Route(route.key())).is_some()) && seen.insert(route.key()) {
                 keep(Object::Route(route));
             }
+        }
+        for key in &interest.nft_tables {
+            let like = match wanted.get(&Key::Nft(key.clone())) {
+                Some(Object::Nft(table)) => Some(&**table),
+                _ => None,
+            };
+            self.nft.read(key, like)?.into_iter().for_each(|t| keep(Object::Nft(Box::new(t))));
         }
         if interest.rules {
             let rules = self.rtnl.rules()?;

@@ -44,6 +44,16 @@ pub fn netlink_socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd>
     Ok(fd)
 }
 
+/// The address (port) the kernel gave a netlink socket.
+pub fn netlink_port(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: sockaddr_nl is plain data for which all zeroes is valid.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: address and length live through the call, and the length is the size of the address.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length) })?;
+    Ok(address.nl_pid)
+}
+
 /// Sets an integer socket option.
 pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;

@@ -46,6 +46,7 @@ pub struct Socket {
     out: Vec<u8>,
     batch_messages: usize,
     send_buffer: usize,
+    port: u32,
 }
 
 /// What [`Socket::receive`] found.
@@ -112,6 +113,7 @@ impl Socket {
         for group in groups {
             set(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, *group as i32).map_err(failed)?;
         }
+        let port = sys::netlink_port(fd.as_fd()).map_err(failed)?;
         Ok(Socket {
             fd,
             sequence: 0,
@@ -119,7 +121,13 @@ impl Socket {
             out: Vec::new(),
             batch_messages: if forced { BATCH_MESSAGES } else { BATCH_MESSAGES_SMALL },
             send_buffer: BUFFER as usize,
+            port,
         })
+    }
+
+    /// The address the kernel knows this socket by.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// One request, acknowledged.

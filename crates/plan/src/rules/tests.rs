@@ -18,7 +18,6 @@ fn own() -> Subnets {
 /// The listing of flannel.md 7.4 with its placeholders filled in.
 const GOLDEN: &str = "table ip flannel-ipv4 {
 \tcomment \"rules for flannel-ipv4\"
-
 \tchain postrtg {
 \t\tcomment \"chain to manage traffic masquerading by flannel\"
 \t\ttype nat hook postrouting priority srcnat; policy accept;

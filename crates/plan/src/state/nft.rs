@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::IfName;
+use model::{IfName, Mac};
 
 /// Family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,6 +137,8 @@ pub enum Match {
     DestinationPort(u16),
     /// Destination address is one of the host (`fib daddr type local`).
     DestinationLocal,
+    /// Source hardware address; for tables of family bridge.
+    SourceMac(Mac),
 }
 
 /// What a rule does.
@@ -199,7 +201,7 @@ impl fmt::Display for NftTable {
             writeln!(f, "\tcomment \"{comment}\"")?;
         }
         for (n, chain) in self.chains.iter().enumerate() {
-            if n > 0 || self.comment.is_some() {
+            if n > 0 {
                 writeln!(f)?;
             }
             chain.fmt(f)?;
@@ -223,7 +225,7 @@ impl fmt::Display for Chain {
             let names = ["prerouting", "input", "forward", "output", "postrouting"];
             let at = names.get(hook.number as usize).copied().unwrap_or("?");
             let priority = match (hook.priority, hook.number) {
-                (-100, _) => "dstnat".to_owned(),
+                (-100, 0) => "dstnat".to_owned(),
                 (0, _) => "filter".to_owned(),
                 (100, 4) => "srcnat".to_owned(),
                 (other, _) => other.to_string(),
@@ -239,8 +241,21 @@ impl fmt::Display for Chain {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for m in &self.matches {
-            write!(f, "{m} ")?;
+        let mut matches = self.matches.iter().peekable();
+        while let Some(m) = matches.next() {
+            match (m, matches.peek()) {
+                // nft joins the protocol and the port of it.
+                (Match::Protocol(protocol @ (6 | 17 | 132)), Some(Match::DestinationPort(port))) => {
+                    let name = match protocol {
+                        6 => "tcp",
+                        17 => "udp",
+                        _ => "sctp",
+                    };
+                    write!(f, "{name} dport {port} ")?;
+                    matches.next();
+                }
+                _ => write!(f, "{m} ")?,
+            }
         }
         write!(f, "{}", self.statement)?;
         match &self.comment {
@@ -273,6 +288,7 @@ impl fmt::Display for Match {
             Match::Protocol(other) => write!(f, "meta l4proto {other}"),
             Match::DestinationPort(port) => write!(f, "th dport {port}"),
             Match::DestinationLocal => f.write_str("fib daddr type local"),
+            Match::SourceMac(mac) => write!(f, "ether saddr {mac}"),
         }
     }
 }

@@ -1,0 +1,341 @@
+//! nftables over netlink: whole tables written and recognised, and small changes of shared ones.
+//!
+//! Takes tables and rules of the plan; every change is one transaction, so that there is no moment without
+//! rules. Our own tables carry the flags OWNER and PERSIST where the kernel has them (≥ 6.9): no other
+//! process can change or flush them, and they outlive this process. A flag alone would not do: a table
+//! with OWNER only vanishes with its owner.
+
+mod batch;
+pub mod expr;
+pub mod lower;
+pub mod message;
+
+use std::os::fd::BorrowedFd;
+
+use plan::state::{NftTable, TableKey};
+
+use crate::netlink::{Message, Protocol, Socket};
+use crate::{Errno, Error};
+use batch::Change;
+pub use batch::{CommentIs, NftBatch};
+use message::{ChainInfo, OWNER, PERSIST, RuleInfo, TableInfo};
+
+/// How often a transaction is tried again after another program was faster.
+const ATTEMPTS: usize = 100;
+
+/// A socket to the nftables of one namespace. Owner of the tables it wrote as owned, as long as it lives.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+    /// The kernel refused the flags OWNER and PERSIST.
+    plain: bool,
+}
+
+/// One message of a transaction, and what it does in words.
+struct Operation {
+    message: Message,
+    action: String,
+}
+
+impl Operation {
+    fn new(message: Message, action: String) -> Operation {
+        Operation { message, action }
+    }
+}
+
+impl Nft {
+    /// Opens the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// No socket could be made; the kernel may lack nftables.
+    pub fn open() -> Result<Nft, Error> {
+        Ok(Nft { socket: Socket::open(Protocol::Netfilter)?, plain: false })
+    }
+
+    /// Opens another namespace.
+    ///
+    /// # Errors
+    /// As [`Nft::open`], or the namespace cannot be entered.
+    pub fn open_in(netns: BorrowedFd<'_>) -> Result<Nft, Error> {
+        Ok(Nft { socket: Socket::open_in(netns, Protocol::Netfilter)?, plain: false })
+    }
+
+    /// Brings a table to the wanted content, whatever is in it now, in one transaction. Others' rules in
+    /// it are lost: it is ours.
+    ///
+    /// # Errors
+    /// The kernel's refusal, with the part of the table it is about; `EPERM` if another process owns the
+    /// table.
+    pub fn replace(&mut self, table: &NftTable) -> Result<(), Errno> {
+        let flags = (table.owned && !self.plain).then_some(OWNER | PERSIST);
+        match self.transaction(None, replace(table, flags)) {
+            // Kernels before 6.9 do not know the flags.
+            Err(errno) if flags.is_some() && matches!(errno.code, libc::EOPNOTSUPP | libc::EINVAL) => {
+                self.transaction(None, replace(table, None))?;
+                self.plain = true;
+                Ok(())
+            }
+            Err(errno) if errno.code == libc::EPERM => Err(self.owned_by_other(&table.key, errno)),
+            other => other,
+        }
+    }
+
+    /// Deletes a table; false if it was not there.
+    ///
+    /// # Errors
+    /// As [`Nft::replace`].
+    pub fn delete_table(&mut self, key: &TableKey) -> Result<bool, Errno> {
+        let operation = Operation::new(message::delete_table(key), format!("delete table {key}"));
+        match self.transaction(None, vec![operation]) {
+            Ok(()) => Ok(true),
+            Err(errno) if errno.code == libc::ENOENT => Ok(false),
+            Err(errno) if errno.code == libc::EPERM => Err(self.owned_by_other(key, errno)),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn owned_by_other(&mut self, key: &TableKey, errno: Errno) -> Errno {
+        match self.table(key) {
+            Ok(Some(TableInfo { owner: Some(owner), .. })) => Errno {
+                text: Some(format!(
+                    "table {key} is owned by another process, netlink port {owner}; end that process first"
+                )),
+                ..errno
+            },
+            _ => errno,
+        }
+    }
+
+    /// Whether the kernel holds a table, and if it is like `wanted`. Anything else in it, an unexpected
+    /// rule or a missing owner, makes it `drifted`, as does having nothing to compare with.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn read(&mut self, key: &TableKey, wanted: Option<&NftTable>) -> Result<Option<NftTable>, Error> {
+        let failed = |errno| Error::Kernel { action: format!("read nftables table {key}"), errno };
+        let Some(info) = self.table(key).map_err(failed)? else { return Ok(None) };
+        if let Some(wanted) = wanted
+            && self.holds(wanted, &info).map_err(failed)?
+        {
+            return Ok(Some(NftTable { drifted: false, ..wanted.clone() }));
+        }
+        Ok(Some(NftTable {
+            key: key.clone(),
+            comment: info.comment,
+            owned: info.flags & OWNER != 0,
+            chains: Vec::new(),
+            drifted: true,
+        }))
+    }
+
+    fn holds(&mut self, wanted: &NftTable, info: &TableInfo) -> Result<bool, Errno> {
+        let key = &wanted.key;
+        let ours = self.plain || info.owner == Some(self.socket.port());
+        if !same_comment(&info.comment, &wanted.comment) || (wanted.owned && !ours) {
+            return Ok(false);
+        }
+        let chains = self.chains(key)?;
+        let same_chain = |(have, want): (&ChainInfo, &plan::state::Chain)| {
+            !have.odd
+                && have.name == want.name
+                && same_comment(&have.comment, &want.comment)
+                && have.hook == want.hook
+        };
+        if chains.len() != wanted.chains.len() || !chains.iter().zip(&wanted.chains).all(same_chain) {
+            return Ok(false);
+        }
+        let rules = self.rules(key, None)?;
+        let wanted_rules = wanted.chains.iter().flat_map(|c| c.rules.iter().map(|r| (&c.name, r)));
+        let same_rule = |(have, (chain, want)): (&RuleInfo, (&String, &plan::state::NftRule))| {
+            have.chain == *chain
+                && same_comment(&have.comment, &want.comment)
+                && have.expressions == lower::lower(key.family, want)
+        };
+        if rules.len() != wanted_rules.clone().count() || !rules.iter().zip(wanted_rules).all(same_rule) {
+            return Ok(false);
+        }
+        let sets = self.dump(&message::dump_sets(key), message::decode_set)?;
+        Ok(!sets.contains(&key.name))
+    }
+
+    /// A table, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn table(&mut self, key: &TableKey) -> Result<Option<TableInfo>, Errno> {
+        let mut found = None;
+        let each = &mut |reply: &crate::netlink::Reply<'_>| found = message::decode_table(reply);
+        match self.socket.query(&message::get_table(key), each) {
+            Ok(()) => Ok(found),
+            Err(errno) if errno.code == libc::ENOENT => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Chains of a table in order of creation; none if the table is not there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn chains(&mut self, key: &TableKey) -> Result<Vec<ChainInfo>, Errno> {
+        let mut chains = self.dump(&message::dump_chains(key), message::decode_chain)?;
+        chains.retain(|c| c.table == key.name);
+        Ok(chains)
+    }
+
+    /// Rules of a table or of one of its chains, in order; none if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn rules(&mut self, key: &TableKey, chain: Option<&str>) -> Result<Vec<RuleInfo>, Errno> {
+        let rules = self.dump(&message::dump_rules(key, chain), message::decode_rule)?;
+        let ours = |(table, rule): (String, RuleInfo)| {
+            (table == key.name && chain.is_none_or(|c| c == rule.chain)).then_some(rule)
+        };
+        Ok(rules.into_iter().filter_map(ours).collect())
+    }
+
+    fn dump<T>(
+        &mut self,
+        message: &Message,
+        decode: impl FnMut(&crate::netlink::Reply<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Errno> {
+        match self.socket.dump(message, decode) {
+            Err(errno) if errno.code == libc::ENOENT => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    fn generation(&mut self) -> Result<u32, Errno> {
+        let mut found = None;
+        self.socket.query(&message::get_generation(), &mut |r| found = message::decode_generation(r))?;
+        found.ok_or(Errno::new(libc::EPROTO))
+    }
+
+    /// Makes the changes of a batch. What it deletes is looked up first; if another program changes the
+    /// rule set in between, all of it is done again.
+    ///
+    /// # Errors
+    /// The kernel's refusal, with the change it is about; nothing was changed then.
+    pub fn commit(&mut self, batch: &NftBatch) -> Result<(), Error> {
+        let mut last = Errno::new(libc::ERESTART);
+        for _ in 0..ATTEMPTS {
+            match self.try_commit(batch) {
+                Ok(()) => return Ok(()),
+                // The rule set changed between reading and writing, or during a listing.
+                Err(errno) if matches!(errno.code, libc::ERESTART | libc::EINTR) => last = errno,
+                Err(errno) => return Err(Error::Kernel { action: "change nftables".to_owned(), errno }),
+            }
+        }
+        Err(Error::Kernel { action: "change nftables".to_owned(), errno: last })
+    }
+
+    fn try_commit(&mut self, batch: &NftBatch) -> Result<(), Errno> {
+        let generation = self.generation()?;
+        let mut operations = Vec::new();
+        for change in &batch.changes {
+            self.operations_of(change, &mut operations)?;
+        }
+        if operations.is_empty() {
+            return Ok(());
+        }
+        self.transaction(Some(generation), operations)
+    }
+
+    fn operations_of(&mut self, change: &Change, out: &mut Vec<Operation>) -> Result<(), Errno> {
+        match change {
+            Change::EnsureTable { table, comment } => out.push(Operation::new(
+                message::add_table(table, None, comment.as_deref()),
+                format!("add table {table}"),
+            )),
+            Change::EnsureChain { table, chain } => out.push(Operation::new(
+                message::add_chain(table, chain),
+                format!("add chain {table} {}", chain.name),
+            )),
+            Change::FlushChain { table, chain } => out.push(Operation::new(
+                message::delete_rule(table, chain, None),
+                format!("flush chain {table} {chain}"),
+            )),
+            Change::AddRule { table, chain, rule } => out.push(Operation::new(
+                message::add_rule(table, chain, rule, false),
+                format!("add rule {table} {chain} {rule}"),
+            )),
+            Change::DeleteRules { table, chain, comment } => {
+                let rules = self.rules(table, Some(chain))?;
+                for rule in rules.iter().filter(|r| comment.matches(r.comment.as_deref())) {
+                    out.push(Operation::new(
+                        message::delete_rule(table, chain, Some(rule.handle)),
+                        format!("delete rule {table} {chain} handle {}", rule.handle),
+                    ));
+                }
+            }
+            Change::DeleteChain { table, chain } => {
+                if self.chains(table)?.iter().any(|c| c.name == *chain) {
+                    for m in [message::delete_rule(table, chain, None), message::delete_chain(table, chain)] {
+                        out.push(Operation::new(m, format!("delete chain {table} {chain}")));
+                    }
+                }
+            }
+            Change::DeleteTable { table } => {
+                if self.table(table)?.is_some() {
+                    out.push(Operation::new(message::delete_table(table), format!("delete table {table}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All or nothing; the first error names its operation.
+    fn transaction(&mut self, generation: Option<u32>, operations: Vec<Operation>) -> Result<(), Errno> {
+        let count = operations.len();
+        let (messages, actions): (Vec<Message>, Vec<String>) =
+            operations.into_iter().map(|o| (o.message, o.action)).unzip();
+        let all: Vec<Message> = std::iter::once(message::begin(generation))
+            .chain(messages)
+            .chain(std::iter::once(message::end()))
+            .collect();
+        // Kernels before 6.10 never answer the frame, so the last operation is asked for the answer.
+        let results = self.socket.transaction(&all, count);
+        for (n, result) in results.into_iter().enumerate() {
+            let Err(errno) = result else { continue };
+            let action = n.checked_sub(1).and_then(|n| actions.get(n));
+            let text = match (action, errno.text) {
+                (Some(action), Some(text)) => Some(format!("{action}: {text}")),
+                (Some(action), None) => Some(action.clone()),
+                (None, text) => text,
+            };
+            return Err(Errno { text, ..errno });
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's comment may be cut.
+fn same_comment(have: &Option<String>, want: &Option<String>) -> bool {
+    have.as_deref() == want.as_deref().map(message::cut_comment)
+}
+
+/// Deleting what is there, if anything, and making it anew, in one transaction: whatever was changed in
+/// the table, by whatever means, is gone, and an orphan of ours is adopted.
+fn replace(table: &NftTable, flags: Option<u32>) -> Vec<Operation> {
+    let key = &table.key;
+    let mut all = vec![
+        Operation::new(message::add_table(key, None, None), format!("add table {key}")),
+        Operation::new(message::delete_table(key), format!("delete table {key}")),
+        Operation::new(message::add_table(key, flags, table.comment.as_deref()), format!("add table {key}")),
+    ];
+    for chain in &table.chains {
+        all.push(Operation::new(message::add_chain(key, chain), format!("add chain {key} {}", chain.name)));
+    }
+    for chain in &table.chains {
+        for rule in &chain.rules {
+            all.push(Operation::new(
+                message::add_rule(key, &chain.name, rule, false),
+                format!("add rule {key} {} {rule}", chain.name),
+            ));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! From meanings to instructions: a rule of the plan as the kernel's expressions.
+//!
+//! The forms are those of the `nft` program (seen with its netlink debug output), so that it lists our
+//! rules as the text a person would have written.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::{Family, IfName};
+use plan::state::{Match, NftFamily, NftRule, Statement, Verdict};
+
+use super::expr::{self, Expr, REG_1, REG_2};
+
+const LINK_HEADER: u32 = libc::NFT_PAYLOAD_LL_HEADER as u32;
+const NETWORK_HEADER: u32 = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+const TRANSPORT_HEADER: u32 = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
+const META_PROTOCOL: u32 = libc::NFT_META_PROTOCOL as u32;
+const META_MARK: u32 = libc::NFT_META_MARK as u32;
+const META_NFPROTO: u32 = libc::NFT_META_NFPROTO as u32;
+const META_L4PROTO: u32 = libc::NFT_META_L4PROTO as u32;
+const META_IIFNAME: u32 = libc::NFT_META_IIFNAME as u32;
+const META_OIFNAME: u32 = libc::NFT_META_OIFNAME as u32;
+
+/// `NFPROTO_…` of a table's family.
+pub fn family_number(family: NftFamily) -> u8 {
+    match family {
+        NftFamily::Inet => 1,
+        NftFamily::Ip => 2,
+        NftFamily::Bridge => 7,
+        NftFamily::Ip6 => 10,
+    }
+}
+
+fn protocol_number(family: Family) -> u8 {
+    family_number(if family == Family::V4 { NftFamily::Ip } else { NftFamily::Ip6 })
+}
+
+/// The expressions of a rule in a table of the given family.
+pub fn lower(family: NftFamily, rule: &NftRule) -> Vec<Expr> {
+    let mut out = Lowering { family, network: None, expressions: Vec::new() };
+    for m in &rule.matches {
+        out.matching(m);
+    }
+    out.statement(&rule.statement);
+    out.expressions
+}
+
+struct Lowering {
+    family: NftFamily,
+    /// What earlier matches made sure the network protocol is.
+    network: Option<Family>,
+    expressions: Vec<Expr>,
+}
+
+impl Lowering {
+    fn push(&mut self, expressions: impl IntoIterator<Item = Expr>) {
+        self.expressions.extend(expressions);
+    }
+
+    fn matching(&mut self, m: &Match) {
+        let equal = |value: &[u8]| Expr::Compare { not: false, value: value.to_vec() };
+        match m {
+            Match::Mark(value) => self.push([Expr::MetaLoad(META_MARK), equal(&value.to_ne_bytes())]),
+            Match::MarkMasked { value, mask } => self.push([
+                Expr::MetaLoad(META_MARK),
+                masked(&mask.to_ne_bytes()),
+                equal(&value.to_ne_bytes()),
+            ]),
+            Match::Source(net) => self.address(net, false, false),
+            Match::SourceNot(net) => self.address(net, false, true),
+            Match::Destination(net) => self.address(net, true, false),
+            Match::DestinationNot(net) => self.address(net, true, true),
+            Match::InputDevice(dev) => self.device(META_IIFNAME, *dev, false),
+            Match::OutputDevice(dev) => self.device(META_OIFNAME, *dev, false),
+            Match::OutputDeviceNot(dev) => self.device(META_OIFNAME, *dev, true),
+            Match::Protocol(number) => self.push([Expr::MetaLoad(META_L4PROTO), equal(&[*number])]),
+            Match::DestinationPort(port) => self.push([
+                Expr::Payload { base: TRANSPORT_HEADER, offset: 2, length: 2 },
+                equal(&port.to_be_bytes()),
+            ]),
+            Match::DestinationLocal => self.push([
+                Expr::Fib { result: expr::FIB_ADDRESS_TYPE, flags: expr::FIB_DESTINATION },
+                equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+            ]),
+            Match::SourceMac(mac) => {
+                self.push([Expr::Payload { base: LINK_HEADER, offset: 6, length: 6 }, equal(&mac.0)])
+            }
+        }
+    }
+
+    fn device(&mut self, key: u32, dev: IfName, not: bool) {
+        let mut name = [0; 16];
+        name[..dev.as_str().len()].copy_from_slice(dev.as_str().as_bytes());
+        self.push([Expr::MetaLoad(key), Expr::Compare { not, value: name.to_vec() }]);
+    }
+
+    /// RFC 791 3.1 and RFC 8200 3: addresses are at bytes 12 and 16, or 8 and 24.
+    fn address(&mut self, net: &IpNet, destination: bool, not: bool) {
+        let family = Family::of_net(*net);
+        self.network_is(family);
+        let offset = match (family, destination) {
+            (Family::V4, false) => 12,
+            (Family::V4, true) => 16,
+            (Family::V6, false) => 8,
+            (Family::V6, true) => 24,
+        };
+        let (network, mask) = (octets(net.network()), octets(net.netmask()));
+        let prefix = usize::from(net.prefix_len());
+        // Whole bytes are compared as they are, others under a mask.
+        let whole = prefix > 0 && prefix.is_multiple_of(8);
+        let length = if whole { prefix / 8 } else { network.len() };
+        self.push([Expr::Payload { base: NETWORK_HEADER, offset, length: length as u32 }]);
+        if !whole {
+            self.push([masked(&mask)]);
+        }
+        self.push([Expr::Compare { not, value: network[..length].to_vec() }]);
+    }
+
+    /// In tables of more than one network protocol an address is meaningless without it.
+    fn network_is(&mut self, family: Family) {
+        if self.network.replace(family) == Some(family) {
+            return;
+        }
+        let (key, value) = match self.family {
+            NftFamily::Inet => (META_NFPROTO, vec![protocol_number(family)]),
+            NftFamily::Bridge => {
+                let ethertype = if family == Family::V4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+                (META_PROTOCOL, (ethertype as u16).to_be_bytes().to_vec())
+            }
+            NftFamily::Ip | NftFamily::Ip6 => return,
+        };
+        self.push([Expr::MetaLoad(key), Expr::Compare { not: false, value }]);
+    }
+
+    fn statement(&mut self, statement: &Statement) {
+        match statement {
+            Statement::Verdict(verdict) => {
+                let (code, chain) = match verdict {
+                    Verdict::Drop => (libc::NF_DROP, None),
+                    Verdict::Accept => (libc::NF_ACCEPT, None),
+                    Verdict::Jump(chain) => (libc::NFT_JUMP, Some(chain.clone())),
+                    Verdict::Goto(chain) => (libc::NFT_GOTO, Some(chain.clone())),
+                    Verdict::Return => (libc::NFT_RETURN, None),
+                };
+                self.push([Expr::Verdict { code, chain }]);
+            }
+            Statement::Masquerade { fully_random } => {
+                let flags = if *fully_random { expr::NAT_FULLY_RANDOM } else { 0 };
+                self.push([Expr::Masquerade(flags)]);
+            }
+            Statement::Dnat { to, port } => {
+                let family = u32::from(protocol_number(Family::of(*to)));
+                self.push([
+                    Expr::Immediate { register: REG_1, value: octets(*to) },
+                    Expr::Immediate { register: REG_2, value: port.to_be_bytes().to_vec() },
+                    Expr::Dnat { family, port: true },
+                ]);
+            }
+            Statement::OrMark(bits) => self.push([
+                Expr::MetaLoad(META_MARK),
+                Expr::Bitwise { mask: (!bits).to_ne_bytes().to_vec(), xor: bits.to_ne_bytes().to_vec() },
+                Expr::MetaStore(META_MARK),
+            ]),
+        }
+    }
+}
+
+fn masked(mask: &[u8]) -> Expr {
+    Expr::Bitwise { mask: mask.to_vec(), xor: vec![0; mask.len()] }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}

@@ -1,0 +1,342 @@
+//! nftables objects as netlink messages: tables, chains, rules, and the frame of a transaction.
+
+use plan::state::{Chain, ChainType, Hook, NftFamily, NftRule, TableKey};
+
+use super::expr::Expr;
+use super::lower::{family_number, lower};
+use crate::netlink::{Attr, Message, Reply};
+
+/// Length of `struct nfgenmsg`.
+const HEADER: usize = 4;
+/// `NFT_TABLE_F_OWNER` and `NFT_TABLE_F_PERSIST`
+pub const OWNER: u32 = 2;
+/// The table outlives its owner.
+pub const PERSIST: u32 = 4;
+
+// NFTA_TABLE_…
+const TABLE_NAME: u16 = 1;
+const TABLE_FLAGS: u16 = 2;
+const TABLE_USERDATA: u16 = 6;
+const TABLE_OWNER: u16 = 7;
+// NFTA_CHAIN_…
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+const CHAIN_USERDATA: u16 = 12;
+// NFTA_HOOK_…
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+// NFTA_RULE_…
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+// NFTA_SET_TABLE, NFTA_GEN_ID
+const SET_TABLE: u16 = 1;
+const GEN_ID: u16 = 1;
+
+fn kind(message: i32) -> u16 {
+    ((libc::NFNL_SUBSYS_NFTABLES << 8) | message) as u16
+}
+
+fn start(message: i32, flags: i32, family: u8) -> Message {
+    let mut m = Message::new(kind(message), flags);
+    m.bytes(&[family, 0, 0, 0]);
+    m
+}
+
+fn about(message: i32, flags: i32, key: &TableKey) -> Message {
+    let mut m = start(message, flags, family_number(key.family));
+    // NFTA_…_TABLE and NFTA_TABLE_NAME are all 1.
+    m.attr_text(TABLE_NAME, &key.name);
+    m
+}
+
+/// Begins a transaction that is refused if the rule set is no longer of `generation`.
+pub fn begin(generation: Option<u32>) -> Message {
+    let mut m = frame(libc::NFNL_MSG_BATCH_BEGIN);
+    if let Some(generation) = generation {
+        m.attr_be32(libc::NFNL_BATCH_GENID as u16, generation);
+    }
+    m
+}
+
+/// Ends a transaction.
+pub fn end() -> Message {
+    frame(libc::NFNL_MSG_BATCH_END)
+}
+
+fn frame(kind: i32) -> Message {
+    let mut m = Message::new(kind as u16, 0);
+    let [a, b] = (libc::NFNL_SUBSYS_NFTABLES as u16).to_be_bytes();
+    m.bytes(&[0, 0, a, b]);
+    m
+}
+
+/// The part of a comment that is kept: at most 127 bytes (`NFTNL_UDATA_RULE_COMMENT` of `nft`).
+pub fn cut_comment(text: &str) -> &str {
+    let mut end = text.len().min(127);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A comment as `nft` stores it: type 0, length, text with NUL.
+fn comment(text: &str) -> Vec<u8> {
+    let text = cut_comment(text);
+    let mut bytes = vec![0, text.len() as u8 + 1];
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.push(0);
+    bytes
+}
+
+fn decode_comment(userdata: Option<Attr<'_>>) -> Option<String> {
+    let mut rest = userdata?.data;
+    while let [kind, length, tail @ ..] = rest {
+        let (value, next) = tail.split_at_checked(usize::from(*length))?;
+        if *kind == 0 {
+            return Attr { kind: 0, data: value }.text().map(str::to_owned);
+        }
+        rest = next;
+    }
+    None
+}
+
+/// Adds a table, or changes its flags.
+pub fn add_table(key: &TableKey, flags: Option<u32>, text: Option<&str>) -> Message {
+    let mut m = about(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, key);
+    if let Some(flags) = flags {
+        m.attr_be32(TABLE_FLAGS, flags);
+    }
+    if let Some(text) = text {
+        m.attr(TABLE_USERDATA, &comment(text));
+    }
+    m
+}
+
+/// Deletes a table with all in it.
+pub fn delete_table(key: &TableKey) -> Message {
+    about(libc::NFT_MSG_DELTABLE, 0, key)
+}
+
+/// Adds a chain without its rules.
+pub fn add_chain(key: &TableKey, chain: &Chain) -> Message {
+    let mut m = about(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, key);
+    m.attr_text(CHAIN_NAME, &chain.name);
+    if let Some(hook) = chain.hook {
+        m.nest(CHAIN_HOOK, |m| {
+            m.attr_be32(HOOK_NUMBER, hook.number).attr_be32(HOOK_PRIORITY, hook.priority as u32);
+        });
+        m.attr_be32(CHAIN_POLICY, libc::NF_ACCEPT as u32);
+        m.attr_text(CHAIN_TYPE, type_name(hook.kind));
+    }
+    if let Some(text) = &chain.comment {
+        m.attr(CHAIN_USERDATA, &comment(text));
+    }
+    m
+}
+
+fn type_name(kind: ChainType) -> &'static str {
+    match kind {
+        ChainType::Filter => "filter",
+        ChainType::Nat => "nat",
+        ChainType::Route => "route",
+    }
+}
+
+/// Deletes an empty chain.
+pub fn delete_chain(key: &TableKey, chain: &str) -> Message {
+    let mut m = about(libc::NFT_MSG_DELCHAIN, 0, key);
+    m.attr_text(CHAIN_NAME, chain);
+    m
+}
+
+/// Deletes one rule by its handle, or all rules of a chain.
+pub fn delete_rule(key: &TableKey, chain: &str, handle: Option<u64>) -> Message {
+    let mut m = about(libc::NFT_MSG_DELRULE, 0, key);
+    m.attr_text(RULE_CHAIN, chain);
+    if let Some(handle) = handle {
+        m.attr_be64(RULE_HANDLE, handle);
+    }
+    m
+}
+
+/// Adds a rule at the end of a chain, or with `first` before all others.
+pub fn add_rule(key: &TableKey, chain: &str, rule: &NftRule, first: bool) -> Message {
+    let flags = libc::NLM_F_CREATE | if first { 0 } else { libc::NLM_F_APPEND };
+    let mut m = about(libc::NFT_MSG_NEWRULE, flags, key);
+    m.attr_text(RULE_CHAIN, chain);
+    m.nest(RULE_EXPRESSIONS, |m| {
+        for expr in lower(key.family, rule) {
+            expr.encode(m);
+        }
+    });
+    if let Some(text) = &rule.comment {
+        m.attr(RULE_USERDATA, &comment(text));
+    }
+    m
+}
+
+/// Asks for the generation of the rule set.
+pub fn get_generation() -> Message {
+    start(libc::NFT_MSG_GETGEN, 0, 0)
+}
+
+/// The generation in a reply.
+pub fn decode_generation(reply: &Reply<'_>) -> Option<u32> {
+    if reply.kind != kind(libc::NFT_MSG_NEWGEN) {
+        return None;
+    }
+    reply.attrs(HEADER).find(GEN_ID)?.be32()
+}
+
+/// Asks for one table.
+pub fn get_table(key: &TableKey) -> Message {
+    about(libc::NFT_MSG_GETTABLE, 0, key)
+}
+
+/// Asks for all tables of a family.
+pub fn dump_tables(family: NftFamily) -> Message {
+    start(libc::NFT_MSG_GETTABLE, 0, family_number(family))
+}
+
+/// Asks for all chains of a table's family.
+pub fn dump_chains(key: &TableKey) -> Message {
+    start(libc::NFT_MSG_GETCHAIN, 0, family_number(key.family))
+}
+
+/// Asks for the rules of a table or of one chain.
+pub fn dump_rules(key: &TableKey, chain: Option<&str>) -> Message {
+    let mut m = about(libc::NFT_MSG_GETRULE, 0, key);
+    if let Some(chain) = chain {
+        m.attr_text(RULE_CHAIN, chain);
+    }
+    m
+}
+
+/// Asks for the sets of a table.
+pub fn dump_sets(key: &TableKey) -> Message {
+    about(libc::NFT_MSG_GETSET, 0, key)
+}
+
+/// A table as reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableInfo {
+    /// Name.
+    pub name: String,
+    /// `NFT_TABLE_F_…`
+    pub flags: u32,
+    /// Netlink port of the owner.
+    pub owner: Option<u32>,
+    /// Comment.
+    pub comment: Option<String>,
+}
+
+/// A table in a reply.
+pub fn decode_table(reply: &Reply<'_>) -> Option<TableInfo> {
+    if reply.kind != kind(libc::NFT_MSG_NEWTABLE) && reply.kind != kind(libc::NFT_MSG_DELTABLE) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    Some(TableInfo {
+        name: attrs.find(TABLE_NAME)?.text()?.to_owned(),
+        flags: attrs.find(TABLE_FLAGS).as_ref().and_then(Attr::be32).unwrap_or(0),
+        owner: attrs.find(TABLE_OWNER).as_ref().and_then(Attr::be32),
+        comment: decode_comment(attrs.find(TABLE_USERDATA)),
+    })
+}
+
+/// A chain as reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainInfo {
+    /// Table it is in.
+    pub table: String,
+    /// Name.
+    pub name: String,
+    /// Comment.
+    pub comment: Option<String>,
+    /// Where it hangs; `None` also for hooks we have no words for, which then are `odd`.
+    pub hook: Option<Hook>,
+    /// A type, policy or device we never set.
+    pub odd: bool,
+}
+
+/// A chain in a reply.
+pub fn decode_chain(reply: &Reply<'_>) -> Option<ChainInfo> {
+    if reply.kind != kind(libc::NFT_MSG_NEWCHAIN) && reply.kind != kind(libc::NFT_MSG_DELCHAIN) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let kind = [ChainType::Filter, ChainType::Nat, ChainType::Route]
+        .into_iter()
+        .find(|k| attrs.find(CHAIN_TYPE).and_then(|a| a.text()) == Some(type_name(*k)));
+    let hooked = attrs.find(CHAIN_HOOK);
+    let hook = hooked.as_ref().zip(kind).and_then(|(hook, kind)| {
+        let hook = hook.nested();
+        Some(Hook {
+            kind,
+            number: hook.find(HOOK_NUMBER)?.be32()?,
+            priority: hook.find(HOOK_PRIORITY)?.be32()? as i32,
+        })
+    });
+    let policy = attrs.find(CHAIN_POLICY).as_ref().and_then(Attr::be32);
+    Some(ChainInfo {
+        table: attrs.find(CHAIN_TABLE)?.text()?.to_owned(),
+        name: attrs.find(CHAIN_NAME)?.text()?.to_owned(),
+        comment: decode_comment(attrs.find(CHAIN_USERDATA)),
+        odd: hooked.is_some() != hook.is_some() || policy.is_some_and(|p| p != libc::NF_ACCEPT as u32),
+        hook,
+    })
+}
+
+/// A rule as reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleInfo {
+    /// Chain it is in.
+    pub chain: String,
+    /// Its number in the table.
+    pub handle: u64,
+    /// Comment.
+    pub comment: Option<String>,
+    /// What it does.
+    pub expressions: Vec<Expr>,
+}
+
+/// Name of the table and the rule in a reply.
+pub fn decode_rule(reply: &Reply<'_>) -> Option<(String, RuleInfo)> {
+    if reply.kind != kind(libc::NFT_MSG_NEWRULE) && reply.kind != kind(libc::NFT_MSG_DELRULE) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let expressions = attrs.find(RULE_EXPRESSIONS).map_or_else(Vec::new, |a| Expr::decode_list(a.nested()));
+    let rule = RuleInfo {
+        chain: attrs.find(RULE_CHAIN)?.text()?.to_owned(),
+        handle: attrs.find(RULE_HANDLE)?.be64()?,
+        comment: decode_comment(attrs.find(RULE_USERDATA)),
+        expressions,
+    };
+    Some((attrs.find(RULE_TABLE)?.text()?.to_owned(), rule))
+}
+
+/// Name of the table a set in a reply is in.
+pub fn decode_set(reply: &Reply<'_>) -> Option<String> {
+    let set = reply.kind == kind(libc::NFT_MSG_NEWSET);
+    set.then(|| reply.attrs(HEADER).find(SET_TABLE)?.text().map(str::to_owned)).flatten()
+}
+
+/// Family and table name of any nftables notification.
+pub fn decode_notification(reply: &Reply<'_>) -> Option<TableKey> {
+    if reply.kind >> 8 != libc::NFNL_SUBSYS_NFTABLES as u16 || reply.kind == kind(libc::NFT_MSG_NEWGEN) {
+        return None;
+    }
+    let [family] = reply.field(0)?;
+    let family = [NftFamily::Ip, NftFamily::Ip6, NftFamily::Inet, NftFamily::Bridge]
+        .into_iter()
+        .find(|f| family_number(*f) == family)?;
+    let name = reply.attrs(HEADER).find(TABLE_NAME)?.text()?.to_owned();
+    Some(TableKey { family, name })
+}
