@@ -6,6 +6,7 @@
 mod apply;
 pub mod error;
 pub mod link;
+pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
@@ -19,6 +20,7 @@ use std::os::fd::AsFd;
 
 pub use apply::StepError;
 pub use error::{Errno, Error, NetnsError};
+pub use monitor::{Closer, Event, Monitor};
 pub use netns::Netns;
 pub use nft::{Nft, NftBatch};
 pub use rtnl::Rtnl;

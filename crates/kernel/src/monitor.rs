@@ -1,0 +1,225 @@
+//! What changed in the kernel, as it tells it: one event names one object or device.
+//!
+//! Takes multicast notifications of rtnetlink and nftables on two sockets of its own; gives events to one
+//! thread that blocks in [`Monitor::next`]. Events are hints: they say where to look, not what is there,
+//! and [`Event::Overrun`] says to look everywhere. Our own changes are reported as well.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use model::{Family, IfName};
+use plan::state::{Route, RouteKey, TableKey};
+
+use crate::link;
+use crate::netlink::{MULTICAST_BUFFER, Protocol, Received, Reply, Socket};
+use crate::nft::message;
+use crate::rtnl::{Rtnl, addr, neigh, nexthop, route, rule};
+use crate::{Errno, Error, Netns, sys};
+
+/// Datagrams taken in one go before events are handed out.
+const GULP: usize = 256;
+
+/// Something changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A device came, changed or went: name and index. A renamed one is told by both names.
+    Link(IfName, u32),
+    /// An address of a device.
+    Addr(IfName),
+    /// A neighbour of a device.
+    Neigh(IfName),
+    /// A forwarding entry of a device.
+    Fdb(IfName),
+    /// A route, and its protocol number. The kernel does not tell of IPv4 routes that go with a device
+    /// (down or deleted): the device's own event must do.
+    Route(RouteKey, u8),
+    /// A nexthop object.
+    Nexthop(u32),
+    /// A policy rule.
+    Rule(Family),
+    /// Anything in an nftables table, or the table itself.
+    Nft(TableKey),
+    /// Events were lost: everything may have changed.
+    Overrun,
+}
+
+/// Receiver of events.
+#[derive(Debug)]
+pub struct Monitor {
+    route: Socket,
+    nft: Socket,
+    /// For names of devices that changed before we listened.
+    rtnl: Rtnl,
+    names: HashMap<u32, IfName>,
+    queue: VecDeque<Event>,
+    stop: OwnedFd,
+}
+
+/// Ends the thread that waits for events.
+#[derive(Debug)]
+pub struct Closer {
+    stop: File,
+}
+
+impl Closer {
+    /// Makes [`Monitor::next`] return `None`, now and ever after.
+    pub fn close(&self) {
+        // Fails only when the counter is full, and then it has been closed before.
+        let _ = (&self.stop).write_all(&1u64.to_ne_bytes());
+    }
+}
+
+impl Monitor {
+    /// Listens in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// A socket could not be made.
+    pub fn open() -> Result<Monitor, Error> {
+        Monitor::with_buffer(MULTICAST_BUFFER)
+    }
+
+    /// Listens in another namespace.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`], or the namespace cannot be entered.
+    pub fn open_in(netns: &Netns) -> Result<Monitor, Error> {
+        netns.run(Monitor::open)?
+    }
+
+    /// As [`Monitor::open`] with receive buffers of a given size in bytes.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`].
+    pub fn with_buffer(bytes: i32) -> Result<Monitor, Error> {
+        let groups = [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_ROUTE,
+            libc::RTNLGRP_IPV4_RULE,
+            libc::RTNLGRP_IPV6_RULE,
+        ];
+        // Kernels before 5.3 have no nexthops to tell of.
+        let all: Vec<u32> = groups.iter().copied().chain([libc::RTNLGRP_NEXTHOP]).collect();
+        let route = Socket::with_groups(Protocol::Route, &all, bytes)
+            .or_else(|_| Socket::with_groups(Protocol::Route, &groups, bytes))?;
+        let nft = Socket::with_groups(Protocol::Netfilter, &[libc::NFNLGRP_NFTABLES as u32], bytes)?;
+        let stop =
+            sys::eventfd().map_err(|source| Error::Socket { action: "make an event counter", source })?;
+        // Listening first, so that no device can slip through between.
+        let mut rtnl = Rtnl::open()?;
+        let names = rtnl.links()?.into_iter().map(|l| (l.index, l.link.name)).collect();
+        Ok(Monitor { route, nft, rtnl, names, queue: VecDeque::new(), stop })
+    }
+
+    /// A handle by which another thread ends the waiting.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn closer(&self) -> Result<Closer, Error> {
+        let stop = self
+            .stop
+            .try_clone()
+            .map_err(|source| Error::Socket { action: "copy an event counter", source })?;
+        Ok(Closer { stop: File::from(stop) })
+    }
+
+    /// The next event; waits for it. `None` after [`Closer::close`].
+    ///
+    /// # Errors
+    /// A socket is broken.
+    #[expect(clippy::should_implement_trait, reason = "an iterator of results would be awkward to end")]
+    pub fn next(&mut self) -> Result<Option<Event>, Error> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(Some(event));
+            }
+            let ready = match self.route.wait(&self.nft, self.stop.as_fd(), None) {
+                Ok(ready) => ready,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(Error::Socket { action: "wait for kernel events", source }),
+            };
+            if ready[2] {
+                return Ok(None);
+            }
+            self.take(ready).map_err(Error::kernel("receive kernel events"))?;
+        }
+    }
+
+    /// Empties the sockets into the queue. Repeats of the same event in a row are one.
+    fn take(&mut self, ready: [bool; 3]) -> Result<(), Errno> {
+        let Monitor { route, nft, rtnl, names, queue, .. } = self;
+        let mut push = |event: Event| {
+            if queue.back() != Some(&event) {
+                queue.push_back(event);
+            }
+        };
+        if ready[0] {
+            drain(route, &mut push, |reply, push| route_event(reply, rtnl, names, push))?;
+        }
+        if ready[1] {
+            drain(nft, &mut push, |reply, push| {
+                message::decode_notification(reply).map(Event::Nft).into_iter().for_each(push);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn drain(
+    socket: &mut Socket,
+    push: &mut dyn FnMut(Event),
+    mut decode: impl FnMut(&Reply<'_>, &mut dyn FnMut(Event)),
+) -> Result<(), Errno> {
+    for _ in 0..GULP {
+        match socket.receive(false)? {
+            Received::Data(data) => Reply::split(data).for_each(|reply| decode(&reply, push)),
+            Received::Overrun => push(Event::Overrun),
+            Received::Nothing => break,
+        }
+    }
+    Ok(())
+}
+
+fn route_event(
+    reply: &Reply<'_>,
+    rtnl: &mut Rtnl,
+    names: &mut HashMap<u32, IfName>,
+    push: &mut dyn FnMut(Event),
+) {
+    if let Some(link) = link::decode(reply) {
+        let (name, index) = (link.link.name, link.index);
+        let before =
+            if reply.kind == libc::RTM_DELLINK { names.remove(&index) } else { names.insert(index, name) };
+        before.filter(|n| *n != name).into_iter().for_each(|old| push(Event::Link(old, index)));
+        push(Event::Link(name, index));
+        return;
+    }
+    // A device we cannot name is gone again, and said so by itself.
+    let mut name = |index: u32| {
+        names.get(&index).copied().or_else(|| {
+            let name = rtnl.link_by_index(index).ok()??.link.name;
+            names.insert(index, name);
+            Some(name)
+        })
+    };
+    let event = if let Some(a) = addr::decode(reply) {
+        name(a.index).map(Event::Addr)
+    } else if let Some(n) = neigh::decode(reply) {
+        name(n.index).map(Event::Neigh)
+    } else if let Some(f) = neigh::decode_fdb(reply) {
+        name(f.index).map(Event::Fdb)
+    } else if let Some(r) = route::decode(reply) {
+        let priority = r.priority.unwrap_or(Route::default_priority(Family::of_net(r.dst)));
+        Some(Event::Route(RouteKey { table: r.table, dst: r.dst, priority }, r.protocol))
+    } else if let Some(n) = nexthop::decode(reply) {
+        Some(Event::Nexthop(n.id))
+    } else {
+        rule::decode(reply).map(|r| Event::Rule(r.rule.family))
+    };
+    event.into_iter().for_each(push);
+}

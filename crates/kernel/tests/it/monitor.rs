@@ -1,0 +1,86 @@
+//! Every kind of change is told, and lost events are admitted.
+
+use std::collections::HashSet;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kernel::{Event, Monitor};
+use model::{Family, IfName};
+use plan::state::{NftFamily, RouteKey, TABLE_MAIN, TableKey};
+
+use super::{fresh, run_in};
+
+/// What must not take longer fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn every_kind_of_change_is_an_event() {
+    let netns = fresh();
+    for command in ["ip link set lo up", "ip link add eth0 type veth peer name wire", "ip link set eth0 up"] {
+        run_in(&netns, command);
+    }
+    let mut monitor = Monitor::open_in(&netns).unwrap();
+    let closer = monitor.closer().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        while let Some(event) = monitor.next().unwrap() {
+            sender.send(event).unwrap();
+        }
+    });
+    let eth0 = IfName::fixed("eth0");
+    let vx = IfName::fixed("vx");
+    let key = |dst: &str, priority| RouteKey { table: TABLE_MAIN, dst: dst.parse().unwrap(), priority };
+    let table = TableKey { family: NftFamily::Inet, name: "t".to_owned() };
+    for (command, want) in [
+        ("ip link set wire up", Event::Link(IfName::fixed("wire"), 2)),
+        ("ip addr add 192.0.2.1/24 dev eth0", Event::Addr(eth0)),
+        ("ip addr add 2001:db8::1/64 dev eth0 nodad", Event::Addr(eth0)),
+        ("ip route add 10.1.0.0/24 via 192.0.2.2 proto 76", Event::Route(key("10.1.0.0/24", 0), 76)),
+        ("ip route del 10.1.0.0/24", Event::Route(key("10.1.0.0/24", 0), 76)),
+        ("ip route add fd00:1::/64 via 2001:db8::2", Event::Route(key("fd00:1::/64", 1024), 3)),
+        ("ip nexthop add id 7 via 192.0.2.2 dev eth0", Event::Nexthop(7)),
+        ("ip rule add pref 9 lookup 9", Event::Rule(Family::V4)),
+        ("ip -6 rule add pref 9 lookup 9", Event::Rule(Family::V6)),
+        ("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent", Event::Neigh(eth0)),
+        ("ip link add vx type vxlan id 5 dstport 8472 dev eth0", Event::Link(vx, 4)),
+        ("bridge fdb add 02:00:00:00:00:08 dev vx dst 192.0.2.8 self permanent", Event::Fdb(vx)),
+        ("nft add table inet t", Event::Nft(table.clone())),
+        ("nft add chain inet t c", Event::Nft(table.clone())),
+        ("nft delete table inet t", Event::Nft(table)),
+        ("ip link set vx name vx2", Event::Link(vx, 4)),
+        ("ip link del vx2", Event::Link(IfName::fixed("vx2"), 4)),
+    ] {
+        run_in(&netns, command);
+        let mut seen = HashSet::new();
+        while !seen.contains(&want) {
+            let event = receiver.recv_timeout(PATIENCE);
+            seen.insert(event.unwrap_or_else(|_| panic!("{command}: no {want:?} among {seen:?}")));
+        }
+    }
+    closer.close();
+    thread.join().unwrap();
+}
+
+#[test]
+fn lost_events_are_told() {
+    let netns = fresh();
+    run_in(&netns, "ip link set lo up");
+    let mut monitor = netns.run(|| Monitor::with_buffer(4096)).unwrap().unwrap();
+    // Nobody listens meanwhile.
+    for n in 0..200 {
+        run_in(&netns, &format!("ip route add 10.9.{n}.0/24 dev lo"));
+    }
+    let closer = monitor.closer().unwrap();
+    let mut events = Vec::new();
+    while events.last() != Some(&Event::Overrun) {
+        events.push(monitor.next().unwrap().unwrap());
+        assert!(events.len() < 200, "all arrived");
+    }
+    // It goes on afterwards.
+    run_in(&netns, "ip rule add pref 9 lookup 9");
+    while events.last() != Some(&Event::Rule(Family::V4)) {
+        events.push(monitor.next().unwrap().unwrap());
+    }
+    closer.close();
+    assert_eq!(monitor.next().unwrap(), None);
+}
