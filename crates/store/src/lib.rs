@@ -1,7 +1,12 @@
 //! Where leases live. A store gives the network configuration and snapshots of all leases, and accepts
 //! ours. It knows nothing of the kernel.
 
+mod backoff;
+mod choose;
+pub mod embedded;
+mod entry;
 pub mod etcd;
+mod mirror;
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -27,6 +32,17 @@ pub struct Held {
     pub expires: Option<SystemTime>,
     /// The store's own proof of possession (etcd: modification revision; SQLite: row version).
     pub token: i64,
+}
+
+/// One key under `subnets/`, for people and programs that look into a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The last part of the key, such as `10.5.52.0-24`.
+    pub key: String,
+    /// What it holds, or why it cannot be read.
+    pub lease: Result<Lease, String>,
+    /// Whether it never runs out.
+    pub reserved: bool,
 }
 
 /// What the watch has learnt so far. One slot: a slow reader sees only the newest.

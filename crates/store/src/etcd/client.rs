@@ -18,7 +18,9 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::endpoint::Endpoint;
-use super::proto::{AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse};
+use super::proto::{
+    AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+};
 use super::tls::TlsFiles;
 use super::wire::{self, Conn};
 use crate::StoreError;
@@ -34,7 +36,7 @@ pub(super) enum Fault {
     /// Password, certificate or permission.
     Denied(String),
     /// A member answered with an error of its own.
-    Refused { endpoint: String, code: Code, message: String },
+    Refused { endpoint: String, message: String },
 }
 
 impl From<Fault> for StoreError {
@@ -129,7 +131,9 @@ impl Client {
             let _ = keep.try_send(WatchRequest { create: Some(create.clone()) });
             let mut request = authorised(conn, ReceiverStream::new(requests));
             // A member cut off from its cluster must say so instead of staying quiet.
-            request.metadata_mut().insert("hasleader", tonic::metadata::AsciiMetadataValue::from_static("true"));
+            request
+                .metadata_mut()
+                .insert("hasleader", tonic::metadata::AsciiMetadataValue::from_static("true"));
             let mut grpc = conn.grpc();
             let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
             let opened = timeout(REQUEST_LIMIT, async {
@@ -144,10 +148,7 @@ impl Client {
 
     /// Runs `job` on the current connection, and on a failed one moves to the next member, each at most
     /// once and the first one twice: its connection may just have been an old one.
-    async fn on_some_member<T>(
-        &self,
-        job: impl AsyncFn(&Arc<Conn>) -> Outcome<T>,
-    ) -> Result<T, Fault> {
+    async fn on_some_member<T>(&self, job: impl AsyncFn(&Arc<Conn>) -> Outcome<T>) -> Result<T, Fault> {
         let mut causes = BTreeMap::new();
         let mut renewed = false;
         let mut tries = self.endpoints.len() + 1;
@@ -183,7 +184,8 @@ impl Client {
         }
         let mut text = "reach etcd".to_owned();
         for (n, (at, cause)) in causes.iter().enumerate() {
-            let _ = write!(text, "{} {}: {cause}", if n == 0 { " at" } else { "; at" }, self.endpoints[*at].text);
+            let _ =
+                write!(text, "{} {}: {cause}", if n == 0 { " at" } else { "; at" }, self.endpoints[*at].text);
         }
         Err(Fault::Unreachable(text))
     }
@@ -199,7 +201,10 @@ impl Client {
         state.conn = None;
         let opened = timeout(CONNECT_LIMIT, wire::connect(&self.endpoints[at], &self.tls)).await;
         let opened = opened.unwrap_or_else(|_| {
-            Err(format!("no answer within {} s: is the host up, and does a firewall let us through?", CONNECT_LIMIT.as_secs()))
+            Err(format!(
+                "no answer within {} s: is the host up, and does a firewall let us through?",
+                CONNECT_LIMIT.as_secs()
+            ))
         });
         let result = match opened {
             Ok(conn) => self.authenticate(&conn).await.map(|()| Arc::new(conn)),
@@ -241,11 +246,17 @@ impl Client {
                 conn.set_token(Some(token));
                 Ok(())
             }
-            Outcome::Failed(Fault::Refused { message, .. }) if message.contains("authentication is not enabled") => Ok(()),
-            Outcome::Failed(Fault::Refused { message, .. }) | Outcome::Stale(message) => Err(Fault::Denied(format!(
-                "log in to etcd at {} as {:?}: {message}; check etcd-username and etcd-password",
-                conn.endpoint, user.name
-            ))),
+            Outcome::Failed(Fault::Refused { message, .. })
+                if message.contains("authentication is not enabled") =>
+            {
+                Ok(())
+            }
+            Outcome::Failed(Fault::Refused { message, .. }) | Outcome::Stale(message) => {
+                Err(Fault::Denied(format!(
+                    "log in to etcd at {} as {:?}: {message}; check etcd-username and etcd-password",
+                    conn.endpoint, user.name
+                )))
+            }
             Outcome::Failed(fault) => Err(fault),
             Outcome::Dead(cause) => Err(Fault::Unreachable(cause)),
         }
@@ -266,7 +277,11 @@ impl Client {
     }
 
     /// Sorts the ways a request can fail.
-    async fn judge<T>(&self, conn: &Conn, answer: Result<Result<T, Status>, tokio::time::error::Elapsed>) -> Outcome<T> {
+    async fn judge<T>(
+        &self,
+        conn: &Conn,
+        answer: Result<Result<T, Status>, tokio::time::error::Elapsed>,
+    ) -> Outcome<T> {
         let status = match answer {
             Ok(Ok(value)) => return Outcome::Done(value),
             Ok(Err(status)) => status,
@@ -289,12 +304,14 @@ impl Client {
                 conn.endpoint
             ))),
             // No leader, too busy, shutting down, not an etcd at all: somebody else may do better.
-            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unimplemented => Outcome::Dead(message),
+            Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unimplemented => {
+                Outcome::Dead(message)
+            }
             Code::ResourceExhausted if message.contains("too many requests") => Outcome::Dead(message),
             Code::Unknown | Code::Internal if !message.contains("etcdserver") => {
                 Outcome::Dead(format!("{message}: is that an etcd with API v3?"))
             }
-            code => Outcome::Failed(Fault::Refused { endpoint: conn.endpoint.clone(), code, message }),
+            _ => Outcome::Failed(Fault::Refused { endpoint: conn.endpoint.clone(), message }),
         }
     }
 }

@@ -90,7 +90,9 @@ fn split_port(text: &str) -> Option<(&str, u16)> {
     }
     match text.split_once(':') {
         None => Some((text, 2379)),
-        Some((_, rest)) if rest.contains(':') => text.parse::<std::net::Ipv6Addr>().ok().map(|_| (text, 2379)),
+        Some((_, rest)) if rest.contains(':') => {
+            text.parse::<std::net::Ipv6Addr>().ok().map(|_| (text, 2379))
+        }
         Some((host, port)) => Some((host, port.parse().ok()?)),
     }
 }

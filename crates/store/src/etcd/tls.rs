@@ -46,7 +46,9 @@ impl TlsFiles {
                     .map_err(|e| format!("read etcd client key {}: {e}", key.display()))?;
                 builder.with_client_auth_cert(chain, secret).map_err(|e| {
                     let (cert, key) = (cert.display(), key.display());
-                    format!("use etcd client certificate {cert} with key {key}: {e}; do the two belong together?")
+                    format!(
+                        "use etcd client certificate {cert} with key {key}: {e}; do the two belong together?"
+                    )
                 })?
             }
         };

@@ -1,0 +1,183 @@
+//! Following the leases in etcd: list, then watch from the next revision; the watch is a hint, the list is
+//! the truth and is read again now and then.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::EtcdStore;
+use super::client::Fault;
+use super::proto::{WatchCreateRequest, WatchResponse};
+use crate::backoff::{Backoff, jitter};
+use crate::entry;
+use crate::mirror::Mirror;
+use crate::{LeaseStore, StoreError, View};
+
+const DELETE: i32 = 1;
+const CREATED_LIMIT: Duration = Duration::from_secs(5);
+/// A watch that held this long counts as a success for the back-off.
+const HEALTHY: Duration = Duration::from_secs(5);
+
+/// Why a watch came to its end.
+enum End {
+    /// The list must be read again: compacted, or the store is older than what we have seen (restored).
+    Outdated,
+    /// What went wrong, in one sentence.
+    Failed(String),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> End {
+        End::Failed(error.to_string())
+    }
+}
+
+pub(super) async fn follow(store: &EtcdStore, feed: &watch::Sender<View>) {
+    let mut follower = Follower { store, mirror: Mirror::new(store.name(), feed), seen: None };
+    let mut backoff = Backoff::new();
+    loop {
+        let begun = Instant::now();
+        let end = follower.session().await;
+        if begun.elapsed() >= HEALTHY {
+            backoff.reset();
+        }
+        match end {
+            Ok(never) => match never {},
+            Err(End::Outdated) => follower.seen = None,
+            Err(End::Failed(cause)) => follower.mirror.trouble(cause),
+        }
+        backoff.wait().await;
+    }
+}
+
+struct Follower<'a> {
+    store: &'a EtcdStore,
+    mirror: Mirror<'a>,
+    /// Revision up to which the mirror is complete; `None` = list first.
+    seen: Option<i64>,
+}
+
+impl Follower<'_> {
+    async fn session(&mut self) -> Result<std::convert::Infallible, End> {
+        let mut seen = match self.seen {
+            // A cluster restored from a backup counts from an older revision: a watch would wait for ages.
+            Some(seen) if self.store.revision().await? >= seen => seen,
+            _ => self.list().await?,
+        };
+        let subnets = &self.store.subnets;
+        let create = WatchCreateRequest {
+            range_end: super::proto::prefix_end(subnets.as_bytes()),
+            key: subnets.clone().into(),
+            start_revision: seen + 1,
+            progress_notify: true,
+        };
+        let mut watching = self.store.client.watch(create).await.map_err(StoreError::from)?;
+        let member = watching.conn.endpoint.clone();
+        let failed = |cause: String| End::Failed(format!("watch leases in etcd at {member}: {cause}"));
+        let first = timeout(CREATED_LIMIT, watching.next()).await;
+        let mut response = match first.unwrap_or_else(|_| Err("no answer".to_owned())) {
+            Ok(response) => response,
+            Err(cause) => {
+                self.store.client.give_up(&watching.conn).await;
+                return Err(failed(cause));
+            }
+        };
+        let mut relist = Instant::now() + jitter(self.store.relist);
+        let mut healthy = false;
+        loop {
+            self.check(&response, &member)?;
+            if !std::mem::replace(&mut healthy, true) {
+                self.mirror.recovered();
+            }
+            self.apply(&response, seen);
+            seen = seen.max(response.header.as_ref().map_or(0, |h| h.revision));
+            // Created in the answer to `create`, and at any time later: events up to here are applied.
+            self.seen = Some(seen);
+            if let Some(more) = ready_now(watching.next()).await {
+                response = more.map_err(failed)?;
+                continue;
+            }
+            self.mirror.publish();
+            response = tokio::select! {
+                next = watching.next() => match next {
+                    Ok(response) => response,
+                    Err(cause) => {
+                        self.store.client.give_up(&watching.conn).await;
+                        return Err(failed(cause));
+                    }
+                },
+                () = sleep_until(relist) => {
+                    relist = Instant::now() + jitter(self.store.relist);
+                    let listed = self.list().await?;
+                    if listed < seen {
+                        return Err(End::Outdated);
+                    }
+                    // What the watch still has to tell up to here is old news.
+                    seen = listed;
+                    WatchResponse::default()
+                }
+            };
+        }
+    }
+
+    /// Reads everything; the revision it is of.
+    async fn list(&mut self) -> Result<i64, StoreError> {
+        let listing = self.store.list().await?;
+        let leases = listing.kvs.iter().map(|kv| {
+            let key = self.store.lease_name(&kv.key);
+            let lease = entry::read(&key, &kv.value);
+            (key, lease)
+        });
+        self.mirror.reset(leases);
+        self.mirror.publish();
+        self.seen = Some(listing.revision);
+        Ok(listing.revision)
+    }
+
+    fn check(&self, response: &WatchResponse, member: &str) -> Result<(), End> {
+        let reason = &response.cancel_reason;
+        if response.compact_revision != 0 || reason.contains("compacted") {
+            return Err(End::Outdated);
+        }
+        if !response.canceled {
+            return Ok(());
+        }
+        let advice = match reason.contains("permission denied") {
+            true => "; grant the user read and write on our prefix",
+            false => "",
+        };
+        Err(End::Failed(format!("watch leases in etcd at {member}: {reason}{advice}")))
+    }
+
+    fn apply(&mut self, response: &WatchResponse, seen: i64) {
+        for event in &response.events {
+            let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > seen) else { continue };
+            let key = self.store.lease_name(&kv.key);
+            if event.kind == DELETE {
+                self.mirror.remove(&key);
+            } else {
+                self.mirror.put(&key, entry::read(&key, &kv.value));
+            }
+        }
+    }
+}
+
+/// The result of `future` if it is there already: answers that came in together are published together.
+async fn ready_now<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> End {
+        StoreError::from(fault).into()
+    }
+}

@@ -1,0 +1,12 @@
+//! Both stores against the same list of cases, and each against its own faults: a real etcd with
+//! certificates, passwords, dead members, cut lines; a file that is full, locked or not a database.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
+mod conformance;
+mod embedded;
+mod etcd;
+mod orders;
+mod proxy;
+mod server;
+mod world;
