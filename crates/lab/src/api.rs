@@ -73,6 +73,12 @@ impl Builder {
         self
     }
 
+    /// MTU of the wire in bytes.
+    pub fn mtu(mut self, bytes: u32) -> Builder {
+        self.spec.mtu = bytes;
+        self
+    }
+
     /// Starts no agents: hosts and wire only.
     pub fn without_agents(mut self) -> Builder {
         self.spec.agents = false;
@@ -130,13 +136,17 @@ impl Builder {
 
     /// Starts the supervisor without waiting for the lab.
     pub(crate) fn spawn(&self, stderr: Stdio) -> Result<Lab> {
-        let (owner, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
-        let spec = serde_json::to_string(&self.spec)
+        let (mut owner, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
+        let mut spec = serde_json::to_vec(&self.spec)
             .map_err(|e| Error::said(format!("write the specification: {e}")))?;
+        spec.push(b'\n');
         let mut command = Command::new(&self.program);
-        command.arg0("loden").args(["lab", "__supervise", &spec]);
+        command.arg0("loden").args(["lab", "__supervise", &self.spec.name]);
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(stderr);
         let outer = command.spawn().doing(|| format!("start {}", self.program.display()))?;
+        // The command holds the other end: it must go, or the end of the lab would not be seen.
+        drop(command);
+        std::io::Write::write_all(&mut owner, &spec).doing(|| "send the specification".to_owned())?;
         Ok(Lab { client: Client::new(&self.spec.name), spec: self.spec.clone(), owner, outer: Some(outer) })
     }
 }

@@ -13,7 +13,7 @@ pub fn main(args: Vec<String>) -> i32 {
     // The lab's own processes are this same program under verbs nobody types.
     let hidden: Vec<&str> = args.iter().map(String::as_str).collect();
     match hidden.as_slice() {
-        ["__supervise", spec] => return supervisor::main(spec),
+        ["__supervise", _name] => return supervisor::main(),
         ["__host", name] => return supervisor::hold::host(name),
         ["__pod", name, host] => return supervisor::hold::pod(name, host),
         _ => {}

@@ -80,21 +80,28 @@ impl Pinger {
         }
     }
 
-    /// Repeats small echoes until one comes back or the patience ends; gives the last answer.
+    /// Repeats small echoes until one comes back or the patience ends. Without an echo, the last refusal
+    /// is the answer: refusals are rate limited, and silence says less.
     ///
     /// # Errors
     /// Those of [`Pinger::echo`].
     pub fn until_answered(&mut self, patience: Duration) -> io::Result<Answer> {
         let deadline = Instant::now() + patience;
+        let mut refused = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let (answer, _) = self.echo(MIN_PAYLOAD, left.min(Duration::from_millis(250)))?;
-            if matches!(answer, Answer::Echo(_)) || Instant::now() >= deadline {
-                return Ok(answer);
+            match answer {
+                Answer::Echo(_) => return Ok(answer),
+                Answer::Refused(_) => {
+                    // A refusal comes at once; what it complains of may still change.
+                    std::thread::sleep(left.min(Duration::from_millis(20)));
+                    refused = Some(answer);
+                }
+                Answer::Silence => {}
             }
-            if matches!(answer, Answer::Refused(_)) {
-                // A refusal comes at once; what it complains of may still change.
-                std::thread::sleep(left.min(Duration::from_millis(20)));
+            if Instant::now() >= deadline {
+                return Ok(refused.unwrap_or(Answer::Silence));
             }
         }
     }

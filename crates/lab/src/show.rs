@@ -15,8 +15,8 @@ use crate::spec::{DEFAULT_NAME, Spec};
 /// The first line of a show.
 pub fn title(spec: &Spec, style: Style) -> Vec<Text> {
     let parts = [
-        format!("{} hosts", spec.hosts),
-        format!("{} pods", spec.hosts * spec.pods),
+        counted(spec.hosts, "host"),
+        counted(spec.hosts * spec.pods, "pod"),
         if spec.direct_routing {
             format!("{} with direct routing", spec.backend)
         } else {
@@ -29,6 +29,11 @@ pub fn title(spec: &Spec, style: Style) -> Vec<Text> {
         Text::of(Tone::Bold, "  loden lab").and(Tone::Dim, format!("   {parts}")),
         Text::default(),
     ]
+}
+
+/// "1 pod", "2 pods".
+pub fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A step that is done.
@@ -177,3 +182,6 @@ pub fn way_on(name: &str, up: bool, style: Style) -> Vec<Text> {
     let rows: Vec<Vec<Text>> = rows.into_iter().map(row).collect();
     style.table(&rows, &[])
 }
+
+#[cfg(test)]
+mod tests;

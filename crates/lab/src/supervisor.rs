@@ -11,8 +11,8 @@
 //!              └─ __pod pod1-1…   a pod: its namespaces and its web page
 //! ```
 //!
-//! Standard input is the owner's end of a socket pair: progress goes out there, and its end is the end
-//! of the lab, unless the owner said `detach`.
+//! Standard input is the other end of the owner's socket pair. The specification comes in as the first
+//! line, progress goes out, and its end is the end of the lab, unless the owner said `detach`.
 
 pub mod agent;
 pub mod chain;
@@ -75,14 +75,18 @@ pub fn failure(error: &Error) -> Reply {
     Reply::Error { what: error.to_string(), log: error.log().to_vec() }
 }
 
-/// Entry of `loden lab __supervise SPEC`. Gives the exit status of the lab.
-pub fn main(spec: &str) -> i32 {
+/// Entry of `loden lab __supervise NAME`. Gives the exit status of the lab.
+pub fn main() -> i32 {
     let stream = match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),
         Err(_) => return 2,
     };
+    let mut spec = String::new();
+    if BufReader::new(&stream).read_line(&mut spec).is_err() {
+        return 2;
+    }
     let owner = Owner::new(stream);
-    match start(spec, &owner) {
+    match start(&spec, &owner) {
         Ok(status) => status,
         Err(error) => {
             owner.say(&failure(&error));

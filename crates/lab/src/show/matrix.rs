@@ -53,7 +53,7 @@ fn square(reaches: &[&Reach], style: Style) -> Vec<Text> {
                         Reach { small_us: Some(us), full_us: Some(_), .. } => {
                             Text::of(Tone::Good, time(*us, style))
                         }
-                        Reach { small_us: Some(_), .. } => Text::of(Tone::Bad, "small only"),
+                        Reach { small_us: Some(_), .. } => Text::of(Tone::Bad, "partly"),
                         _ => style.cross(),
                     },
                 );

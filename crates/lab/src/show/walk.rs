@@ -4,6 +4,7 @@ use crate::packet::{Content, ETHERNET, Frame, UDP, VXLAN};
 use crate::paint::{Style, Text, Tone, time};
 use crate::proto::{Hop, Walk};
 use crate::spec::WIRE;
+use crate::wire::ETH0;
 
 /// The hops of the request in full, and of the answer in one line.
 pub fn walk(walk: &Walk, style: Style) -> Vec<Text> {
@@ -16,9 +17,11 @@ pub fn walk(walk: &Walk, style: Style) -> Vec<Text> {
             .and(Tone::Dim, "   one ICMP echo, seen by packet sockets on the way"),
         Text::default(),
     ];
+    let device = walk.there.iter().map(|h| h.device.len()).max().unwrap_or(0) + 2;
     let mut before: Option<&Hop> = None;
-    for hop in &walk.there {
-        lines.push(line(hop, before, style));
+    for (at, hop) in walk.there.iter().enumerate() {
+        let into = walk.there.get(at + 1).is_some_and(|next| tunnelled(&next.frame));
+        lines.push(line(hop, before, into, device, style));
         let wrapped_before = before.is_some_and(|b| tunnelled(&b.frame));
         if tunnelled(&hop.frame) && !wrapped_before {
             lines.extend(layers(&hop.frame, style));
@@ -34,21 +37,21 @@ fn tunnelled(frame: &Frame) -> bool {
     matches!(frame.content, Content::Vxlan { .. })
 }
 
-/// Where, which device, which way, and what happens there.
-fn line(hop: &Hop, before: Option<&Hop>, style: Style) -> Text {
+/// Where, which device, which way, and what happens there. `into`: next it is wrapped.
+fn line(hop: &Hop, before: Option<&Hop>, into: bool, device: usize, style: Style) -> Text {
     let at = format!("{:.1}", hop.at_us);
     let tone = if hop.place == WIRE { Tone::Host } else { Tone::Bold };
     let place = if before.is_some_and(|b| b.place == hop.place) { "" } else { hop.place.as_str() };
     let way = if hop.outgoing { style.pick("↑ out", "out") } else { style.pick("↓ in", "in") };
     Text::of(Tone::Dim, format!("{at:>9} {} ", style.pick("µs", "us")))
         .and(tone, format!(" {place:<8} "))
-        .and(Tone::Plain, format!("{:<12}", hop.device))
+        .and(Tone::Plain, format!("{:<device$}", hop.device))
         .and(Tone::Dim, format!("{way:<7}"))
-        .join(what(hop, before, style))
+        .join(what(hop, before, into, style))
 }
 
 /// What a device did to the packet, told from the two frames alone.
-fn what(hop: &Hop, before: Option<&Hop>, style: Style) -> Text {
+fn what(hop: &Hop, before: Option<&Hop>, into: bool, style: Style) -> Text {
     let frame = &hop.frame;
     let inner = frame.innermost();
     let Some(before) = before else {
@@ -68,15 +71,18 @@ fn what(hop: &Hop, before: Option<&Hop>, style: Style) -> Text {
         }
         (true, true) => Text::of(Tone::Dim, "the same outer packet"),
         (false, false) if ttl != inner.ttl => {
-            let to = format!("to {}", frame.mac_destination);
-            let text = format!("routed {} TTL {ttl} {} {}, ", style.dot(), style.arrow(), inner.ttl);
-            Text::plain(text).and(Tone::Dim, to)
+            let routed = if into { "routed into the tunnel" } else { "routed" };
+            let text = format!("{routed} {} TTL {ttl} {} {}", style.dot(), style.arrow(), inner.ttl);
+            Text::plain(text).and(Tone::Dim, format!(", to {}", frame.mac_destination))
         }
-        (false, false) if before.place != hop.place && !hop.outgoing && hop.device == crate::wire::ETH0 => {
-            let arrived = frame.destination == inner.destination && hop.place != WIRE;
-            Text::plain(if arrived { "arrives" } else { "" })
+        (false, false) if before.place != hop.place && hop.place != WIRE && hop.device == ETH0 => {
+            Text::plain("arrives")
+        }
+        (false, false) if before.place == hop.place && !hop.outgoing => {
+            Text::of(Tone::Dim, "the bridge hands it to its host")
         }
         (false, false) if before.place == hop.place => Text::of(Tone::Dim, "bridged"),
+        (false, false) if hop.place == WIRE => Text::of(Tone::Dim, "on the wire"),
         (false, false) => Text::of(Tone::Dim, "the other end of the veth"),
     }
 }

@@ -64,8 +64,9 @@ fn reads(path: &str, value: &str) -> bool {
 /// A mount the kernel refuses.
 pub fn set_up(rootless: bool) -> Result<()> {
     let none = Path::new("/");
-    sys::mount("none", none, "", libc::MS_REC | libc::MS_PRIVATE, "")
-        .doing(|| "make the lab's mounts private".to_owned())?;
+    // Nothing we mount gets out; what the machine unmounts goes here too, so we hold on to nothing.
+    sys::mount("none", none, "", libc::MS_REC | libc::MS_SLAVE, "")
+        .doing(|| "separate the lab's mounts from the machine's".to_owned())?;
     sys::mount("proc", Path::new("/proc"), "proc", MEMORY_FLAGS | libc::MS_NOEXEC, "")
         .doing(|| "mount /proc of the lab (in a container this takes --privileged)".to_owned())?;
     memory(Path::new("/run"))?;

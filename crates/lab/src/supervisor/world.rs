@@ -18,6 +18,7 @@ use super::node::{Log, Place, namespace, net_of, ourselves};
 use super::stage::{self, SHARED};
 use crate::error::{Doing, Error, Result};
 use crate::proto;
+use crate::show::counted;
 use crate::spec::{Port, Spec, WIRE, check_name};
 use crate::sys::Namespaces;
 use crate::wire;
@@ -115,7 +116,7 @@ impl World {
         owner.step("network configuration in the embedded store".to_owned(), start);
         let start = Instant::now();
         each((0..self.hosts.len()).collect(), |at| self.agent_start(&self.hosts[at]))?;
-        owner.step(format!("{}, every one ready", count(self.hosts.len(), "agent")), start);
+        owner.step(format!("{}, every one ready", counted(self.hosts.len(), "agent")), start);
         Ok(())
     }
 
@@ -128,7 +129,7 @@ impl World {
             Ok(())
         })?;
         let pods = self.hosts.len() * self.spec.pods;
-        owner.step(format!("{} connected through CNI", count(pods, "pod")), start);
+        owner.step(format!("{} connected through CNI", counted(pods, "pod")), start);
         Ok(())
     }
 
@@ -408,11 +409,6 @@ impl Found<'_> {
 
 fn own_namespace(kind: &str) -> Result<OwnedFd> {
     namespace(std::process::id(), kind).doing(|| format!("open the lab's own {kind} namespace"))
-}
-
-/// "1 pod", "2 pods".
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A lock whose holder panicked protects values that are replaced as a whole: they are still good.
