@@ -143,9 +143,12 @@ fn frame(from: &str, to: &str, ttl: u8, content: Content) -> Frame {
     Frame { bytes, mac_source, mac_destination, source: ip(from), destination: ip(to), ttl, content }
 }
 
-fn steps(hops: &[(&str, &str, bool, f64, u8, Option<u8>)], request: bool) -> Vec<Hop> {
+/// Place, device, outgoing, µs, TTL, outer TTL.
+type Sight = (&'static str, &'static str, bool, f64, u8, Option<u8>);
+
+fn steps(hops: &[Sight], request: bool) -> Vec<Hop> {
     let (a, b) = if request { ("10.244.7.2", "10.244.93.2") } else { ("10.244.93.2", "10.244.7.2") };
-    let one = |(place, device, outgoing, at_us, ttl, outer): &(&str, &str, bool, f64, u8, Option<u8>)| {
+    let one = |(place, device, outgoing, at_us, ttl, outer): &Sight| {
         let inner = frame(a, b, *ttl, Content::Echo { request, sequence: 2 });
         let wrap = |outer: u8| {
             let content =

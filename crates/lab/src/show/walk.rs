@@ -43,7 +43,7 @@ fn line(hop: &Hop, before: Option<&Hop>, into: bool, device: usize, style: Style
     let tone = if hop.place == WIRE { Tone::Host } else { Tone::Bold };
     let place = if before.is_some_and(|b| b.place == hop.place) { "" } else { hop.place.as_str() };
     let way = if hop.outgoing { style.pick("↑ out", "out") } else { style.pick("↓ in", "in") };
-    Text::of(Tone::Dim, format!("{at:>9} {} ", style.pick("µs", "us")))
+    Text::of(Tone::Dim, format!("{at:>8} {} ", style.pick("µs", "us")))
         .and(tone, format!(" {place:<8} "))
         .and(Tone::Plain, format!("{:<device$}", hop.device))
         .and(Tone::Dim, format!("{way:<7}"))
@@ -110,7 +110,7 @@ fn layers(frame: &Frame, style: Style) -> Vec<Text> {
             inner.bytes - ETHERNET,
         ),
     ];
-    let indent = " ".repeat(23);
+    let indent = " ".repeat(22);
     let side = style.pick("│", "|");
     let width = rows.iter().map(|(_, _, text, _)| text.chars().count()).max().unwrap_or(0);
     let row = |(tone, name, text, bytes): &(Tone, &str, String, usize)| {
@@ -124,7 +124,7 @@ fn layers(frame: &Frame, style: Style) -> Vec<Text> {
     lines.push(Text::of(
         Tone::Dim,
         format!(
-            "{indent}{} {cost} bytes around the pod's frame: what the MTU is smaller by",
+            "{indent}{} {cost} bytes added: so much smaller is the pods' MTU",
             style.pick("╰", "+")
         ),
     ));

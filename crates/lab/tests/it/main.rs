@@ -2,6 +2,8 @@
 //! The pods are connected by Debian's CNI plugins, so that ours are not their own witnesses; the ways
 //! between hosts are made by hand with `ip`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, may panic")]
+
 mod gone;
 mod pods;
 mod reach;
