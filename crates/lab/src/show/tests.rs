@@ -74,10 +74,7 @@ fn three() -> Status {
 
 fn check(lines: &[Text], style: Style, want: &str) {
     let got = style.lines(lines);
-    use std::io::Write;
-    let _ = want;
-    let mut f = std::fs::OpenOptions::new().append(true).create(true).open("/tmp/golden.txt").unwrap();
-    write!(f, "{}\x01", got.trim_end()).unwrap();
+    assert_eq!(got.trim_matches('\n'), want.trim_matches('\n'), "\n{got}");
     // On a narrow terminal, running text may wrap; on a usual one nothing does.
     let fits = style.width < 100 || got.lines().all(|l| l.chars().count() <= style.width);
     assert!(fits, "wider than {}:\n{got}", style.width);
@@ -87,20 +84,86 @@ const NARROW: Style = Style { color: false, unicode: false, width: 72 };
 
 #[test]
 fn hosts_are_boxes_on_wires() {
-    check(&picture(&three(), Style::PLAIN), Style::PLAIN, "PICTURE");
-    check(&picture(&three(), NARROW), NARROW, "PICTURE");
+    check(
+        &picture(&three(), Style::PLAIN),
+        Style::PLAIN,
+        r#"
+  ╭─ host1 ────────────────────╮  ╭─ host2 ────────────────────╮
+  │ pod1-1   10.244.7.2        │  │ pod2-1   10.244.93.2       │
+  │ pod1-2   10.244.7.3        │  │ subnet   10.244.93.0/24    │
+  │ subnet   10.244.7.0/24     │  │ flannel.1 · MTU 1450       │
+  │ flannel.1 · MTU 1450       │  │          0e:00:00:00:00:02 │
+  │          0e:00:00:00:00:01 │  │                            │
+  ╰─ eth0 192.0.2.11 ──────────╯  ╰─ eth0 192.0.2.12 ──────────╯
+  ════╧═ wire0 192.0.2.0/24 ══════════╧═════════════════════════
+      ║  a router between
+  ╭─ host3 ────────────────────╮
+  │ subnet   none yet          │
+  ╰─ eth0 198.51.100.13 ───────╯
+  ════╧═ wire1 198.51.100.0/24 ═
+"#,
+    );
+    check(
+        &picture(&three(), NARROW),
+        NARROW,
+        r#"
+  +- host1 --------------------+  +- host2 --------------------+
+  | pod1-1   10.244.7.2        |  | pod2-1   10.244.93.2       |
+  | pod1-2   10.244.7.3        |  | subnet   10.244.93.0/24    |
+  | subnet   10.244.7.0/24     |  | flannel.1 - MTU 1450       |
+  | flannel.1 - MTU 1450       |  |          0e:00:00:00:00:02 |
+  |          0e:00:00:00:00:01 |  |                            |
+  +- eth0 192.0.2.11 ----------+  +- eth0 192.0.2.12 ----------+
+  ====+= wire0 192.0.2.0/24 ==========+=========================
+      #  a router between
+  +- host3 --------------------+
+  | subnet   none yet          |
+  +- eth0 198.51.100.13 -------+
+  ====+= wire1 198.51.100.0/24 =
+"#,
+    );
     let mut dual = three();
     dual.hosts.truncate(1);
     dual.pods.truncate(1);
     dual.hosts[0].underlay.push(net("2001:db8:0:1::11/64"));
     dual.hosts[0].subnets.push(net("fd00:10:244:7::/64"));
     dual.pods[0].addresses.push(ip("fd00:10:244:7::2"));
-    check(&picture(&dual, Style::PLAIN), Style::PLAIN, "PICTURE");
+    check(
+        &picture(&dual, Style::PLAIN),
+        Style::PLAIN,
+        r#"
+  ╭─ host1 ────────────────────────────╮
+  │ pod1-1   10.244.7.2                │
+  │          fd00:10:244:7::2          │
+  │ subnet   10.244.7.0/24             │
+  │          fd00:10:244:7::/64        │
+  │ flannel.1 · MTU 1450               │
+  │          0e:00:00:00:00:01         │
+  ╰─ eth0 192.0.2.11 2001:db8:0:1::11 ─╯
+  ════╧═════════════════════════════════
+"#,
+    );
 }
 
 #[test]
 fn status_has_columns() {
-    check(&status(&three(), Style::PLAIN), Style::PLAIN, "STATUS");
+    check(
+        &status(&three(), Style::PLAIN),
+        Style::PLAIN,
+        r#"
+  lab   vxlan · up for 3 s
+
+   HOST   UNDERLAY       POD SUBNET      VIA        MAC                 MTU  AGENT
+   host1  192.0.2.11     10.244.7.0/24   flannel.1  0e:00:00:00:00:01  1450  ready in 120 ms
+   host2  192.0.2.12     10.244.93.0/24  flannel.1  0e:00:00:00:00:02  1450  ready in 120 ms
+   host3  198.51.100.13  -               eth0       0e:00:00:00:00:03     -  ended: exit status: 1
+
+   POD     HOST   ADDRESS      ADD TOOK
+   pod1-1  host1  10.244.7.2     4.0 ms
+   pod1-2  host1  10.244.7.3     2.0 ms
+   pod2-1  host2  10.244.93.2    8.5 ms
+"#,
+    );
 }
 
 fn reach(from: &str, to: &str, address: &str, times: Option<(f64, f64)>, why: Option<&str>) -> Reach {
@@ -124,13 +187,42 @@ fn the_matrix_is_green_or_says_why_not() {
         reach("pod1-1", "pod2-1", two, Some((61.4, 1400.0)), None),
         reach("pod2-1", "pod1-1", one, Some((60.0, 66.0)), None),
     ];
-    check(&matrix(&good, Style::PLAIN), Style::PLAIN, "MATRIX");
+    check(
+        &matrix(&good, Style::PLAIN),
+        Style::PLAIN,
+        r#"
+   from \ to   pod1-1   pod2-1
+   host1        8 µs    45 µs
+   pod1-1          ·    61 µs
+   pod2-1      60 µs        ·
+
+   ✓ 4 of 4 pairs answer, small packets and full ones of 1450 bytes   median 60 µs and 66 µs
+"#,
+    );
     let mut bad = good.to_vec();
     bad[1] = reach("host1", "pod2-1", two, None, Some("no answer"));
     bad[2].full_us = None;
     bad[2].why = Some("1422 bytes: the packet is too big for the way".to_owned());
     bad.push(reach("pod1-1", "pod2-1", "fd00::2", Some((70.0, 80.0)), None));
-    check(&matrix(&bad, NARROW), NARROW, "MATRIX");
+    check(
+        &matrix(&bad, NARROW),
+        NARROW,
+        r#"
+   IPv4
+   from \ to   pod1-1   pod2-1
+   host1        8 us     FAIL
+   pod1-1          -   partly
+   pod2-1      60 us        -
+
+   IPv6
+   from \ to   pod2-1
+   pod1-1      70 us
+
+   FAIL 3 of 5 pairs answer, small packets and full ones of 1450 bytes   median 61 us and 66 us
+     host1 -> pod2-1 (10.244.93.2): no answer
+     pod1-1 -> pod2-1 (10.244.93.2): 1422 bytes: the packet is too big for the way
+"#,
+    );
 }
 
 fn frame(from: &str, to: &str, ttl: u8, content: Content) -> Frame {
@@ -198,7 +290,37 @@ fn a_walk_names_every_header() {
         there: steps(&there, true),
         back: steps(&back, false),
     };
-    check(&walk(&way, Style::PLAIN), Style::PLAIN, "WALK");
+    check(
+        &walk(&way, Style::PLAIN),
+        Style::PLAIN,
+        r#"
+   pod1-1 10.244.7.2 → pod3-1 10.244.93.2   one ICMP echo, seen by packet sockets on the way
+
+     0.0 µs  pod1-1   eth0          ↑ out  leaves the pod · TTL 64, 98 bytes
+     2.2 µs  host1    veth1a2b3c4d  ↓ in   the other end of the veth
+     2.2 µs           cni0          ↓ in   the bridge hands it to its host
+     5.0 µs           flannel.1     ↑ out  routed into the tunnel · TTL 64 → 63
+     8.0 µs           eth0          ↑ out  wrapped: 98 → 148 bytes
+                      │ Ethernet 0a:00:00:00:00:01 → 0a:00:00:00:00:02    14 bytes
+                      │ IPv4     192.0.2.11 → 198.51.100.13  TTL 64       20 bytes
+                      │ UDP      45057 → 8472                              8 bytes
+                      │ VXLAN    VNI 1                                     8 bytes
+                      │ Ethernet 0a:00:00:00:00:01 → 0a:00:00:00:00:02    14 bytes
+                      │ IPv4     10.244.7.2 → 10.244.93.2  TTL 63         84 bytes
+                      ╰ 50 bytes added: so much smaller is the pods' MTU
+     9.0 µs  wire     host1         ↓ in   the same outer packet
+     9.0 µs           wire0         ↓ in   the same outer packet
+    11.0 µs           wire1         ↑ out  routed between wires · outer TTL 63
+    12.0 µs           host3         ↑ out  the same outer packet
+    13.0 µs  host3    eth0          ↓ in   the same outer packet
+    15.0 µs           flannel.1     ↓ in   unwrapped: the inner frame again
+    18.0 µs           cni0          ↑ out  routed · TTL 63 → 62, to 0a:00:00:00:00:02
+    19.0 µs           veth5e6f7a8b  ↑ out  bridged
+    20.5 µs  pod3-1   eth0          ↓ in   arrives
+
+   ✓ the answer: pod3-1 → host3 → host1 → pod1-1, 4 hops, back after 44 µs
+"#,
+    );
     // Plain routes.
     let there = [there[0], there[1], there[2], ("host1", "eth0", true, 5.0, 63, None)];
     let on = [
@@ -211,7 +333,26 @@ fn a_walk_names_every_header() {
     ];
     way.there = steps(&there.iter().chain(&on).copied().collect::<Vec<_>>(), true);
     way.back.clear();
-    check(&walk(&way, NARROW), NARROW, "WALK");
+    check(
+        &walk(&way, NARROW),
+        NARROW,
+        r#"
+   pod1-1 10.244.7.2 -> pod3-1 10.244.93.2   one ICMP echo, seen by packet sockets on the way
+
+     0.0 us  pod1-1   eth0          out    leaves the pod - TTL 64, 98 bytes
+     2.2 us  host1    veth1a2b3c4d  in     the other end of the veth
+     2.2 us           cni0          in     the bridge hands it to its host
+     5.0 us           eth0          out    routed - TTL 64 -> 63, to 0a:00:00:00:00:02
+     6.0 us  wire     host1         in     on the wire
+     7.0 us           host2         out    bridged
+     8.0 us  host2    eth0          in     arrives
+     9.0 us           cni0          out    routed - TTL 63 -> 62, to 0a:00:00:00:00:02
+     9.5 us           veth5e6f7a8b  out    bridged
+    10.0 us  pod2-1   eth0          in     arrives
+
+   FAIL no answer was seen
+"#,
+    );
 }
 
 #[test]
@@ -230,16 +371,63 @@ fn pages_prove_the_source_address() {
     // An address that begins like the right one is not the right one.
     let bad = fetch("pod pod2-1 on host2, you are 10.244.7.20\n");
     assert!(good.unmasked() && !bad.unmasked());
-    check(&fetches(&[good, bad], Style::PLAIN), Style::PLAIN, "FETCH");
+    check(
+        &fetches(&[good, bad], Style::PLAIN),
+        Style::PLAIN,
+        r#"
+   pod1-1 GET http://10.244.93.2/hello   870 µs
+      HTTP/1.0 200 OK "pod pod2-1 on host2, you are 10.244.7.2"
+      log of pod2-1: 10.244.7.2 "GET /hello HTTP/1.0" 200 44
+      ✓ the server saw 10.244.7.2, the pod's own address: nothing translated it
+   pod1-1 GET http://10.244.93.2/hello   870 µs
+      HTTP/1.0 200 OK "pod pod2-1 on host2, you are 10.244.7.20"
+      log of pod2-1: 10.244.7.2 "GET /hello HTTP/1.0" 200 44
+      ✗ the server saw another address than the pod's own
+"#,
+    );
 }
 
 #[test]
 fn the_rest_is_short() {
     let style = Style::PLAIN;
-    check(&add_times(&three().pods, style), style, "ADD");
+    check(
+        &add_times(&three().pods, style),
+        style,
+        r#"
+   pod1-1  ▇▇▇▇▇▇▇▇▇▇▇▇▇▇                  4.0 ms  flannel 3.5 ms · portmap 500 µs
+   pod1-2  ▇▇▇▇▇▇▇                         2.0 ms  flannel 1.5 ms · portmap 500 µs
+   pod2-1  ▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇  8.5 ms  flannel 8.0 ms · portmap 500 µs
+"#,
+    );
     let done = Step { what: "3 hosts on one wire".to_owned(), ms: 9.87 };
-    check(&[step(&done, style)], style, "STEP");
+    check(
+        &[step(&done, style)],
+        style,
+        r#"
+  ✓ 3 hosts on one wire                                          9.9 ms
+"#,
+    );
     let head = [title(&Spec::default(), style), style.heading(1, "Who has which subnet", "a remark")];
-    check(&head.concat(), style, "HEAD");
-    check(&way_on("x", true, style), style, "WAY");
+    check(
+        &head.concat(),
+        style,
+        r#"
+  loden lab   3 hosts · 6 pods · vxlan
+
+
+  1  Who has which subnet                                                                   a remark
+  ──────────────────────────────────────────────────────────────────────────────────────────────────
+"#,
+    );
+    check(
+        &way_on("x", true, style),
+        style,
+        r#"
+   loden lab exec host1 --name x -- ip route  look inside, also `bridge fdb`, `ip -d link`, a shell
+   loden lab exec pod1-1 --name x -- bash     be a pod
+   loden lab walk pod1-1 pod2-1 --name x      follow a packet
+   loden lab agent kill host2 --name x        break something, then `loden lab show`
+   loden lab down --name x                    the end: nothing is left behind
+"#,
+    );
 }

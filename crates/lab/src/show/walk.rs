@@ -71,8 +71,11 @@ fn what(hop: &Hop, before: Option<&Hop>, into: bool, style: Style) -> Text {
         }
         (true, true) => Text::of(Tone::Dim, "the same outer packet"),
         (false, false) if ttl != inner.ttl => {
-            let routed = if into { "routed into the tunnel" } else { "routed" };
-            let text = format!("{routed} {} TTL {ttl} {} {}", style.dot(), style.arrow(), inner.ttl);
+            let hops = format!("TTL {ttl} {} {}", style.arrow(), inner.ttl);
+            if into {
+                return Text::plain(format!("routed into the tunnel {} {hops}", style.dot()));
+            }
+            let text = format!("routed {} {hops}", style.dot());
             Text::plain(text).and(Tone::Dim, format!(", to {}", frame.mac_destination))
         }
         (false, false) if before.place != hop.place && hop.place != WIRE && hop.device == ETH0 => {
@@ -123,10 +126,7 @@ fn layers(frame: &Frame, style: Style) -> Vec<Text> {
     let cost = frame.bytes - inner.bytes;
     lines.push(Text::of(
         Tone::Dim,
-        format!(
-            "{indent}{} {cost} bytes added: so much smaller is the pods' MTU",
-            style.pick("╰", "+")
-        ),
+        format!("{indent}{} {cost} bytes added: so much smaller is the pods' MTU", style.pick("╰", "+")),
     ));
     lines
 }
