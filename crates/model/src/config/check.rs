@@ -62,11 +62,16 @@ const V6: Rules = Rules {
 };
 
 impl NetConf {
-    /// Checks that every enabled family has a network: what any store needs (F-16).
+    /// Checks that a family is enabled, and that every enabled one has a network: what any store needs
+    /// (F-16).
     ///
     /// # Errors
-    /// A family is enabled whose network is missing, `0.0.0.0/0` or `::/0`.
+    /// None is enabled, or a family is enabled whose network is missing, `0.0.0.0/0` or `::/0`.
     pub fn require_networks(&self) -> Result<(), ConfError> {
+        if self.families().next().is_none() {
+            let problem = "is false and EnableIPv6 too: enable one of the two".to_owned();
+            return Err(ConfError::value("EnableIPv4", problem));
+        }
         for rules in [V4, V6] {
             if self.families().any(|family| family == rules.family) && self.network_of(rules.family).is_none()
             {

@@ -96,7 +96,10 @@ fn the_range_is_completed_and_checked() {
             r#"{"Network":"10.3.0.0/16","EnableIPv6":true}"#,
             "! IPv6Network is missing, though EnableIPv6 is true: name the cluster's network",
         ),
-        (r#"{"EnableIPv4":false,"Network":"10.3.0.0/31"}"#, ""),
+        (
+            r#"{"EnableIPv4":false,"Network":"10.3.0.0/31"}"#,
+            "! EnableIPv4 is false and EnableIPv6 too: enable one of the two",
+        ),
     ] {
         assert_eq!(summary(text), want, "{text}");
     }
