@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{run, say};
+use crate::say;
 
 /// Most bytes the programs may have: `loden`, `loden-cni`.
 const LIMITS: [(&str, u64); 2] = [("loden", 16 << 20), ("loden-cni", 2 << 20)];
@@ -16,13 +16,15 @@ fn run_in(root: &Path) -> Result<(), String> {
     for (package, program, profile) in [("node", "loden", "release"), ("cni", "loden-cni", "dist-cni")] {
         // Naming the target keeps the flags away from build scripts and procedural macros.
         let arguments = ["build", "--target", &target, "--profile", profile, "-p", package, "-j2"];
-        run("env", &[&[&format!("RUSTFLAGS={flags}"), "cargo"], arguments.as_slice()].concat())?;
+        crate::run("env", &[&[&format!("RUSTFLAGS={flags}"), "cargo"], arguments.as_slice()].concat())?;
         let built = root.join("target").join(&target).join(profile).join(program);
         fs::copy(&built, root.join("dist").join(program))
             .map_err(|error| format!("copy {}: {error}", built.display()))?;
     }
     for (program, limit) in LIMITS {
-        let size = fs::metadata(root.join("dist").join(program)).map_err(|e| format!("size of {program}: {e}"))?.len();
+        let size = fs::metadata(root.join("dist").join(program))
+            .map_err(|e| format!("size of {program}: {e}"))?
+            .len();
         say(&format!("{program:10} {:6.2} MiB of {} MiB allowed\n", size as f64 / 1048576.0, limit >> 20));
         if size > limit {
             return Err(format!("{program} has {size} bytes, more than the {limit} allowed"));
@@ -36,9 +38,11 @@ pub fn run() -> Result<(), String> {
 }
 
 fn target() -> Result<String, String> {
-    let output = Command::new("rustc").arg("-vV").output().map_err(|error| format!("start rustc: {error}"))?;
+    let output =
+        Command::new("rustc").arg("-vV").output().map_err(|error| format!("start rustc: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = text.lines().find_map(|l| l.strip_prefix("host: ")).ok_or("rustc -vV names no host")?.to_owned();
+    let host =
+        text.lines().find_map(|l| l.strip_prefix("host: ")).ok_or("rustc -vV names no host")?.to_owned();
     let musl = host.replace("-gnu", "-musl");
     let libraries = Command::new("rustc").args(["--print", "target-libdir", "--target", &musl]).output();
     let there = libraries.is_ok_and(|out| Path::new(String::from_utf8_lossy(&out.stdout).trim()).is_dir());

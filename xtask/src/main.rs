@@ -10,8 +10,15 @@ mod tidy;
 use std::process::{Command, ExitCode};
 
 /// Debian packages the tests use as foreign witnesses and peers. The programs themselves need none.
-pub const PACKAGES: &[&str] =
-    &["containernetworking-plugins", "etcd-client", "etcd-server", "iproute2", "iptables", "nftables", "tcpdump"];
+pub const PACKAGES: &[&str] = &[
+    "containernetworking-plugins",
+    "etcd-client",
+    "etcd-server",
+    "iproute2",
+    "iptables",
+    "nftables",
+    "tcpdump",
+];
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND

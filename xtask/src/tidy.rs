@@ -22,8 +22,16 @@ const NOT_IN_CNI: &[&str] = &["tokio", "hyper", "rustls", "ring", "aws-lc-rs", "
 
 /// Rooms of values in, values out.
 const PURE: &[&str] = &["model", "plan"];
-const IMPURE: &[&str] =
-    &["std::fs", "std::thread", "TcpStream", "UdpSocket", "Instant::now", "SystemTime::now", "std::process", "std::env"];
+const IMPURE: &[&str] = &[
+    "std::fs",
+    "std::thread",
+    "TcpStream",
+    "UdpSocket",
+    "Instant::now",
+    "SystemTime::now",
+    "std::process",
+    "std::env",
+];
 
 /// Lines of a file without its tests.
 const FILE_LINES: usize = 600;
@@ -101,7 +109,9 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
             if !matches!(name.as_str(), "target" | "dist" | ".git" | "corpus") {
                 collect(&path, files)?;
             }
-        } else if [".rs", ".md", ".toml", ".yml", ".sh"].iter().any(|end| name.ends_with(end)) || name == "run" {
+        } else if [".rs", ".md", ".toml", ".yml", ".sh"].iter().any(|end| name.ends_with(end))
+            || name == "run"
+        {
             files.push(path);
         }
     }

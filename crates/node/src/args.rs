@@ -6,7 +6,10 @@
 
 use std::fmt;
 
+use std::path::PathBuf;
+
 use model::goflag::{self, Flag, Kind, Stop, Value};
+use store::etcd::{EtcdOptions, TlsFiles};
 
 /// How the command line ends.
 pub enum Outcome {
@@ -28,7 +31,6 @@ pub enum Outcome {
 
 /// All settings of the agent; names are the flags' names.
 #[derive(Clone)]
-#[expect(missing_docs, reason = "each field is the flag of its name, described in FLAGS")]
 pub struct Options {
     pub etcd_endpoints: String,
     pub etcd_prefix: String,
@@ -209,6 +211,19 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
 }
 
 impl Options {
+    /// How to reach etcd.
+    pub fn etcd(&self) -> EtcdOptions {
+        let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
+        let identity = file(&self.etcd_certfile).zip(file(&self.etcd_keyfile));
+        EtcdOptions {
+            endpoints: self.etcd_endpoints.clone(),
+            prefix: self.etcd_prefix.clone(),
+            tls: TlsFiles { ca: file(&self.etcd_cafile), identity },
+            user: Some((self.etcd_username.clone(), self.etcd_password.clone())),
+            ..EtcdOptions::default()
+        }
+    }
+
     fn from(settings: &[(&'static str, Value)]) -> Options {
         let given =
             |name: &str| settings.iter().rev().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
@@ -263,6 +278,14 @@ impl Options {
             version: on("version"),
             v: int("v"),
         }
+    }
+}
+
+/// The settings for commands that have no flags of the agent: by environment alone.
+pub fn from_environment() -> Options {
+    match parse("loden", &[], |name| std::env::var(name).ok()) {
+        Outcome::Run { options, .. } => *options,
+        Outcome::Print { .. } => Options::from(&[]),
     }
 }
 

@@ -97,6 +97,14 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
     }
 }
 
+/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`. The name is how a process
+/// without memory knows its devices, as with flannel.
+pub fn is_our_device(name: IfName) -> bool {
+    let name = name.as_str();
+    let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Lays a backend's gateway routes: plain ones for few peers, through nexthop objects for many, since
 /// thousands of routes with distinct gateways on one device are quadratic in the kernel (decision 0004).
 struct Routes {
@@ -162,3 +170,21 @@ fn fnv64(parts: &[&[u8]]) -> u64 {
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_pattern_are_ours() {
+        for (name, ours) in [
+            ("flannel.1", true),
+            ("flannel-v6.42", true),
+            ("flannel.", false),
+            ("flannel.x", false),
+            ("flannel-wg", false),
+        ] {
+            assert_eq!(is_our_device(IfName::fixed(name)), ours, "{name}");
+        }
+    }
+}

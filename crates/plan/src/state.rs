@@ -386,10 +386,13 @@ impl Scope {
 }
 
 impl fmt::Display for Object {
-    /// The command that makes the object.
+    /// The command that makes the object; for an nftables table, whose text fills a page, its size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Object::Nft(table) => write!(f, "nft -f - <<< '{table}'"),
+            Object::Nft(table) => {
+                let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
+                write!(f, "nft replace table {} ({} chains, {rules} rules)", table.key, table.chains.len())
+            }
             Object::Link(link) => link.fmt(f),
             Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
             Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),

@@ -15,9 +15,12 @@ use super::{Backend, Plan, Rejected, Routes, fnv64};
 use crate::facts::{Facts, Families};
 use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object};
 
-/// Bytes of outer Ethernet, IPv4, UDP and VXLAN headers. Also used with IPv6 outside, as flannel does,
-/// because `FLANNEL_MTU` must not differ between nodes of one cluster (F-77).
+/// Bytes of outer Ethernet, IPv4, UDP and VXLAN headers. `FLANNEL_MTU` uses it for IPv6 too, as flannel
+/// does (F-77, decision 0009).
 const OVERHEAD: u32 = 50;
+
+/// The same with an outer IPv6 header: the kernel gives an IPv6 tunnel no larger MTU than this leaves.
+const OVERHEAD_V6: u32 = 70;
 
 /// The backend `vxlan`.
 #[derive(Clone, Debug)]
@@ -88,7 +91,10 @@ impl Vxlan {
                 group: None,
             }),
             mac: Some(self.mac(facts, family, name)),
-            mtu: Some(self.mtu(facts)),
+            mtu: Some(match family {
+                Family::V4 => self.mtu(facts),
+                Family::V6 => self.mtu(facts).min(facts.uplink.mtu.saturating_sub(OVERHEAD_V6)),
+            }),
             up: true,
             txqlen: Some(0),
             master: None,

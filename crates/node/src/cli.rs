@@ -1,0 +1,62 @@
+//! The commands of `loden`.
+
+mod cleanup;
+mod config;
+
+use std::io::Write as _;
+
+use crate::start;
+
+const USAGE: &str = "\
+Loden: the network under Kubernetes and Docker hosts; a drop-in for flannel.
+
+usage: loden COMMAND [ARGUMENT]...
+
+  agent [FLAG]...     run the node agent; the flags are flanneld's, see `loden agent -help`
+  lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
+  config get          print the network configuration in the store
+  config put FILE     check a network configuration and write it to the store; - reads standard input
+  cleanup             remove everything of ours from this host's kernel: devices, routes, rules
+  version             print the version
+  help                print this
+
+The store is chosen by LODEN_STORE (`sqlite:PATH`, or `etcd` with the FLANNELD_ETCD_* variables).
+Called as `flanneld`, this program is the agent.
+";
+
+/// Runs a command; gives the exit status.
+pub fn main(program: &str, mut words: Vec<String>) -> u8 {
+    if words.is_empty() {
+        complain(USAGE);
+        return 2;
+    }
+    let command = words.remove(0);
+    match command.as_str() {
+        "agent" => start::agent(program, &words, start::Personality::Loden),
+        "lab" => u8::try_from(lab::main(words)).unwrap_or(1),
+        "config" => config::main(&words),
+        "cleanup" => cleanup::main(&words),
+        "version" | "-version" | "--version" => print(&format!("loden {}\n", start::VERSION)),
+        "help" | "-h" | "-help" | "--help" => print(USAGE),
+        flag if flag.starts_with('-') => {
+            complain(&format!("loden: {flag} is a flag of the agent; write `loden agent {flag} …`\n"));
+            2
+        }
+        other => {
+            complain(&format!("loden: there is no command {other:?}\n\n{USAGE}"));
+            2
+        }
+    }
+}
+
+/// Prints to standard output; a closed pipe is no failure.
+pub fn print(text: &str) -> u8 {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    0
+}
+
+/// Prints to standard error.
+pub fn complain(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}

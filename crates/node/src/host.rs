@@ -1,0 +1,203 @@
+//! The real border to the kernel: facts, read, apply, and the thread that listens for news.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::Kernel;
+use kernel::link::LinkInfo;
+use kernel::monitor::{Event, Monitor};
+use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
+use model::{Family, IfName, NetConf};
+use plan::facts::Families;
+use plan::state::{Scope, TABLE_MAIN};
+use plan::uplink::{self, Iface, IfaceAddress, Routing, Selectors};
+use plan::{Facts, State, Step, backend, rules};
+
+use crate::args::Options;
+use crate::inputs::{Inbox, News};
+use crate::reconcile;
+
+/// The kernel of this host, seen through the operator's choice of interface.
+pub struct Host {
+    kernel: Kernel,
+    selectors: Selectors,
+    machine_id: String,
+    said: Vec<String>,
+}
+
+impl Host {
+    /// Opens the sockets.
+    ///
+    /// # Errors
+    /// No right to, or the kernel lacks netlink.
+    pub fn open(options: &Options) -> Result<Host, String> {
+        let kernel = Kernel::open()
+            .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
+        let selectors = Selectors {
+            iface: options.iface.clone(),
+            iface_regex: options.iface_regex.clone(),
+            can_reach: options.iface_can_reach.clone(),
+            public_ip: options.public_ip.clone(),
+            public_ipv6: options.public_ipv6.clone(),
+        };
+        let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+        Ok(Host { kernel, selectors, machine_id, said: Vec::new() })
+    }
+
+    fn interfaces(links: &[LinkInfo], addresses: &[AddrInfo]) -> Vec<Iface> {
+        /// `IFA_F_TEMPORARY`, include/uapi/linux/if_addr.h
+        const TEMPORARY: u32 = 0x01;
+        /// `IFA_F_DEPRECATED`
+        const DEPRECATED: u32 = 0x20;
+        let of = |link: &LinkInfo| {
+            let own = addresses.iter().filter(|a| a.index == link.index);
+            let address = |a: &AddrInfo| IfaceAddress {
+                net: a.net,
+                deprecated: a.flags & DEPRECATED != 0,
+                permanent: a.flags & AddrInfo::PERMANENT != 0,
+                temporary: a.net.addr().is_ipv6() && a.flags & TEMPORARY != 0,
+            };
+            Iface {
+                name: link.link.name,
+                index: link.index,
+                mtu: link.link.mtu.unwrap_or_default(),
+                addresses: own.map(address).collect(),
+            }
+        };
+        links.iter().map(of).collect()
+    }
+
+    fn default_route(&mut self, family: Family) -> Result<Option<u32>, String> {
+        let filter = RouteFilter { family: Some(family), table: Some(TABLE_MAIN), ..RouteFilter::default() };
+        let routes = self.kernel.rtnl().routes(filter).map_err(|error| error.to_string())?;
+        let unicast = |r: &&RouteInfo| r.dst.prefix_len() == 0 && r.kind == 1;
+        Ok(routes.iter().find(unicast).and_then(|r| r.dev))
+    }
+
+    fn routing(&mut self, families: Families) -> Result<Routing, String> {
+        let mut routing = Routing::default();
+        for family in families.iter() {
+            let index = self.default_route(family)?;
+            match family {
+                Family::V4 => routing.default_v4 = index,
+                Family::V6 => routing.default_v6 = index,
+            }
+        }
+        if let Ok(target) = self.selectors.can_reach.parse::<IpAddr>() {
+            let found = self.kernel.rtnl().lookup(&[target]).map_err(|error| error.to_string())?;
+            routing.reach = found.first().copied().flatten().map(|l| (l.dev, l.src));
+        }
+        Ok(routing)
+    }
+
+    /// Which of the peers' addresses the kernel reaches without a gateway.
+    fn on_link(
+        &mut self,
+        names: &BTreeMap<u32, IfName>,
+        peers: &[IpAddr],
+    ) -> Result<BTreeMap<IpAddr, IfName>, String> {
+        if peers.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let found = self.kernel.rtnl().lookup(peers).map_err(|error| error.to_string())?;
+        let direct = |(peer, lookup): (&IpAddr, _)| {
+            let lookup: kernel::rtnl::Lookup = Option::flatten(lookup)?;
+            let unicast = lookup.kind == 1 && lookup.gateway.is_none();
+            Some((*peer, *names.get(&lookup.dev).filter(|_| unicast)?))
+        };
+        Ok(peers.iter().zip(found.into_iter().map(Some)).filter_map(direct).collect())
+    }
+}
+
+impl reconcile::Kernel for Host {
+    fn facts(&mut self, conf: &NetConf, devices: &[IfName], peers: &[IpAddr]) -> Result<Facts, String> {
+        let families = Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 };
+        let text = |error: kernel::Error| error.to_string();
+        let links = self.kernel.rtnl().links().map_err(text)?;
+        let addresses = self.kernel.rtnl().addresses(None).map_err(text)?;
+        let routing = self.routing(families)?;
+        let interfaces: Vec<Iface> = {
+            // A device of ours must never be chosen to carry itself.
+            let others: Vec<LinkInfo> =
+                links.iter().filter(|l| !devices.contains(&l.link.name)).cloned().collect();
+            Host::interfaces(&others, &addresses)
+        };
+        let choice = uplink::choose(&self.selectors, families, &interfaces, &routing)?;
+        if self.said != choice.why {
+            for why in &choice.why {
+                tracing::info!("Using interface {}: {why}", choice.uplink.name);
+            }
+            self.said.clone_from(&choice.why);
+        }
+        let names: BTreeMap<u32, IfName> = links.iter().map(|l| (l.index, l.link.name)).collect();
+        let on_link = self.on_link(&names, peers)?;
+        let local: BTreeSet<IpAddr> = addresses.iter().map(|a| a.net.addr()).collect();
+        let nexthops = self.kernel.rtnl().nexthops().map_err(text)?;
+        Ok(Facts {
+            uplink: choice.uplink,
+            public: choice.public,
+            local,
+            devices: links
+                .into_iter()
+                .filter(|l| devices.contains(&l.link.name))
+                .map(|l| (l.link.name, l.link))
+                .collect(),
+            pinned_macs: BTreeMap::new(),
+            on_link,
+            nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
+            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+            machine_id: self.machine_id.clone(),
+        })
+    }
+
+    fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String> {
+        self.kernel.read(scope, wanted).map_err(|error| error.to_string())
+    }
+
+    fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
+        self.kernel.apply(steps).into_iter().map(|answer| answer.map_err(|error| error.to_string())).collect()
+    }
+}
+
+/// Starts the thread that turns the kernel's notifications into news. Without it only the slow resync
+/// repairs anything, so it is opened again for as long as the process lives.
+pub fn listen(inbox: Arc<Inbox>) {
+    let work = move || {
+        loop {
+            let Err(error) = follow(&inbox) else { return };
+            tracing::error!("follow the kernel's notifications: {error}; reading everything again in 1 s");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("monitor".to_owned()).spawn(work) {
+        tracing::error!("start the monitor thread: {error}; changes are noticed only every 30 s");
+    }
+}
+
+fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
+    const ALL: News = News { host: true, ours: true };
+    let mut monitor = Monitor::open()?;
+    // What happened before the socket was open has not been reported.
+    inbox.news(|_| ALL);
+    while let Some(event) = monitor.next()? {
+        inbox.news(|conf| match &event {
+            Event::Overrun => ALL,
+            // Any device or address may decide which interface carries the traffic.
+            Event::Link(dev, _) | Event::Addr(dev) => News { host: true, ours: backend::is_our_device(*dev) },
+            Event::Neigh(dev) | Event::Fdb(dev) => News { host: false, ours: backend::is_our_device(*dev) },
+            Event::Route(key, protocol) => News {
+                host: key.dst.prefix_len() == 0,
+                // A route of someone else to a destination of ours may have replaced ours.
+                ours: *protocol == plan::ROUTE_PROTOCOL
+                    || conf.is_some_and(|conf| conf.networks().iter().any(|net| net.contains(&key.dst))),
+            },
+            Event::Nexthop(_) => News { host: false, ours: true },
+            Event::Rule(_) => News { host: true, ours: false },
+            Event::Nft(table) => News { host: false, ours: rules::table_keys().contains(table) },
+        });
+    }
+    Ok(())
+}

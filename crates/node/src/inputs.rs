@@ -1,0 +1,93 @@
+//! What the loop decides from: one slot each for the configuration, our lease, the peers and news from
+//! the kernel. Writers replace, the loop takes the newest; ten thousand events become one round.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use model::{Lease, NetConf};
+use store::View;
+
+/// What the kernel's notifications said since the last round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Interfaces, addresses or routes of the host changed: read the facts again.
+    pub host: bool,
+    /// Something that may be ours changed, or notifications were lost: read the kernel again.
+    pub ours: bool,
+}
+
+/// Everything the loop looks at.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The network configuration, once the store has given one that makes sense.
+    pub conf: Option<NetConf>,
+    /// Our own lease, once acquired.
+    pub own: Option<Lease>,
+    /// All leases.
+    pub view: View,
+    /// News from the kernel, cleared when taken.
+    pub news: News,
+    /// The process shall end.
+    pub stop: bool,
+}
+
+/// The slot between the writers and the loop.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    slot: Mutex<(Inputs, bool)>,
+    wake: Condvar,
+}
+
+impl Inbox {
+    /// Changes the inputs and wakes the loop.
+    pub fn update(&self, change: impl FnOnce(&mut Inputs)) {
+        let mut slot = self.lock();
+        change(&mut slot.0);
+        slot.1 = true;
+        self.wake.notify_one();
+    }
+
+    /// Adds news from the kernel; what concerns nobody wakes nobody.
+    pub fn news(&self, judge: impl FnOnce(Option<&NetConf>) -> News) {
+        let mut slot = self.lock();
+        let news = judge(slot.0.conf.as_ref());
+        if news != News::default() {
+            slot.0.news.host |= news.host;
+            slot.0.news.ours |= news.ours;
+            slot.1 = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until something changed, at most until `deadline`; after a change `settle` longer, so that a
+    /// burst is one round. Gives the inputs and clears the news.
+    pub fn wait(&self, deadline: Instant, settle: Duration) -> Inputs {
+        let mut slot = self.lock();
+        while !slot.1 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            slot = self.wake.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if slot.1 && !slot.0.stop {
+            let settled = Instant::now() + settle;
+            loop {
+                let left = settled.saturating_duration_since(Instant::now());
+                if left.is_zero() || slot.0.stop {
+                    break;
+                }
+                slot = self.wake.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        slot.1 = false;
+        let inputs = slot.0.clone();
+        slot.0.news = News::default();
+        inputs
+    }
+
+    // A writer that panicked leaves whole values behind: each change is one assignment.
+    fn lock(&self) -> MutexGuard<'_, (Inputs, bool)> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

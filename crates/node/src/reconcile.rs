@@ -1,0 +1,331 @@
+//! The one loop: inputs → wanted → difference → steps. It is the only writer of kernel state in the
+//! agent and runs on one ordinary thread.
+//!
+//! ```text
+//!  wake: inputs changed │ kernel news │ retry due │ full resync due
+//!    1  facts      when interfaces, addresses or routes changed
+//!    2  wanted   ← backend.plan(facts, own lease, checked peers) ∪ rules
+//!    3  actual   ← kernel.read(scope)   at start, on news, after an error, every resync
+//!    4  steps    ← diff(wanted, actual) less what is backing off
+//!    5  nothing is deleted before our lease and a complete list of peers are there
+//!    6  devices first, then read again, then the rest in one batch
+//!    7  failures get a back-off of their own; the report goes to the outputs
+//! ```
+//!
+//! Time is passed in as milliseconds of a monotonic clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use model::{IfName, Lease, LeaseAttrs, Mac, NetConf, claims};
+use plan::backend::{self, Backend};
+use plan::rules::{self, Choice};
+use plan::state::Scope;
+use plan::tracker::Tracker;
+use plan::{Facts, Key, Object, State, Step, diff};
+
+use crate::inputs::Inputs;
+
+/// Everything is read and compared again at least this often.
+pub const RESYNC_MS: u64 = 30_000;
+
+/// The border to the kernel, real or simulated.
+pub trait Kernel {
+    /// Reads the host. `peers` are the addresses whose reachability is asked for.
+    fn facts(&mut self, conf: &NetConf, devices: &[IfName], peers: &[IpAddr]) -> Result<Facts, String>;
+    /// Reads what is ours, see [`Scope`].
+    fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String>;
+    /// Does the steps in order; one answer each, failures as text with the command.
+    fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>>;
+}
+
+/// What one round found and did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What our lease shall say; `None` until the host is understood.
+    pub attrs: Option<LeaseAttrs>,
+    /// MTU for pods.
+    pub mtu: u32,
+    /// A round with our lease and all peers has been done, and devices, addresses and rules stand.
+    pub converged: bool,
+    /// Peers programmed, and those left out with the reason.
+    pub peers: usize,
+    /// Subnets left out, and why.
+    pub left_out: BTreeMap<String, String>,
+    /// What is wrong now, one sentence each.
+    pub troubles: Vec<String>,
+    /// Steps done, as commands.
+    pub done: Vec<String>,
+    /// What happened to devices that deserves a warning.
+    pub notes: Vec<String>,
+    /// Objects in the wanted state.
+    pub objects: usize,
+}
+
+/// The loop's memory. All of it can be lost: the next round rebuilds it from the kernel.
+pub struct Reconciler<K> {
+    kernel: K,
+    choice: Choice,
+    conf: Option<(NetConf, Box<dyn Backend>)>,
+    facts: Option<Facts>,
+    asked: Vec<IpAddr>,
+    pinned: BTreeMap<IfName, Mac>,
+    actual: Option<State>,
+    /// A step failed: what we believe may be wrong.
+    stale: bool,
+    read_ms: u64,
+    swept: bool,
+    tracker: Tracker,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// A loop that has seen nothing yet.
+    pub fn new(kernel: K, choice: Choice) -> Reconciler<K> {
+        Reconciler {
+            kernel,
+            choice,
+            conf: None,
+            facts: None,
+            asked: Vec::new(),
+            pinned: BTreeMap::new(),
+            actual: None,
+            stale: false,
+            read_ms: 0,
+            swept: false,
+            tracker: Tracker::default(),
+        }
+    }
+
+    /// When the next round is due though nothing happens.
+    pub fn due_ms(&self) -> u64 {
+        let resync = self.read_ms + if self.facts.is_some() { RESYNC_MS } else { 2_000 };
+        self.tracker.next_retry_ms().map_or(resync, |retry| retry.min(resync))
+    }
+
+    /// One round.
+    pub fn round(&mut self, inputs: &Inputs, now_ms: u64) -> Report {
+        let mut report = Report::default();
+        let resync = now_ms >= self.read_ms + RESYNC_MS;
+        if let Err(trouble) = self.understand(inputs, resync) {
+            self.read_ms = now_ms;
+            report.troubles.push(trouble);
+            return report;
+        }
+        let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else {
+            self.read_ms = now_ms;
+            return report;
+        };
+        report.attrs = Some(backend.attrs(facts));
+        report.mtu = backend.mtu(facts);
+
+        let (wanted, scope) = self.wanted(conf, backend.as_ref(), facts, inputs, &mut report);
+        let sweep = inputs.own.is_some() && inputs.view.complete;
+        if resync || inputs.news.ours || std::mem::take(&mut self.stale) {
+            self.actual = None;
+        }
+        match self.converge(&scope, &wanted, sweep, now_ms, &mut report) {
+            Ok(()) => self.swept |= sweep,
+            Err(error) => {
+                self.actual = None;
+                report.troubles.push(error);
+            }
+        }
+        self.settle(&wanted, &mut report);
+        report.converged = sweep && self.actual.is_some() && self.swept && !self.critical_failure();
+        report.objects = wanted.len();
+        report
+    }
+
+    /// Configuration and facts. An error is a sentence for the operator; it is tried again.
+    fn understand(&mut self, inputs: &Inputs, resync: bool) -> Result<(), String> {
+        let Some(conf) = &inputs.conf else { return Ok(()) };
+        if self.conf.as_ref().is_none_or(|(known, _)| known != conf) {
+            self.conf = Some((conf.clone(), backend::from_config(conf)?));
+            self.facts = None;
+        }
+        let Some((conf, backend)) = &self.conf else { return Ok(()) };
+        let mut asked: Vec<IpAddr> = Vec::new();
+        if backend.asks_on_link() {
+            let publics = inputs
+                .view
+                .peers
+                .iter()
+                .flat_map(|l| [l.attrs.public_ip.map(IpAddr::V4), l.attrs.public_ip6.map(IpAddr::V6)]);
+            asked = publics.flatten().collect::<BTreeSet<_>>().into_iter().collect();
+        }
+        if resync || inputs.news.host || self.facts.is_none() || asked != self.asked {
+            let mut facts = self.kernel.facts(conf, &backend.devices(), &asked)?;
+            facts.pinned_macs = self.pinned.clone();
+            facts.nexthops_in_use =
+                self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);
+            backend.check(&facts)?;
+            self.asked = asked;
+            if self.facts.as_ref() != Some(&facts) {
+                // The host is another one now: what failed may succeed, and what stood may be gone.
+                self.tracker.forgive();
+                self.stale = true;
+                self.facts = Some(facts);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the kernel shall hold, and what of it is ours to touch.
+    fn wanted(
+        &self,
+        conf: &NetConf,
+        backend: &dyn Backend,
+        facts: &Facts,
+        inputs: &Inputs,
+        report: &mut Report,
+    ) -> (State, Scope) {
+        let claims =
+            inputs.own.as_ref().map(|own| claims::check(conf, own, &facts.local, &inputs.view.peers));
+        let claims = claims.unwrap_or_default();
+        let peers: Vec<&Lease> = claims.accepted.iter().map(|lease| &**lease).collect();
+        let plan = backend.plan(facts, inputs.own.as_ref(), &peers);
+        report.left_out = inputs.view.rejected.clone();
+        report.left_out.extend(plan.rejected.into_iter().map(|r| (r.subnets.to_string(), r.reason)));
+        report.peers = peers.len();
+        report.left_out.extend(claims.rejected);
+
+        let mut wanted = plan.state;
+        if let Some(own) = &inputs.own {
+            let tables = rules::tables(conf, &own.subnets, self.choice);
+            wanted.extend(tables.into_iter().map(|t| Object::Nft(Box::new(t))));
+        }
+        let sysctls = wanted.iter().filter_map(|(key, _)| match key {
+            Key::Sysctl(path) => Some(path.clone()),
+            _ => None,
+        });
+        let scope = Scope {
+            devices: backend.devices().into_iter().collect(),
+            networks: conf.networks(),
+            uplink: Some(facts.uplink.name),
+            tables: rules::table_keys().into(),
+            sysctls: sysctls.collect(),
+            adopt: !self.swept,
+        };
+        (wanted, scope)
+    }
+
+    /// Brings the kernel to the wanted state as far as it can be done now.
+    fn converge(
+        &mut self,
+        scope: &Scope,
+        wanted: &State,
+        sweep: bool,
+        now_ms: u64,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        if self.actual.is_none() {
+            self.reread(scope, wanted, now_ms)?;
+        }
+        let found = diff(wanted, self.actual.get_or_insert_default());
+        for (device, why) in &found.recreated {
+            report.notes.push(format!("device {device} does not fit, making it anew: its {why}"));
+        }
+        for (device, why) in &found.foreign {
+            let message = format!(
+                "device {device} {why} and not ours to remove; remove it with `ip link delete {device}` or rename it"
+            );
+            if self.tracker.failed(Key::Link(*device), message.clone(), now_ms) {
+                report.notes.push(message);
+            }
+        }
+        let links = self.ready(found.links, sweep, now_ms);
+        let rest = if links.is_empty() {
+            found.rest
+        } else {
+            self.apply(links, now_ms, report);
+            // The kernel drops routes and neighbours with a device without saying so.
+            self.reread(scope, wanted, now_ms)?;
+            self.pin(scope);
+            diff(wanted, self.actual.get_or_insert_default()).rest
+        };
+        self.pin(scope);
+        let actual = self.actual.get_or_insert_default();
+        let stands = |dev: IfName| match (wanted.link(dev), actual.link(dev)) {
+            (Some(want), Some(have)) => want.kind.name() == have.kind.name(),
+            (want, _) => want.is_none(),
+        };
+        // What needs a device that could not be made is not tried: the device's failure says it all.
+        let rest = rest.into_iter().filter(|step| step.device().is_none_or(stands)).collect();
+        let rest = self.ready(rest, sweep, now_ms);
+        self.apply(rest, now_ms, report);
+        Ok(())
+    }
+
+    fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {
+        self.actual = Some(self.kernel.read(scope, wanted)?);
+        self.read_ms = now_ms;
+        Ok(())
+    }
+
+    /// From its first appearance a device keeps its address for as long as we run: peers know it.
+    fn pin(&mut self, scope: &Scope) {
+        let Some(actual) = &self.actual else { return };
+        for dev in &scope.devices {
+            if let Some(mac) = actual.link(*dev).and_then(|link| link.mac) {
+                self.pinned.entry(*dev).or_insert(mac);
+            }
+        }
+        if let Some(facts) = &mut self.facts {
+            facts.pinned_macs = self.pinned.clone();
+            facts.nexthops_in_use = actual.iter().any(|(key, _)| matches!(key, Key::Nexthop(_)));
+        }
+    }
+
+    fn ready(&self, steps: Vec<Step>, sweep: bool, now_ms: u64) -> Vec<Step> {
+        let may = |step: &Step| {
+            let replaces = matches!(step, Step::Delete(Object::Link(_)));
+            self.tracker.ready(&step.key(), now_ms) && (sweep || replaces || !matches!(step, Step::Delete(_)))
+        };
+        steps.into_iter().filter(may).collect()
+    }
+
+    fn apply(&mut self, steps: Vec<Step>, now_ms: u64, report: &mut Report) {
+        if steps.is_empty() {
+            return;
+        }
+        let answers = self.kernel.apply(&steps);
+        let actual = self.actual.get_or_insert_default();
+        for (step, answer) in steps.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => {
+                    report.done.push(step.to_string());
+                    match step {
+                        Step::Put(object) => actual.put(object),
+                        Step::Change(link) => actual.put(Object::Link(link)),
+                        Step::Delete(object) => drop(actual.remove(&object.key())),
+                    }
+                }
+                Err(message) => {
+                    self.stale = true;
+                    if self.tracker.failed(step.key(), message.clone(), now_ms) {
+                        report.notes.push(message);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets failures that are over and reports those that are not.
+    fn settle(&mut self, wanted: &State, report: &mut Report) {
+        let actual = self.actual.get_or_insert_default();
+        let over = self.tracker.settle(|key| match (wanted.get(key), actual.get(key)) {
+            (Some(Object::Link(want)), Some(Object::Link(have))) => {
+                want.fit(have) != plan::state::LinkFit::Same
+            }
+            (Some(Object::Nft(want)), Some(Object::Nft(have))) => !want.same(have),
+            (want, have) => want != have,
+        });
+        report.notes.extend(over.iter().map(|key| format!("repaired after failures: {key:?}")));
+        report.troubles.extend(self.tracker.iter().map(|(_, failure)| failure.message.clone()));
+    }
+
+    /// Without these no pod can work; a peer's entries concern that peer alone.
+    fn critical_failure(&self) -> bool {
+        self.tracker.iter().any(|(key, _)| matches!(key, Key::Nft(_) | Key::Link(_) | Key::Addr(..)))
+    }
+}

@@ -1,0 +1,353 @@
+//! Start-up and end of the agent (flannel.md 1.5–1.7).
+//!
+//! Flags are checked, then threads are started, and from there on nothing ends the process but a
+//! signal: whatever is missing is said once and waited for.
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::Subnets;
+use model::codec::subnet_env;
+use plan::rules::Choice;
+use store::embedded::EmbeddedStore;
+use store::etcd::EtcdStore;
+use store::{LeaseStore as _, StoreError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::{self, Options, Outcome};
+use crate::health::{self, Health};
+use crate::host::{self, Host};
+use crate::inputs::Inbox;
+use crate::membership::Member;
+use crate::reconcile::{Reconciler, Report};
+use crate::{log, outputs};
+
+/// What `--version` prints.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+/// How we were called, which decides the default store (decision 0006).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Personality {
+    /// `loden agent`
+    Loden,
+    /// `flanneld`
+    Flanneld,
+}
+
+/// A burst of changes becomes one round.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Steps shown in the log for one round.
+const SHOWN: usize = 8;
+
+/// Runs the agent until a signal. Gives the exit status.
+pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
+    let env = |name: &str| std::env::var(name).ok();
+    let (options, warnings) = match args::parse(program, words, env) {
+        Outcome::Run { options, warnings } => (*options, warnings),
+        Outcome::Print { text, status } => {
+            let _ = std::io::stderr().lock().write_all(text.as_bytes());
+            return status;
+        }
+    };
+    if options.version {
+        let _ = writeln!(std::io::stderr().lock(), "{VERSION}");
+        return 0;
+    }
+    log::init(options.v);
+    tracing::info!("CLI flags config: {options:?}");
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    match run(options, personality) {
+        Ok(()) => {
+            tracing::info!("Exiting cleanly...");
+            0
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            1
+        }
+    }
+}
+
+fn run(options: Options, personality: Personality) -> Result<(), String> {
+    if let Some(refusal) = args::unsupported(&options).first() {
+        return Err(refusal.clone());
+    }
+    let store = choose_store(&options, personality)?;
+    let health_address = health_address(&options)?;
+    let previous = previous_subnets(&options);
+
+    let inbox = Arc::new(Inbox::default());
+    let health = Arc::new(Health::default());
+    let (reports, seen) = watch::channel(Report::default());
+    let margin = Duration::from_secs(60 * u64::try_from(options.subnet_lease_renew_margin).unwrap_or(60));
+    let member = Member { inbox: inbox.clone(), reports: seen, previous, margin };
+
+    let waiting = Waiting { inbox: inbox.clone(), health: health.clone(), health_address };
+    let async_side = std::thread::Builder::new()
+        .name("stores".to_owned())
+        .spawn(move || waiting.run(store, member))
+        .map_err(|error| format!("start a thread: {error}"))?;
+
+    host::listen(inbox.clone());
+    let choice = Choice {
+        masquerade: options.ip_masq,
+        fully_random: !options.ip_masq_fully_random_disable,
+        forward: options.iptables_forward_rules,
+    };
+    let kernel = Host::open(&options)?;
+    let mut outcome = Outlet::new(options, health);
+    let mut reconciler = Reconciler::new(kernel, choice);
+    let start = Instant::now();
+    loop {
+        let inputs = inbox.wait(start + Duration::from_millis(reconciler.due_ms()), SETTLE);
+        if inputs.stop {
+            break;
+        }
+        let now_ms = start.elapsed().as_millis() as u64;
+        let report = reconciler.round(&inputs, now_ms);
+        outcome.publish(&inputs, &report);
+        reports.send_replace(report);
+    }
+    drop(reports);
+    // The async side ends by itself after the signal; a panic in it has been printed.
+    let _ = async_side.join();
+    Ok(())
+}
+
+/// Everything that waits on networks, on one thread.
+struct Waiting {
+    inbox: Arc<Inbox>,
+    health: Arc<Health>,
+    health_address: Option<SocketAddr>,
+}
+
+impl Waiting {
+    fn run(self, store: Store, member: Member) {
+        let inbox = self.inbox.clone();
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!("start the runtime for stores: {error}");
+                inbox.update(|inputs| inputs.stop = true);
+                return;
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            tokio::select! {
+                () = signals() => tracing::info!("shutting down, the data path stays as it is"),
+                () = self.health() => {}
+                () = membership(store, member) => {}
+            }
+        });
+        inbox.update(|inputs| inputs.stop = true);
+        // A second signal, or a task that hangs, must not keep the process.
+        runtime.shutdown_timeout(Duration::from_secs(3));
+    }
+
+    async fn health(&self) {
+        match self.health_address {
+            Some(address) => health::serve(address, self.health.clone()).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Returns at the first SIGINT or SIGTERM; the next one ends the process at once.
+async fn signals() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be caught; SIGTERM will end the process at once, which does no harm");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::task::spawn_local(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        std::process::exit(1);
+    });
+}
+
+/// The store the operator chose.
+pub enum Store {
+    /// etcd v3
+    Etcd(EtcdStore),
+    /// One SQLite file
+    Embedded(EmbeddedStore),
+}
+
+impl Store {
+    /// See [`LeaseStore::config`].
+    pub async fn config(&self) -> Result<String, StoreError> {
+        match self {
+            Store::Etcd(store) => store.config().await,
+            Store::Embedded(store) => store.config().await,
+        }
+    }
+
+    /// Writes the network configuration.
+    pub async fn put_config(&self, text: &str) -> Result<(), StoreError> {
+        match self {
+            Store::Etcd(store) => store.put_config(text).await,
+            Store::Embedded(store) => store.put_config(text).await,
+        }
+    }
+}
+
+async fn membership(store: Store, member: Member) {
+    match store {
+        Store::Etcd(store) => member.run(store).await,
+        Store::Embedded(store) => member.run(store).await,
+    }
+}
+
+/// Where the embedded store is unless said otherwise.
+const EMBEDDED: &str = "/var/lib/loden/leases.db";
+/// Life of a lease that is not renewed (flannel.md 3.3).
+const LEASE_TTL: Duration = Duration::from_secs(86_400);
+
+/// By `LODEN_STORE`, else by flags and name (decision 0006).
+pub fn choose_store(options: &Options, personality: Personality) -> Result<Store, String> {
+    let said = std::env::var("LODEN_STORE").unwrap_or_default();
+    if let Some(path) = said.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
+        return Ok(Store::Embedded(EmbeddedStore::new(path, LEASE_TTL)));
+    }
+    let etcd = match said.as_str() {
+        "etcd" => true,
+        "" => personality == Personality::Flanneld || options.etcd_named,
+        other => {
+            return Err(format!("LODEN_STORE={other:?} names no store; write etcd, or sqlite: and a path"));
+        }
+    };
+    if !etcd {
+        return Ok(Store::Embedded(EmbeddedStore::new(EMBEDDED, LEASE_TTL)));
+    }
+    EtcdStore::new(options.etcd()).map(Store::Etcd).map_err(|error| error.to_string())
+}
+
+fn health_address(options: &Options) -> Result<Option<SocketAddr>, String> {
+    if options.healthz_port <= 0 {
+        return Ok(None);
+    }
+    let ip: IpAddr = options.healthz_ip.parse().map_err(|_| {
+        format!(
+            "--healthz-ip {:?} is not an address; write for example --healthz-ip=0.0.0.0",
+            options.healthz_ip
+        )
+    })?;
+    let port = u16::try_from(options.healthz_port).map_err(|_| {
+        format!("--healthz-port {} is not a port: 1 to 65535, 0 for none", options.healthz_port)
+    })?;
+    Ok(Some(SocketAddr::new(ip, port)))
+}
+
+/// Subnets of an earlier run, so that pods keep their addresses. A file that cannot be read is none.
+fn previous_subnets(options: &Options) -> Subnets {
+    match std::fs::read_to_string(&options.subnet_file) {
+        Ok(text) => subnet_env::read_previous(&text).subnets,
+        Err(_) => Subnets::default(),
+    }
+}
+
+/// Hands reports to the world.
+struct Outlet {
+    options: Options,
+    health: Arc<Health>,
+    notify: Option<String>,
+    written: Option<String>,
+    ready: bool,
+    left_out: std::collections::BTreeMap<String, String>,
+    troubles: Vec<String>,
+}
+
+impl Outlet {
+    fn new(options: Options, health: Arc<Health>) -> Outlet {
+        let notify = std::env::var("NOTIFY_SOCKET").ok();
+        Outlet {
+            options,
+            health,
+            notify,
+            written: None,
+            ready: false,
+            left_out: Default::default(),
+            troubles: Vec::new(),
+        }
+    }
+
+    fn publish(&mut self, inputs: &crate::inputs::Inputs, report: &Report) {
+        self.tell(report);
+        let mut ready = report.converged;
+        if let (true, Some(conf), Some(own)) = (report.converged, &inputs.conf, &inputs.own) {
+            let text = subnet_env::write(conf, &own.subnets, report.mtu, self.options.ip_masq);
+            ready = self.subnet_file(text);
+        }
+        if ready && !self.ready {
+            tracing::info!(
+                "flannel is ready: {} peers, {} kernel objects in place",
+                report.peers,
+                report.objects
+            );
+            outputs::sd_notify(self.notify.as_deref(), "READY=1");
+        } else if !ready && self.ready {
+            tracing::warn!("not ready any more, see above");
+        }
+        self.ready = ready;
+        self.health.beat(ready);
+    }
+
+    /// Written when it differs; looked at again when somebody removed it.
+    fn subnet_file(&mut self, text: String) -> bool {
+        let path = std::path::Path::new(&self.options.subnet_file);
+        if self.written.as_ref() == Some(&text) && path.exists() {
+            return true;
+        }
+        match outputs::write_atomically(path, &text) {
+            Ok(()) => {
+                tracing::info!("Wrote subnet file to {}", path.display());
+                self.written = Some(text);
+                true
+            }
+            Err(error) => {
+                if self.ready || self.written.is_none() && !self.troubles.contains(&error) {
+                    tracing::error!("{error}");
+                    self.troubles.push(error);
+                }
+                self.written = None;
+                false
+            }
+        }
+    }
+
+    /// One line for each change of state, never for each retry.
+    fn tell(&mut self, report: &Report) {
+        for note in &report.notes {
+            tracing::warn!("{note}");
+        }
+        for trouble in
+            report.troubles.iter().filter(|t| !self.troubles.contains(t) && !report.notes.contains(t))
+        {
+            tracing::error!("{trouble}");
+        }
+        self.troubles.clone_from(&report.troubles);
+        for (subnets, why) in report.left_out.iter().filter(|(s, why)| self.left_out.get(*s) != Some(*why)) {
+            tracing::warn!("peer {subnets} is left out: {why}");
+        }
+        self.left_out.clone_from(&report.left_out);
+        if self.ready && !report.done.is_empty() {
+            let more = report.done.len().saturating_sub(SHOWN);
+            let steps = report.done.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+            tracing::info!("{} changes: {steps}{}", report.done.len(), if more > 0 { "; …" } else { "" });
+        }
+    }
+}

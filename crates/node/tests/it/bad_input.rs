@@ -1,0 +1,165 @@
+//! Each mistake gives one clear sentence that names the object and the way out; the agent stays up and
+//! goes on by itself once it is put right; what works goes on working.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::world::{World, until};
+
+const GOOD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Puts a bad configuration straight into the file, past the check of `loden config put`.
+fn put_unchecked(world: &World, text: &str) {
+    // `config put` refuses it, which is tested below; the column is the store's own.
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    connection.execute("INSERT OR REPLACE INTO config (value) VALUES (?1)", [text]).unwrap();
+}
+
+#[test]
+fn a_bad_configuration_is_named_and_waited_for() {
+    for (bad, sentence) in [
+        (r#"{"Network":"10.244.0.0/16","#, "unexpected end"),
+        (r#"{"Network":"10.244.0.0/33"}"#, "10.244.0.0/33"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlam"}}"#, "unknown backend type \"vxlam\""),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"gce"}}"#, "removed from flannel in v0.20"),
+        (r#"{"Network":"10.244.0.0/16"}"#, "without a Backend key flannel means udp"),
+        (r#"{"Network":"10.244.0.0/16","SubnetLen":17,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
+        (
+            r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.9.0","SubnetMax":"10.244.3.0","Backend":{"Type":"vxlan"}}"#,
+            "SubnetM",
+        ),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, "VNI"),
+        (r#"{"EnableIPv4":false,"Backend":{"Type":"vxlan"}}"#, "EnableIPv"),
+    ] {
+        let world = World::with_config(1, GOOD);
+        put_unchecked(&world, bad);
+        let mut agent = world.hosts[0].agent(&[]);
+        agent.says("fetch network config: ");
+        assert!(agent.log().contains(sentence), "{bad}: {}", agent.log());
+        assert!(agent.alive());
+        world.hosts[0].put_config(GOOD);
+        agent.ready();
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_waited_for() {
+    let world = World::new(1);
+    let mut agent = world.hosts[0].agent(&[]);
+    agent.says("fetch network config: ");
+    assert!(agent.alive());
+    world.hosts[0].put_config(GOOD);
+    agent.ready();
+}
+
+#[test]
+fn an_interface_that_is_missing_is_named_with_what_there_is() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    let mut agent = host.agent(&["--iface=eth9"]);
+    agent.says("--iface=eth9: there is no such interface; this host has ");
+    assert!(agent.log().contains("eth0 (192.0.2.11"), "{}", agent.log());
+    assert!(agent.alive());
+    host.sh("ip link add eth9 type veth peer name eth9p");
+    host.sh("ip addr add 198.51.100.9/24 dev eth9");
+    host.sh("ip link set eth9 up");
+    agent.ready();
+    let link = &host.json("ip -d -j link show flannel.1")[0];
+    assert_eq!(link["linkinfo"]["info_data"]["local"], "198.51.100.9");
+}
+
+#[test]
+fn a_foreign_device_in_our_place_is_left_alone_and_named() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    host.sh("ip link add flannel.1 type bridge");
+    let mut agent = host.agent(&[]);
+    agent.says("device flannel.1 is a bridge device, not a vxlan one");
+    assert!(agent.log().contains("ip link delete flannel.1"), "{}", agent.log());
+    assert!(agent.alive() && !host.subnet_file().exists(), "not ready without its device");
+    host.sh("ip link delete flannel.1");
+    agent.ready();
+}
+
+#[test]
+fn a_tunnel_with_other_attributes_is_made_anew_and_a_taken_vni_named() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    host.sh("ip link add flannel.1 type vxlan id 77 local 192.0.2.11 dev eth0 dstport 8472");
+    let agent = host.agent(&[]);
+    agent.says("device flannel.1 does not fit, making it anew: its vni is 77, not 1");
+    agent.ready();
+
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    host.sh("ip link add cilium_vxlan type vxlan id 1 local 192.0.2.11 dev eth0 dstport 8472");
+    let mut agent = host.agent(&[]);
+    agent.says("ip link add flannel.1");
+    assert!(agent.alive());
+    host.sh("ip link delete cilium_vxlan");
+    agent.ready();
+}
+
+#[test]
+fn a_taken_health_port_is_named_and_tried_again() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    let taken = host.netns.run(|| TcpListener::bind("0.0.0.0:2401")).unwrap().unwrap();
+    let agent = host.agent(&["--healthz-port=2401"]);
+    agent.ready();
+    agent.says("listen on 0.0.0.0:2401 for health checks: ");
+    drop(taken);
+    until("the port to be served", || {
+        host.netns.run(|| std::net::TcpStream::connect("127.0.0.1:2401")).unwrap().map_err(|e| e.to_string())
+    });
+}
+
+#[test]
+fn a_read_only_place_for_subnet_env_is_named() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    // A file where the folder should be stands for any disk that cannot be written, even by root.
+    let blocked = host.dir.join("blocked");
+    fs::write(&blocked, "").unwrap();
+    let flag = format!("--subnet-file={}/subnet.env", blocked.display());
+    let mut agent = host.agent(&[&flag]);
+    agent.says("blocked/subnet.env: ");
+    assert!(agent.alive());
+    fs::remove_file(&blocked).unwrap();
+    agent.says("flannel is ready");
+    assert!(blocked.join("subnet.env").exists());
+}
+
+#[test]
+fn one_corrupt_lease_costs_only_its_own_peer() {
+    let world = World::with_config(3, GOOD);
+    let agents = world.start(&[]);
+    let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    until("two peers", || one.greet(three, three.subnet("FLANNEL_SUBNET").network()));
+    let key = format!("{}-24", two.subnet("FLANNEL_SUBNET").network());
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    connection.execute("UPDATE lease SET value = 'garbage' WHERE key = ?1", [&key]).unwrap();
+    drop(connection);
+    agents[0].says(&key);
+    one.greet(three, three.subnet("FLANNEL_SUBNET").network()).expect("the other peer is unharmed");
+}
+
+#[test]
+fn what_is_not_built_is_refused_in_a_sentence() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    for (flag, status, sentence) in [
+        ("--kube-subnet-mgr", 1, "--kube-subnet-mgr is not built yet"),
+        ("--ip-blackhole-route", 1, "--ip-blackhole-route is not built yet"),
+        ("--nonsense", 2, "flag provided but not defined: -nonsense"),
+        ("--subnet-lease-renew-margin=2000", 1, "out of acceptable range"),
+        ("--healthz-port=99999", 1, "99999 is not a port"),
+    ] {
+        let agent = host.agent(&[flag]);
+        let log = host.dir.join("log");
+        assert_eq!(agent.ends(), status, "{flag}");
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains(sentence), "{flag}: {text}");
+        fs::remove_file(log).unwrap();
+    }
+}

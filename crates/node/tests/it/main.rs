@@ -1,0 +1,10 @@
+//! Real agents on hosts made of network namespaces; `ip`, `bridge`, `nft` and a real etcd are the
+//! witnesses.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking and print skips")]
+
+mod bad_input;
+mod cluster;
+mod faults;
+mod tutorials;
+mod world;

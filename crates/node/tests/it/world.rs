@@ -1,0 +1,336 @@
+//! Hosts joined by a wire, and agents on them.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kernel::Netns;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `check` gives a value; the last complaint is in the message.
+pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(last) if Instant::now() > deadline => panic!("waited {PATIENCE:?} for {what}: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// A bridge in a namespace of its own, and hosts on it. Everything ends with the value.
+pub struct World {
+    pub hosts: Vec<Host>,
+    pub dir: TempDir,
+    _hub: Netns,
+}
+
+/// One host: `eth0` with 192.0.2.(10+n)/24 and 2001:db8::(10+n)/64, default routes to .1.
+pub struct Host {
+    pub netns: Netns,
+    pub number: usize,
+    pub dir: PathBuf,
+    store: String,
+}
+
+impl World {
+    pub fn new(hosts: usize) -> World {
+        let dir = TempDir::new().unwrap();
+        let hub = Netns::create().expect("making a network namespace needs root");
+        sh(&hub, "ip link add wire type bridge");
+        sh(&hub, "ip link set wire up");
+        let store = format!("sqlite:{}", dir.path().join("leases.db").display());
+        let host = |number: usize| {
+            let netns = Netns::create().unwrap();
+            let path = dir.path().join(format!("host{number}"));
+            fs::create_dir(&path).unwrap();
+            let peer = netns.path();
+            // The far end is made inside the host at once; `ip` wants a process id or a name, so move it.
+            sh(&hub, &format!("ip link add h{number} type veth peer name e{number}"));
+            sh(&hub, &format!("ip link set e{number} netns {}", peer.display()));
+            sh(&hub, &format!("ip link set h{number} master wire up"));
+            for command in [
+                "ip link set lo up",
+                &format!("ip link set e{number} name eth0 up"),
+                &format!("ip addr add {} dev eth0", format_args!("192.0.2.{}/24", 10 + number)),
+                &format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", 10 + number),
+                "ip route add default via 192.0.2.1",
+                "ip -6 route add default via 2001:db8::1",
+                "sysctl -qw net.ipv4.ip_forward=1",
+            ] {
+                sh(&netns, command);
+            }
+            Host { netns, number, dir: path, store: store.clone() }
+        };
+        let hosts = (1..=hosts).map(host).collect();
+        World { hosts, dir, _hub: hub }
+    }
+
+    /// Hosts with the network configuration already in the embedded store.
+    pub fn with_config(hosts: usize, config: &str) -> World {
+        let world = World::new(hosts);
+        world.hosts[0].put_config(config);
+        world
+    }
+
+    /// One agent on each host, all ready.
+    pub fn start(&self, flags: &[&str]) -> Vec<Agent> {
+        let agents: Vec<Agent> = self.hosts.iter().map(|host| host.agent(flags)).collect();
+        for agent in &agents {
+            agent.ready();
+        }
+        agents
+    }
+}
+
+impl Host {
+    pub fn public(&self) -> String {
+        format!("192.0.2.{}", 10 + self.number)
+    }
+
+    pub fn public6(&self) -> String {
+        format!("2001:db8::{}", 10 + self.number)
+    }
+
+    pub fn subnet_file(&self) -> PathBuf {
+        self.dir.join("subnet.env")
+    }
+
+    pub fn put_config(&self, config: &str) {
+        let mut child =
+            self.loden(&["config", "put", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn loden(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.args(words).env("LODEN_STORE", &self.store);
+        command
+    }
+
+    /// Starts `flanneld` with these flags besides the subnet file.
+    pub fn agent(&self, flags: &[&str]) -> Agent {
+        self.agent_in(flags, &[("LODEN_STORE", &self.store)])
+    }
+
+    /// The same with an environment of its own.
+    pub fn agent_in(&self, flags: &[&str], env: &[(&str, &str)]) -> Agent {
+        let log = self.dir.join("log");
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.arg0("flanneld").arg(format!("--subnet-file={}", self.subnet_file().display()));
+        command.args(flags).envs(env.iter().copied()).env_remove("NOTIFY_SOCKET").stderr(stderr);
+        if !env.iter().any(|(name, _)| *name == "LODEN_STORE") {
+            command.env_remove("LODEN_STORE");
+        }
+        let child = self.netns.run(|| command.spawn()).unwrap().unwrap();
+        Agent { child, log, subnet_file: self.subnet_file() }
+    }
+
+    /// What a program prints inside the host; fails the test if the program fails.
+    pub fn sh(&self, command: &str) -> String {
+        sh(&self.netns, command)
+    }
+
+    /// What a program that prints JSON says, inside the host.
+    pub fn json(&self, command: &str) -> Value {
+        let text = self.sh(command);
+        if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+    }
+
+    /// Value of a key of `subnet.env`.
+    pub fn env(&self, key: &str) -> String {
+        let text = fs::read_to_string(self.subnet_file()).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(&format!("{key}=")));
+        line.unwrap_or_else(|| panic!("{key} is not in {text:?}")).to_owned()
+    }
+
+    /// Own subnet as network and length, from the gateway form of `subnet.env`.
+    pub fn subnet(&self, key: &str) -> ipnet::IpNet {
+        self.env(key).parse::<ipnet::IpNet>().unwrap().trunc()
+    }
+
+    /// Sends a line over TCP to a listener on another host; gives the source address seen there.
+    pub fn greet(&self, other: &Host, address: IpAddr) -> Result<IpAddr, String> {
+        let listener = other
+            .netns
+            .run(|| TcpListener::bind((address, 0)))
+            .unwrap()
+            .map_err(|e| format!("bind {address}: {e}"))?;
+        let target = listener.local_addr().unwrap();
+        let connect = self.netns.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(1))).unwrap();
+        let mut client = connect.map_err(|e| format!("connect to {target}: {e}"))?;
+        let (mut server, from) = listener.accept().map_err(|e| e.to_string())?;
+        client.write_all(b"hello").map_err(|e| e.to_string())?;
+        drop(client);
+        let mut text = String::new();
+        server.read_to_string(&mut text).map_err(|e| e.to_string())?;
+        if text == "hello" { Ok(from.ip()) } else { Err(format!("got {text:?}")) }
+    }
+}
+
+/// A running agent; killed when dropped.
+pub struct Agent {
+    child: Child,
+    log: PathBuf,
+    subnet_file: PathBuf,
+}
+
+impl Agent {
+    /// Waits until it has written its file and says that it is ready.
+    pub fn ready(&self) {
+        until("the agent to be ready", || {
+            let log = self.log();
+            if self.subnet_file.exists() && log.contains("flannel is ready") { Ok(()) } else { Err(log) }
+        });
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for a text in the log.
+    pub fn says(&self, text: &str) {
+        until(&format!("the log to say {text:?}"), || {
+            let log = self.log();
+            if log.contains(text) { Ok(()) } else { Err(log) }
+        });
+    }
+
+    pub fn alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends SIGTERM and gives the exit status.
+    pub fn terminate(mut self) -> i32 {
+        sh_here(&format!("kill -TERM {}", self.child.id()));
+        until("the agent to end", || match self.child.try_wait().unwrap() {
+            Some(status) => Ok(status.code().unwrap_or(-1)),
+            None => Err(self.log()),
+        })
+    }
+
+    /// Waits until it ends by itself and gives the exit status.
+    pub fn ends(mut self) -> i32 {
+        until("the agent to end", || match self.child.try_wait().unwrap() {
+            Some(status) => Ok(status.code().unwrap_or(-1)),
+            None => Err(self.log()),
+        })
+    }
+
+    /// As `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("---- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// A real etcd on a host; killed when dropped.
+pub struct Etcd {
+    child: Child,
+    _dir: TempDir,
+}
+
+/// Whether Debian's etcd is there; says so if not.
+pub fn has_etcd(test: &str) -> bool {
+    let there = Path::new("/usr/bin/etcd").exists();
+    if !there {
+        println!("SKIP {test}: etcd is not installed (package etcd-server)");
+    }
+    there
+}
+
+impl Etcd {
+    /// Inside a host's namespace, listening on an address of it.
+    pub fn on(host: &Host, address: &str, tls: Option<&Path>) -> Etcd {
+        let dir = TempDir::new().unwrap();
+        let port = 2379;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{address}:{port}");
+        let peer = format!("http://{address}:2380");
+        let mut command = Command::new("/usr/bin/etcd");
+        command.arg("--data-dir").arg(dir.path().join("data"));
+        command.args([
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+            "--listen-peer-urls",
+            &peer,
+        ]);
+        command.args([
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &format!("default={peer}"),
+        ]);
+        if let Some(certs) = tls {
+            for (flag, file) in [
+                ("--cert-file", "server.pem"),
+                ("--key-file", "server-key.pem"),
+                ("--trusted-ca-file", "ca.pem"),
+            ] {
+                command.arg(flag).arg(certs.join(file));
+            }
+            command.arg("--client-cert-auth");
+        }
+        command.env_clear().stderr(Stdio::null()).stdout(Stdio::null());
+        let child = host.netns.run(|| command.spawn()).unwrap().unwrap();
+        let etcd = Etcd { child, _dir: dir };
+        until("etcd to listen", || {
+            host.netns.run(|| TcpStream::connect((address, port))).unwrap().map_err(|e| e.to_string())
+        });
+        etcd
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(mut command: Command, shown: &str) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
+    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn words(command: &str) -> Command {
+    let mut words = command.split_whitespace();
+    let mut made = Command::new(words.next().unwrap());
+    made.args(words);
+    made
+}
+
+/// Runs a command inside a namespace.
+pub fn sh(netns: &Netns, command: &str) -> String {
+    let made = words(command);
+    netns.run(|| run(made, command)).unwrap()
+}
+
+fn sh_here(command: &str) -> String {
+    run(words(command), command)
+}
