@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::EtcdStore;
-use super::client::Fault;
+use super::client::{Fault, Watching};
 use super::proto::{WatchCreateRequest, WatchResponse};
 use crate::backoff::{Backoff, jitter};
 use crate::entry;
@@ -63,7 +63,7 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     async fn session(&mut self) -> Result<std::convert::Infallible, End> {
-        let mut seen = match self.seen {
+        let seen = match self.seen {
             // A cluster restored from a backup counts from an older revision: a watch would wait for ages.
             Some(seen) if self.store.revision().await? >= seen => seen,
             _ => self.list().await?,
@@ -76,48 +76,41 @@ impl Follower<'_> {
             progress_notify: true,
         };
         let mut watching = self.store.client.watch(create).await.map_err(StoreError::from)?;
-        let member = watching.conn.endpoint.clone();
-        let failed = |cause: String| End::Failed(format!("watch leases in etcd at {member}: {cause}"));
+        // Events up to here are older than the last list.
+        let mut floor = seen;
         let first = timeout(CREATED_LIMIT, watching.next()).await;
         let mut response = match first.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(response) => response,
-            Err(cause) => {
-                self.store.client.give_up(&watching.conn).await;
-                return Err(failed(cause));
-            }
+            Err(cause) => return Err(self.broken(&watching, cause).await),
         };
         let mut relist = Instant::now() + jitter(self.store.relist);
         let mut healthy = false;
         loop {
-            self.check(&response, &member)?;
+            check(&response, &watching.conn.endpoint)?;
             if !std::mem::replace(&mut healthy, true) {
                 self.mirror.recovered();
             }
-            self.apply(&response, seen);
-            seen = seen.max(response.header.as_ref().map_or(0, |h| h.revision));
-            // Created in the answer to `create`, and at any time later: events up to here are applied.
-            self.seen = Some(seen);
+            self.apply(&response, floor);
             if let Some(more) = ready_now(watching.next()).await {
-                response = more.map_err(failed)?;
+                response = match more {
+                    Ok(response) => response,
+                    Err(cause) => return Err(self.broken(&watching, cause).await),
+                };
                 continue;
             }
             self.mirror.publish();
             response = tokio::select! {
                 next = watching.next() => match next {
                     Ok(response) => response,
-                    Err(cause) => {
-                        self.store.client.give_up(&watching.conn).await;
-                        return Err(failed(cause));
-                    }
+                    Err(cause) => return Err(self.broken(&watching, cause).await),
                 },
                 () = sleep_until(relist) => {
                     relist = Instant::now() + jitter(self.store.relist);
                     let listed = self.list().await?;
-                    if listed < seen {
+                    if listed < floor {
                         return Err(End::Outdated);
                     }
-                    // What the watch still has to tell up to here is old news.
-                    seen = listed;
+                    floor = listed;
                     WatchResponse::default()
                 }
             };
@@ -138,24 +131,19 @@ impl Follower<'_> {
         Ok(listing.revision)
     }
 
-    fn check(&self, response: &WatchResponse, member: &str) -> Result<(), End> {
-        let reason = &response.cancel_reason;
-        if response.compact_revision != 0 || reason.contains("compacted") {
-            return Err(End::Outdated);
-        }
-        if !response.canceled {
-            return Ok(());
-        }
-        let advice = match reason.contains("permission denied") {
-            true => "; grant the user read and write on our prefix",
-            false => "",
-        };
-        Err(End::Failed(format!("watch leases in etcd at {member}: {reason}{advice}")))
+    /// Moves on to another member.
+    async fn broken(&self, watching: &Watching, cause: String) -> End {
+        self.store.client.give_up(&watching.conn).await;
+        End::Failed(format!("watch leases in etcd at {}: {cause}", watching.conn.endpoint))
     }
 
-    fn apply(&mut self, response: &WatchResponse, seen: i64) {
+    /// Takes over the events newer than `floor`, and notes how far we have come: to the last event, not to
+    /// the store's revision in the answer, because more events of older revisions may follow.
+    fn apply(&mut self, response: &WatchResponse, floor: i64) {
+        let mut reached = floor;
         for event in &response.events {
-            let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > seen) else { continue };
+            let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > floor) else { continue };
+            reached = reached.max(kv.mod_revision);
             let key = self.store.lease_name(&kv.key);
             if event.kind == DELETE {
                 self.mirror.remove(&key);
@@ -163,7 +151,28 @@ impl Follower<'_> {
                 self.mirror.put(&key, entry::read(&key, &kv.value));
             }
         }
+        // Without events it is a progress notice: everything up to the store's revision has been sent.
+        if response.events.is_empty() && !response.created {
+            reached = reached.max(response.header.as_ref().map_or(0, |header| header.revision));
+        }
+        self.seen = self.seen.max(Some(reached));
     }
+}
+
+/// Whether the watch goes on.
+fn check(response: &WatchResponse, member: &str) -> Result<(), End> {
+    let reason = &response.cancel_reason;
+    if response.compact_revision != 0 || reason.contains("compacted") {
+        return Err(End::Outdated);
+    }
+    if !response.canceled {
+        return Ok(());
+    }
+    let advice = match reason.contains("permission denied") {
+        true => "; grant the user read and write on our prefix",
+        false => "",
+    };
+    Err(End::Failed(format!("watch leases in etcd at {member}: {reason}{advice}")))
 }
 
 /// The result of `future` if it is there already: answers that came in together are published together.

@@ -4,17 +4,19 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -91,7 +93,7 @@ impl Conn {
 /// # Errors
 /// The cause with advice, without the endpoint.
 pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn, String> {
-    let io: Box<dyn Stream> = match &endpoint.place {
+    let socket: Box<dyn Stream> = match &endpoint.place {
         Place::Tcp(host, port) => {
             let socket = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| explain(&e))?;
             let _ = socket.set_nodelay(true);
@@ -101,10 +103,10 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
     };
     let io: Box<dyn Stream> = if endpoint.tls {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|e| explain(&e))?;
-        let session = TlsConnector::from(tls.load()?).connect(name, io).await;
-        Box::new(session.map_err(|e| explain(&e))?)
+        let session = TlsConnector::from(tls.load()?).connect(name, socket).await;
+        Box::new(Candid { session: session.map_err(|e| explain(&e))?, failed: None })
     } else {
-        io
+        socket
     };
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -134,6 +136,68 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
 /// A byte stream of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A TLS stream that tells why the other side hung up. A server that dislikes our certificate says so only
+/// after our side believes the handshake done: we then fail to write before we have read its reason.
+struct Candid {
+    session: TlsStream<Box<dyn Stream>>,
+    /// Why writing failed. Nothing is written any more, but what has arrived is still read.
+    failed: Option<io::Error>,
+}
+
+impl Candid {
+    /// Gives the result of a write. In place of a failure comes the alert that is still to be read, if any.
+    fn reason<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(error)) => self.failed = Some(error),
+            fine => return fine,
+        }
+        let mut space = [0; 64];
+        // The line is dead, so this is ready soon.
+        let read = ready!(Pin::new(&mut self.session).poll_read(cx, &mut ReadBuf::new(&mut space)));
+        Poll::Ready(Err(match (read, self.failed.take()) {
+            (Err(alert), _) => alert,
+            (Ok(()), error) => error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        }))
+    }
+
+    /// What is to be done again after a failure that still waits for its reason.
+    fn again<T>(&mut self) -> Option<Poll<io::Result<T>>> {
+        self.failed.take().map(|error| Poll::Ready(Err(error)))
+    }
+}
+
+impl AsyncRead for Candid {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.session).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Candid {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = match self.again() {
+            Some(failed) => failed,
+            None => Pin::new(&mut self.session).poll_write(cx, buf),
+        };
+        self.reason(cx, result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = match self.again() {
+            Some(failed) => failed,
+            None => Pin::new(&mut self.session).poll_flush(cx),
+        };
+        self.reason(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.session).poll_shutdown(cx)
+    }
+}
 
 /// Hyper's sender as the service `tonic` drives.
 #[derive(Clone)]
@@ -180,6 +244,7 @@ const ADVICE: &[(&str, &str)] = &[
     ),
     ("invalid peer certificate: Expired", "etcd's certificate has expired: renew it"),
     ("NotValidYet", "etcd's certificate is not valid yet: are the clocks of both machines right?"),
+    ("tls handshake eof", "the port hung up on TLS: use http:// if etcd serves no TLS there"),
     ("InvalidContentType", "the port does not speak TLS: use http:// instead of https://"),
     ("peer is incompatible", "no common TLS version or cipher: etcd must offer TLS 1.2 or newer"),
     ("frame with invalid size", "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),

@@ -207,15 +207,29 @@ fn a_full_or_read_only_disk_is_named_and_got_over() {
             std::fs::remove_file(ballast).unwrap();
             store.acquire(&net(CONFIG), &node(n)).await.unwrap();
             seen(&mut views, "all are there", |v| v.peers.len() == usize::from(n)).await;
-            run("mount", &["-o", "remount,ro", &disk]);
-            let error = store.renew(&held, &held.lease.attrs).await.unwrap_err();
-            assert!(matches!(&error, StoreError::Denied(text) if text.contains("read-only")), "{error:?}");
-            run("mount", &["-o", "remount,rw", &disk]);
-            store.renew(&held, &held.lease.attrs).await.unwrap();
+            let locked = tempfile::TempDir::new().unwrap();
+            let other = locked.path().to_str().unwrap();
+            run("mount", &["--bind", &disk, other]);
+            run("mount", &["-o", "remount,bind,ro", other]);
+            let reader = EmbeddedStore::new(locked.path().join("loden.db"), Duration::from_secs(60));
+            for error in [
+                reader.renew(&held, &held.lease.attrs).await.unwrap_err(),
+                reader.put_config(CONFIG).await.unwrap_err(),
+                EmbeddedStore::new(locked.path().join("a/b"), Duration::from_secs(1))
+                    .put_config("")
+                    .await
+                    .unwrap_err(),
+            ] {
+                assert!(
+                    matches!(&error, StoreError::Denied(text) if text.to_lowercase().contains("read-only")),
+                    "{error:?}"
+                );
+            }
+            run("mount", &["-o", "remount,bind,rw", other]);
+            reader.put_config(CONFIG).await.unwrap();
             let view = views.borrow().clone();
             assert_eq!(view.peers.len(), usize::from(n), "what is known stays");
         })
         .await;
-        run("umount", &["-l", &disk]);
     });
 }
