@@ -217,24 +217,18 @@ impl tower_service::Service<http::Request<Body>> for Wire {
     }
 }
 
+const CLIENT_CERTIFICATE: &str = "etcd wants a client certificate signed by the CA it trusts (its --trusted-ca-file): \
+                                  check etcd-certfile and etcd-keyfile";
+
 /// What the libraries' words mean to the person who set etcd up. First match wins.
 const ADVICE: &[(&str, &str)] = &[
     ("Connection refused", "nothing listens there: is etcd running, and are address and port right?"),
     ("No such file", "no such socket: is etcd running, and is the path right?"),
     ("failed to lookup", "the host name does not resolve"),
-    ("CertificateRequired", "etcd wants a client certificate: give etcd-certfile and etcd-keyfile"),
-    (
-        "BadCertificate",
-        "etcd refused our client certificate: is it signed by the CA etcd trusts (--trusted-ca-file)?",
-    ),
-    (
-        "UnknownCA",
-        "etcd refused our client certificate: is it signed by the CA etcd trusts (--trusted-ca-file)?",
-    ),
-    (
-        "DecryptError",
-        "etcd refused our client certificate: is it signed by the CA etcd trusts (--trusted-ca-file)?",
-    ),
+    ("CertificateRequired", CLIENT_CERTIFICATE),
+    ("BadCertificate", CLIENT_CERTIFICATE),
+    ("UnknownCA", CLIENT_CERTIFICATE),
+    ("DecryptError", CLIENT_CERTIFICATE),
     ("CertificateExpired", "etcd says our client certificate has expired: renew it"),
     ("UnknownIssuer", "etcd's certificate is not signed by a CA we trust: give that CA with etcd-cafile"),
     ("CaUsedAsEndEntity", "etcd serves a CA certificate as its own: give it a certificate signed by the CA"),

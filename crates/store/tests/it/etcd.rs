@@ -70,7 +70,7 @@ fn certificates_are_shown_and_checked() {
         };
         for (options, words) in [
             (EtcdOptions { tls: tls(own, None), ..at(etcd.url()) }, "etcd-certfile"),
-            (EtcdOptions { tls: tls(own, Some(&other)), ..at(etcd.url()) }, "refused our client certificate"),
+            (EtcdOptions { tls: tls(own, Some(&other)), ..at(etcd.url()) }, "signed by the CA it trusts"),
             (EtcdOptions { tls: tls(&other, Some(own)), ..at(etcd.url()) }, "etcd-cafile"),
             (at(etcd.url()), "etcd-cafile"),
             (at(format!("http://{}", etcd.address)), "https://"),
