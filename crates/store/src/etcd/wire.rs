@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -93,7 +92,7 @@ impl Conn {
 /// # Errors
 /// The cause with advice, without the endpoint.
 pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn, String> {
-    let socket: Box<dyn Stream> = match &endpoint.place {
+    let mut io: Box<dyn Stream> = match &endpoint.place {
         Place::Tcp(host, port) => {
             let socket = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| explain(&e))?;
             let _ = socket.set_nodelay(true);
@@ -101,13 +100,11 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
         }
         Place::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(|e| explain(&e))?),
     };
-    let io: Box<dyn Stream> = if endpoint.tls {
+    if endpoint.tls {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|e| explain(&e))?;
-        let session = TlsConnector::from(tls.load()?).connect(name, socket).await;
-        Box::new(Candid { session: session.map_err(|e| explain(&e))?, failed: None })
-    } else {
-        socket
-    };
+        let session = TlsConnector::from(tls.load()?).connect(name, io).await;
+        io = Box::new(session.map_err(|e| explain(&e))?);
+    }
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
@@ -116,7 +113,7 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
         .keep_alive_while_idle(false)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(2 << 20)
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(Candid { session: io, failed: None }))
         .await
         .map_err(|e| explain(&e))?;
     let ended = Arc::new(OnceLock::new());
@@ -133,14 +130,19 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
     Ok(Conn { grpc, endpoint: endpoint.text.clone(), token: Mutex::new(None), ended, driver })
 }
 
+/// How answers begin that are no HTTP/2: HTTP/1, and a TLS alert.
+const FOREIGN: [&[u8]; 2] = [b"HTTP/1.", &[0x15, 3]];
+const NO_HTTP2: &str = "the answer is not HTTP/2";
+
 /// A byte stream of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A TLS stream that tells why the other side hung up. A server that dislikes our certificate says so only
-/// after our side believes the handshake done: we then fail to write before we have read its reason.
+/// A stream that tells why the other side hung up. A TLS server that dislikes our certificate says so only
+/// after our side believes the handshake done; a server of another protocol answers in that. In both cases
+/// we fail to write before we have read the reason.
 struct Candid {
-    session: TlsStream<Box<dyn Stream>>,
+    session: Box<dyn Stream>,
     /// Why writing failed. Nothing is written any more, but what has arrived is still read.
     failed: Option<io::Error>,
 }
@@ -154,10 +156,15 @@ impl Candid {
         }
         let mut space = [0; 64];
         // The line is dead, so this is ready soon.
-        let read = ready!(Pin::new(&mut self.session).poll_read(cx, &mut ReadBuf::new(&mut space)));
-        Poll::Ready(Err(match (read, self.failed.take()) {
-            (Err(alert), _) => alert,
-            (Ok(()), error) => error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+        let mut buf = ReadBuf::new(&mut space);
+        let read = ready!(Pin::new(&mut self.session).poll_read(cx, &mut buf));
+        let error = self.failed.take();
+        Poll::Ready(Err(match read {
+            Err(alert) => alert,
+            Ok(()) if FOREIGN.iter().any(|start| buf.filled().starts_with(start)) => {
+                io::Error::other(NO_HTTP2)
+            }
+            Ok(()) => error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         }))
     }
 
@@ -241,6 +248,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("tls handshake eof", "the port hung up on TLS: use http:// if etcd serves no TLS there"),
     ("InvalidContentType", "the port does not speak TLS: use http:// instead of https://"),
     ("peer is incompatible", "no common TLS version or cipher: etcd must offer TLS 1.2 or newer"),
+    (NO_HTTP2, "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),
     ("frame with invalid size", "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),
     ("keep-alive timed out", "the member stopped answering: is its host up and reachable?"),
     ("KeepAliveTimedOut", "the member stopped answering: is its host up and reachable?"),
