@@ -1,14 +1,13 @@
 //! Runs a CNI network list the way a container runtime does (cni.md 1.11, 1.12): plugins in order for
 //! ADD, backwards for DEL, each with the result of the one before.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 
-use super::node::Place;
+use super::node::{Place, converse};
 use super::stage::SHARED;
 use crate::error::{Doing, Error, Result};
 use crate::proto::Step;
@@ -126,7 +125,7 @@ impl Chain {
         if !previous.is_null() {
             document.insert("prevResult".to_owned(), previous.clone());
         }
-        let action = || format!("{verb} of {} through the CNI plugin {kind}", pod.name);
+        let action = format!("{verb} of {} through the CNI plugin {kind}", pod.name);
         let mut command = Command::new(self.bin_dir.join(kind));
         command
             .env_clear()
@@ -134,23 +133,15 @@ impl Chain {
             .env("CNI_CONTAINERID", format!("loden-lab-{}", pod.name))
             .env("CNI_NETNS", format!("/proc/{}/ns/net", pod.pid()))
             .env("CNI_IFNAME", device)
-            .env("CNI_PATH", &self.bin_dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .env("CNI_PATH", &self.bin_dir);
         sys::start_inside(&mut command, host.inside()?, 0);
-        let mut process = command.spawn().doing(action)?;
-        if let Some(mut stdin) = process.stdin.take() {
-            // A plugin that ends without reading says why on standard output.
-            let _ = stdin.write_all(Value::Object(document).to_string().as_bytes());
-        }
-        let output = process.wait_with_output().doing(action)?;
+        let output = converse(command, Value::Object(document).to_string().as_bytes(), &action)?;
         let answer: Option<Value> = serde_json::from_slice(&output.stdout).ok();
         if output.status.success() {
             return Ok(answer);
         }
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(Error::said(format!("{}: {}", action(), complaint(answer.as_ref(), &words, output.status))))
+        Err(Error::said(format!("{action}: {}", complaint(answer.as_ref(), &words, output.status))))
     }
 }
 
@@ -182,8 +173,8 @@ fn install() -> Result<PathBuf> {
     }
     let bin_dir = Path::new(SHARED).join("bin");
     let mut command = Command::new(&program);
-    command.arg("install").arg("--bin-dir").arg(&bin_dir).stdin(Stdio::null());
-    let output = command.output().doing(|| format!("start {}", program.display()))?;
+    command.arg("install").arg("--bin-dir").arg(&bin_dir);
+    let output = converse(command, &[], &format!("run {} install", program.display()))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Error::said(format!(

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use kernel::Netns;
 use serde_json::Value;
 
-use super::world::{Found, World};
+use super::world::{Found, World, each};
 use crate::error::{Doing, Error, Result};
 use crate::icmp::{self, Answer, Pinger};
 use crate::proto::{Fetch, Host, Reach, Status, Walk};
@@ -18,8 +18,10 @@ use crate::{inside, web, wire};
 
 /// How long one echo may take once the first one came back.
 const ECHO: Duration = Duration::from_secs(1);
-/// How long a pair may take for its first echo: routes and neighbours may still be on their way.
+/// How long the first echoes may take: routes and neighbours may still be on their way.
 const FIRST: Duration = Duration::from_secs(5);
+/// What every pair gets, also when others have used up the time.
+const LEAST: Duration = Duration::from_millis(200);
 
 /// The lab at this moment.
 ///
@@ -82,32 +84,37 @@ fn subnets(env: &BTreeMap<String, String>) -> Vec<IpNet> {
     ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().filter_map(one).collect()
 }
 
-/// Every pod to every other pod, and every host to every pod, in every family.
+/// Every pod to every other pod, and every host to every pod, in every family. First all senders at once
+/// try until their routes are there, then the times are taken one by one.
 ///
 /// # Errors
 /// A namespace cannot be entered.
 pub fn matrix(world: &World, count: u32) -> Result<Vec<Reach>> {
     let pods: Vec<String> = world.pods().iter().map(|p| p.facts.name.clone()).collect();
     let hosts = world.hosts.iter().map(|h| h.place.name.clone());
-    let mut all = Vec::new();
-    for from in hosts.chain(pods.iter().cloned()) {
+    let senders: Vec<String> = hosts.chain(pods.iter().cloned()).collect();
+    let deadline = Instant::now() + FIRST;
+    let tried = each(senders, |from| {
+        let mut row = Vec::new();
         for to in pods.iter().filter(|to| **to != from) {
-            let pod = world.pod(to)?;
-            for address in &pod.facts.addresses {
-                let mut reach = measure(world, &from, to, *address, count, FIRST)?;
-                reach.to.clone_from(to);
-                all.push(reach);
+            for address in &world.pod(to)?.facts.addresses {
+                row.push(first(world, &from, to, *address, deadline)?);
             }
         }
+        Ok(row)
+    })?;
+    let mut reaches: Vec<Reach> = tried.into_iter().flatten().collect();
+    for reach in reaches.iter_mut().filter(|r| r.why.is_none()) {
+        times(world, reach, count)?;
     }
-    Ok(all)
+    Ok(reaches)
 }
 
 /// One pair; `to` is a pod, a host or an address.
 ///
 /// # Errors
 /// There is no such place, or its namespace cannot be entered.
-pub fn ping(world: &World, from: &str, to: &str, count: u32, first: Duration) -> Result<Reach> {
+pub fn ping(world: &World, from: &str, to: &str, count: u32, patience: Duration) -> Result<Reach> {
     let sender = world.find(from)?.addresses().first().copied();
     let address = match to.parse::<IpAddr>() {
         Ok(address) => address,
@@ -117,62 +124,64 @@ pub fn ping(world: &World, from: &str, to: &str, count: u32, first: Duration) ->
                 .ok_or_else(|| Error::said(format!("{to} has no address to ping")))?
         }
     };
-    measure(world, from, to, address, count, first)
+    let mut reach = first(world, from, to, address, Instant::now() + patience)?;
+    if reach.why.is_none() {
+        times(world, &mut reach, count)?;
+    }
+    Ok(reach)
 }
 
-fn measure(
-    world: &World,
-    from: &str,
-    to: &str,
-    address: IpAddr,
-    count: u32,
-    first: Duration,
-) -> Result<Reach> {
+/// Waits for the first answer, until the deadline and a little beyond: it may be shared with others.
+fn first(world: &World, from: &str, to: &str, address: IpAddr, deadline: Instant) -> Result<Reach> {
     let source = world.find(from)?;
-    let target = world.find(to).ok();
     let mtu = source.mtu(world.spec.mtu);
-    let full_bytes = target.map_or(mtu, |t| t.mtu(mtu).min(mtu));
-    let mut reach = Reach {
+    let full_bytes = world.find(to).map_or(mtu, |t| t.mtu(mtu).min(mtu));
+    let patience = deadline.saturating_duration_since(Instant::now()).max(LEAST);
+    let net = source.net()?;
+    let answer = inside(&net, || Pinger::open(address)?.until_answered(patience))
+        .doing(|| format!("ping {to} from {from}"))?;
+    Ok(Reach {
         from: from.to_owned(),
         to: to.to_owned(),
         address,
         small_us: None,
         full_us: None,
         full_bytes,
-        why: None,
-    };
-    let payload = icmp::full_payload(address, full_bytes);
-    let net = source.net()?;
-    inside(&net, || {
-        let mut pinger = Pinger::open(address)?;
-        let answer = pinger.until_answered(first)?;
-        if !matches!(answer, Answer::Echo(_)) {
-            reach.why = Some(complaint(answer));
-            return Ok(());
-        }
-        for (payload, result) in [(icmp::MIN_PAYLOAD, &mut reach.small_us), (payload, &mut reach.full_us)] {
-            let mut times = Vec::new();
-            for _ in 0..count.max(1) {
-                match pinger.echo(payload, ECHO)?.0 {
-                    Answer::Echo(took) => times.push(took),
-                    other => {
-                        reach.why = Some(format!("{payload} bytes: {}", complaint(other)));
-                        return Ok(());
-                    }
-                }
-            }
-            *result = icmp::median_us(times);
-        }
-        Ok(())
+        why: complaint(answer),
     })
-    .doing(|| format!("ping {to} from {from}"))?;
-    Ok(reach)
 }
 
-fn complaint(answer: Answer) -> String {
+/// Takes the times of a pair that has answered once.
+fn times(world: &World, reach: &mut Reach, count: u32) -> Result<()> {
+    let net = world.find(&reach.from)?.net()?;
+    let action = format!("ping {} from {}", reach.to, reach.from);
+    let full = icmp::full_payload(reach.address, reach.full_bytes);
+    let measured = inside(&net, || {
+        let mut pinger = Pinger::open(reach.address)?;
+        for (payload, result) in [(icmp::MIN_PAYLOAD, &mut reach.small_us), (full, &mut reach.full_us)] {
+            let mut all = Vec::new();
+            for _ in 0..count.max(1) {
+                let answer = pinger.echo(payload, ECHO)?.0;
+                if let Answer::Echo(took) = answer {
+                    all.push(took);
+                } else {
+                    reach.why = complaint(answer).map(|why| format!("{payload} bytes: {why}"));
+                    return Ok(());
+                }
+            }
+            *result = icmp::median_us(all);
+        }
+        Ok(())
+    });
+    measured.doing(|| action)
+}
+
+/// What is wrong with an answer.
+fn complaint(answer: Answer) -> Option<String> {
     match answer {
-        Answer::Refused(why) => why,
-        _ => "no answer".to_owned(),
+        Answer::Echo(_) => None,
+        Answer::Refused(why) => Some(why),
+        Answer::Silence => Some("no answer".to_owned()),
     }
 }
 

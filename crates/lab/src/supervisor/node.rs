@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use kernel::Netns;
 
@@ -149,6 +150,35 @@ pub fn net_of(pid: u32) -> Result<Netns> {
 /// A namespace file of a process.
 pub fn namespace(pid: u32, kind: &str) -> std::io::Result<OwnedFd> {
     File::open(format!("/proc/{pid}/ns/{kind}")).map(OwnedFd::from)
+}
+
+/// How long a program that answers a question may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a program: `input` goes in, everything it says comes out. One that takes longer than a minute is
+/// killed, and `action` says so.
+///
+/// # Errors
+/// It cannot be started, or had to be killed.
+pub fn converse(mut command: Command, input: &[u8], action: &str) -> Result<Output> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().doing(|| action.to_owned())?;
+    let pid = process.id();
+    let (done, watch) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        let late = watch.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+        late && sys::kill(pid, libc::SIGKILL).is_ok()
+    });
+    if let Some(mut stdin) = process.stdin.take() {
+        // A program that ends without reading says why on its outputs.
+        let _ = stdin.write_all(input);
+    }
+    let output = process.wait_with_output().doing(|| action.to_owned())?;
+    drop(done);
+    if watchdog.join().unwrap_or(false) {
+        return Err(Error::said(format!("{action}: killed after {} s", PATIENCE.as_secs())));
+    }
+    Ok(output)
 }
 
 /// This program, to be started again under another name.

@@ -1,11 +1,9 @@
 //! Everything a lab consists of, and what can be done to it.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -14,7 +12,7 @@ use kernel::Netns;
 use super::Owner;
 use super::agent::{self, Agent};
 use super::chain::{self, Chain};
-use super::node::{Log, Place, namespace, net_of, ourselves};
+use super::node::{Log, Place, converse, namespace, net_of, ourselves};
 use super::stage::{self, SHARED};
 use crate::error::{Doing, Error, Result};
 use crate::proto;
@@ -135,21 +133,16 @@ impl World {
 
     /// Writes a network configuration into the store, through `loden` itself.
     fn put_config(&self, text: &str) -> Result<()> {
-        let action = || "write the network configuration (`loden config put -`)".to_owned();
+        let action = "write the network configuration (`loden config put -`)";
         let mut command = ourselves("loden");
         command.args(["config", "put", "-"]).env_clear().envs(agent::environment(&self.spec));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().doing(action)?;
-        if let Some(mut stdin) = process.stdin.take() {
-            let _ = stdin.write_all(text.as_bytes());
-        }
-        let output = process.wait_with_output().doing(action)?;
+        let output = converse(command, text.as_bytes(), action)?;
         if output.status.success() {
             return Ok(());
         }
         let words = String::from_utf8_lossy(&output.stderr);
         let log = words.lines().map(str::to_owned).collect();
-        Err(Error::Failed { what: format!("{} failed: {}", action(), output.status), log })
+        Err(Error::Failed { what: format!("{action} failed: {}", output.status), log })
     }
 
     /// Names of all places in a file every host and pod sees as `/etc/hosts`.
@@ -417,7 +410,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Does the same to several things at once, and gives the results in order or the first error.
-fn each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub fn each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let work = &work;
     std::thread::scope(|scope| {
         let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || work(item))).collect();

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, may panic")]
 
+mod agents;
 mod gone;
 mod pods;
 mod reach;
@@ -13,7 +14,7 @@ use std::process::{Command, Output};
 use lab::{Builder, Lab};
 
 /// The lab's command line without an agent, built by cargo for this test.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_loden-lab");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lab-standin");
 
 /// A lab without agents.
 fn bare() -> Builder {
