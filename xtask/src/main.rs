@@ -4,7 +4,7 @@
 //! named in [`PACKAGES`] is needed.
 
 mod dist;
-mod tests;
+mod suite;
 mod tidy;
 
 use std::process::{Command, ExitCode};
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
     let done = match command.as_str() {
         "check" => check(),
-        "test" => tests::run(),
-        "ci" => install().and_then(|()| check()).and_then(|()| tests::run()),
+        "test" => suite::run(),
+        "ci" => install().and_then(|()| check()).and_then(|()| suite::run()),
         "dist" => dist::run(),
         "tidy" => tidy::run(),
         _ => {

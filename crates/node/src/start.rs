@@ -182,7 +182,7 @@ async fn signals() {
 /// The store the operator chose.
 pub enum Store {
     /// etcd v3
-    Etcd(EtcdStore),
+    Etcd(Box<EtcdStore>),
     /// One SQLite file
     Embedded(EmbeddedStore),
 }
@@ -207,7 +207,7 @@ impl Store {
 
 async fn membership(store: Store, member: Member) {
     match store {
-        Store::Etcd(store) => member.run(store).await,
+        Store::Etcd(store) => member.run(*store).await,
         Store::Embedded(store) => member.run(store).await,
     }
 }
@@ -233,7 +233,7 @@ pub fn choose_store(options: &Options, personality: Personality) -> Result<Store
     if !etcd {
         return Ok(Store::Embedded(EmbeddedStore::new(EMBEDDED, LEASE_TTL)));
     }
-    EtcdStore::new(options.etcd()).map(Store::Etcd).map_err(|error| error.to_string())
+    EtcdStore::new(options.etcd()).map(|etcd| Store::Etcd(Box::new(etcd))).map_err(|error| error.to_string())
 }
 
 fn health_address(options: &Options) -> Result<Option<SocketAddr>, String> {

@@ -150,7 +150,7 @@ fn nexthop_id(
     dev: IfName,
 ) -> u32 {
     let text = format!("{via} {dev}");
-    let mut id = NEXTHOP_BASE | (fnv64(&[text.as_bytes()]) as u32 & 0x00ff_ffff);
+    let mut id = NEXTHOP_BASE | (hash64(&[text.as_bytes()]) as u32 & 0x00ff_ffff);
     loop {
         match taken.get(&id) {
             None => break,
@@ -162,10 +162,16 @@ fn nexthop_id(
     id
 }
 
-/// 64-bit FNV-1a over all parts: stable over versions and machines, unlike the standard hasher.
-fn fnv64(parts: &[&[u8]]) -> u64 {
+/// 64-bit FNV-1a over all parts, its bits mixed once more at the end: stable over versions and machines,
+/// unlike the standard hasher, and every bit depends on every byte.
+fn hash64(parts: &[&[u8]]) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    parts.iter().flat_map(|p| p.iter().copied().chain([0xff])).fold(0xcbf2_9ce4_8422_2325, step)
+    let mut hash =
+        parts.iter().flat_map(|p| p.iter().copied().chain([0xff])).fold(0xcbf2_9ce4_8422_2325, step);
+    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+        hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
+    }
+    hash ^ (hash >> 33)
 }
 
 #[cfg(test)]

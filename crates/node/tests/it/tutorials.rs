@@ -87,7 +87,6 @@ fn first_tutorial_two_hosts_host_gw_and_etcd_with_certificates() {
             let routes = host.sh("ip route show");
             if routes.lines().any(|l| l.trim() == want) { Ok(()) } else { Err(routes) }
         });
-        assert_eq!(host.sh("ip route get 172.7.22.9 from 172.7.21.9 iif lo").is_empty(), false);
         assert_eq!(http(host, "127.0.0.1:2401", "/healthz"), (200, "flanneld is running".to_owned()));
         assert_eq!(http(host, "127.0.0.1:2401", "/readyz"), (200, "flanneld is ready".to_owned()));
     }

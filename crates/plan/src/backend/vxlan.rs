@@ -11,7 +11,7 @@ use model::codec::vtep::{self, Vtep};
 use model::config::VxlanConf;
 use model::{Family, IfName, Lease, LeaseAttrs, Mac};
 
-use super::{Backend, Plan, Rejected, Routes, fnv64};
+use super::{Backend, Plan, Rejected, Routes, hash64};
 use crate::facts::{Facts, Families};
 use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object};
 
@@ -70,8 +70,8 @@ impl Vxlan {
         }
         let public = facts.public.of(family).map(|ip| ip.to_string()).unwrap_or_default();
         let parts = [facts.machine_id.as_bytes(), name.as_str().as_bytes(), public.as_bytes()];
-        let bytes = fnv64(&parts).to_be_bytes();
-        Mac::local([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5] ^ bytes[6] ^ bytes[7]])
+        let [a, b, c, d, e, g, ..] = hash64(&parts).to_be_bytes();
+        Mac::local([a, b, c, d, e, g])
     }
 
     fn link(&self, facts: &Facts, family: Family, name: IfName) -> Link {
