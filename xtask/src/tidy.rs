@@ -120,6 +120,8 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
 
 fn check_file(name: &str, text: &str, faults: &mut Vec<String>) {
     if name != "xtask/src/tidy.rs" {
+        // `/proc/PID/root/` is the kernel's name for a process's root, not a place on this machine.
+        let text = text.replace("}/root/", "");
         for bad in NOT_IN_TREE.iter().filter(|bad| text.contains(**bad)) {
             faults.push(format!("{name}: contains {bad:?}"));
         }
