@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -105,6 +106,8 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
         let session = TlsConnector::from(tls.load()?).connect(name, io).await;
         io = Box::new(session.map_err(|e| explain(&e))?);
     }
+    let heard = Arc::new(AtomicBool::new(endpoint.tls));
+    let io = Candid { session: io, failed: None, heard: heard.clone() };
     let (sender, driver) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
@@ -113,13 +116,17 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
         .keep_alive_while_idle(false)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(2 << 20)
-        .handshake(TokioIo::new(Candid { session: io, failed: None }))
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|e| explain(&e))?;
     let ended = Arc::new(OnceLock::new());
     let note = ended.clone();
     let driver = tokio::spawn(async move {
-        let cause = match driver.await {
+        let result = driver.await;
+        let cause = match result {
+            _ if !heard.load(Ordering::Relaxed) => {
+                "the port hung up without a word: use https:// if etcd serves TLS there".to_owned()
+            }
             Ok(()) => "the member closed the connection".to_owned(),
             Err(error) => explain(&error),
         };
@@ -130,21 +137,18 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
     Ok(Conn { grpc, endpoint: endpoint.text.clone(), token: Mutex::new(None), ended, driver })
 }
 
-/// How answers begin that are no HTTP/2: HTTP/1, and a TLS alert.
-const FOREIGN: [&[u8]; 2] = [b"HTTP/1.", &[0x15, 3]];
-const NO_HTTP2: &str = "the answer is not HTTP/2";
-
 /// A byte stream of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A stream that tells why the other side hung up. A TLS server that dislikes our certificate says so only
-/// after our side believes the handshake done; a server of another protocol answers in that. In both cases
-/// we fail to write before we have read the reason.
+/// after our side believes the handshake done: we then fail to write before we have read its reason.
 struct Candid {
     session: Box<dyn Stream>,
     /// Why writing failed. Nothing is written any more, but what has arrived is still read.
     failed: Option<io::Error>,
+    /// Whether a word has come from the other side.
+    heard: Arc<AtomicBool>,
 }
 
 impl Candid {
@@ -156,14 +160,10 @@ impl Candid {
         }
         let mut space = [0; 64];
         // The line is dead, so this is ready soon.
-        let mut buf = ReadBuf::new(&mut space);
-        let read = ready!(Pin::new(&mut self.session).poll_read(cx, &mut buf));
+        let read = ready!(Pin::new(&mut self.session).poll_read(cx, &mut ReadBuf::new(&mut space)));
         let error = self.failed.take();
         Poll::Ready(Err(match read {
             Err(alert) => alert,
-            Ok(()) if FOREIGN.iter().any(|start| buf.filled().starts_with(start)) => {
-                io::Error::other(NO_HTTP2)
-            }
             Ok(()) => error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
         }))
     }
@@ -180,7 +180,11 @@ impl AsyncRead for Candid {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.session).poll_read(cx, buf)
+        let read = ready!(Pin::new(&mut self.session).poll_read(cx, buf));
+        if !buf.filled().is_empty() {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -248,7 +252,6 @@ const ADVICE: &[(&str, &str)] = &[
     ("tls handshake eof", "the port hung up on TLS: use http:// if etcd serves no TLS there"),
     ("InvalidContentType", "the port does not speak TLS: use http:// instead of https://"),
     ("peer is incompatible", "no common TLS version or cipher: etcd must offer TLS 1.2 or newer"),
-    (NO_HTTP2, "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),
     ("frame with invalid size", "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),
     ("keep-alive timed out", "the member stopped answering: is its host up and reachable?"),
     ("KeepAliveTimedOut", "the member stopped answering: is its host up and reachable?"),
