@@ -38,7 +38,7 @@ pub fn run(command: Command, look: &Look) -> Result<i32> {
             if look.json {
                 print_json(&shown)?;
             } else {
-                shown.print(style)?;
+                shown.print(style, None)?;
                 say("\n")?;
             }
             return Ok(i32::from(!good));
@@ -106,9 +106,7 @@ fn demonstrate(mut lab: Lab, spec: &Spec, look: &Look, style: Style) -> Result<i
     if look.json {
         print_json(&shown)?;
     } else {
-        shown.print(style)?;
-        say(&style.lines(&style.heading(6, "Your turn", "")))?;
-        say(&style.lines(&show::way_on(&spec.name, false, style)))?;
+        shown.print(style, Some(("Your turn", "", show::way_on(&spec.name, false, style))))?;
     }
     let start = std::time::Instant::now();
     lab.down();
@@ -163,6 +161,9 @@ fn end_on_signal(name: &str, owner: UnixStream, interrupted: Arc<AtomicBool>) {
     });
 }
 
+/// Heading, remark and lines of one part of a show.
+type Part = (&'static str, &'static str, Vec<Text>);
+
 /// Everything a show measures.
 #[derive(Serialize)]
 struct Shown {
@@ -212,28 +213,31 @@ impl Shown {
             && self.fetches.iter().all(Fetch::unmasked)
     }
 
-    fn print(&self, style: Style) -> Result<()> {
-        let conf = format!("net-conf {}", self.status.net_conf);
-        let mut lines = style.heading(1, "Who has which subnet", &conf);
-        lines.extend(show::picture(&self.status, style));
+    /// Prints all parts, then `more`.
+    fn print(&self, style: Style, more: Option<Part>) -> Result<()> {
+        let mut parts = vec![("Who has which subnet", "", show::picture(&self.status, style))];
+        let conf = Text::of(Tone::Dim, format!("  net-conf {}", self.status.net_conf));
+        parts[0].2.extend([Text::default(), conf]);
         if !self.matrix.is_empty() {
-            lines.extend(style.heading(2, "Who reaches whom", "round trip, median of 5"));
-            lines.extend(show::matrix(&self.matrix, style));
+            let remark = "round trip, median of 5";
+            parts.push(("Who reaches whom", remark, show::matrix(&self.matrix, style)));
         }
         if !self.walks.is_empty() {
-            lines.extend(style.heading(3, "The way of one packet", ""));
-            for (at, walk) in self.walks.iter().enumerate() {
-                lines.extend((at > 0).then(Text::default));
-                lines.extend(show::walk(walk, style));
-            }
+            let walks: Vec<Vec<Text>> = self.walks.iter().map(|w| show::walk(w, style)).collect();
+            parts.push(("The way of one packet", "", walks.join(&Text::default())));
         }
         if !self.fetches.is_empty() {
-            lines.extend(style.heading(4, "A page from the other side", ""));
-            lines.extend(show::fetches(&self.fetches, style));
+            parts.push(("A page from the other side", "", show::fetches(&self.fetches, style)));
         }
         if !self.status.pods.is_empty() {
-            lines.extend(style.heading(5, "How long a pod took", "CNI ADD, plugin by plugin"));
-            lines.extend(show::add_times(&self.status.pods, style));
+            let remark = "CNI ADD, plugin by plugin";
+            parts.push(("How long a pod took", remark, show::add_times(&self.status.pods, style)));
+        }
+        parts.extend(more);
+        let mut lines = Vec::new();
+        for (at, (title, remark, content)) in parts.into_iter().enumerate() {
+            lines.extend(style.heading(at + 1, title, remark));
+            lines.extend(content);
         }
         for failure in &self.failures {
             lines.push(Text::plain("\n  ").join(style.cross()).and(Tone::Plain, format!(" {failure}")));

@@ -76,11 +76,18 @@ fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 fn summary(reaches: &[Reach], style: Style) -> Vec<Text> {
-    let good = reaches.iter().filter(|r| r.ok()).count();
-    let mark = if good == reaches.len() { style.tick() } else { style.cross() };
+    let small = reaches.iter().filter(|r| r.small_us.is_some()).count();
+    let full = reaches.iter().filter(|r| r.full_us.is_some()).count();
     let bytes = reaches.iter().map(|r| r.full_bytes).max().unwrap_or(0);
-    let line =
-        format!(" {good} of {} pairs answer, small packets and full ones of {bytes} bytes", reaches.len());
+    let all = reaches.len();
+    let (mark, line) = if full == all {
+        (style.tick(), format!(" {all} of {all} pairs answer, small packets and full ones of {bytes} bytes"))
+    } else {
+        (
+            style.cross(),
+            format!(" {small} of {all} pairs answer small packets, {full} full ones of {bytes} bytes"),
+        )
+    };
     let line = Text::plain("   ").join(mark).and(Tone::Plain, line);
     let small = middle(reaches.iter().filter_map(|r| r.small_us).collect());
     let full = middle(reaches.iter().filter_map(|r| r.full_us).collect());

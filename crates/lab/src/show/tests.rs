@@ -218,7 +218,7 @@ fn the_matrix_is_green_or_says_why_not() {
    from \ to   pod2-1
    pod1-1      70 us
 
-   FAIL 3 of 5 pairs answer, small packets and full ones of 1450 bytes   median 61 us and 66 us
+   FAIL 4 of 5 pairs answer small packets, 3 full ones of 1450 bytes   median 61 us and 66 us
      host1 -> pod2-1 (10.244.93.2): no answer
      pod1-1 -> pod2-1 (10.244.93.2): 1422 bytes: the packet is too big for the way
 "#,

@@ -8,6 +8,7 @@ mod agents;
 mod gone;
 mod pods;
 mod reach;
+mod whole;
 
 use std::process::{Command, Output};
 
