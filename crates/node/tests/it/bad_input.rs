@@ -163,3 +163,87 @@ fn what_is_not_built_is_refused_in_a_sentence() {
         fs::remove_file(log).unwrap();
     }
 }
+
+#[test]
+fn a_lost_lease_is_said_and_another_taken() {
+    let world = World::with_config(2, GOOD);
+    let mut agents = world.start(&[]);
+    let (host, peer) = (&world.hosts[0], &world.hosts[1]);
+    let before = host.subnet("FLANNEL_SUBNET");
+    let key = format!("{}-24", before.network());
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    // Somebody else holds our subnet from now on: it must not be taken back from them.
+    let other = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
+    connection.execute("UPDATE lease SET value = ?1 WHERE key = ?2", [other, &key]).unwrap();
+    agents[0].says(&format!("lost the lease {before}"));
+    let after = until("another subnet", || {
+        let now = host.subnet("FLANNEL_SUBNET");
+        if now == before { Err(now.to_string()) } else { Ok(now) }
+    });
+    until("the peer to know the new subnet", || host.greet(peer, peer.subnet("FLANNEL_SUBNET").network()));
+    let addresses = until("the device to carry the new address alone", || {
+        let text = host.sh("ip -o -4 addr show dev flannel.1");
+        if text.contains(&format!("{}/32", after.network()))
+            && !text.contains(&format!("{}/32", before.network()))
+        {
+            Ok(text)
+        } else {
+            Err(text)
+        }
+    });
+    assert_eq!(addresses.lines().count(), 1);
+    assert!(agents.iter_mut().all(crate::world::Agent::alive));
+
+    // Deleted and free: the same subnet is taken again.
+    connection.execute("DELETE FROM lease WHERE key = ?1", [format!("{}-24", after.network())]).unwrap();
+    agents[0].says(&format!("lost the lease {after}"));
+    until("the lease to be there again", || {
+        let found = connection.query_row(
+            "SELECT count(*) FROM lease WHERE key = ?1",
+            [format!("{}-24", after.network())],
+            |r| r.get(0),
+        );
+        if found == Ok(1) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    assert_eq!(host.subnet("FLANNEL_SUBNET"), after);
+}
+
+#[test]
+fn an_exhausted_range_is_named_and_waited_for() {
+    // Two subnets for three hosts.
+    let config = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"SubnetMin":"10.244.8.0","SubnetMax":"10.244.9.0","Backend":{"Type":"vxlan"}}"#;
+    let world = World::with_config(3, config);
+    let first = [world.hosts[0].agent(&[]), world.hosts[1].agent(&[])];
+    for agent in &first {
+        agent.ready();
+    }
+    let mut third = world.hosts[2].agent(&[]);
+    third.says("acquire lease: ");
+    assert!(third.log().contains("10.244.8.0"), "names the range: {}", third.log());
+    assert!(third.alive());
+    let key = format!("{}-24", world.hosts[1].subnet("FLANNEL_SUBNET").network());
+    let [_first, second] = first;
+    second.kill();
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    connection.execute("DELETE FROM lease WHERE key = ?1", [key]).unwrap();
+    third.ready();
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_is_named_and_waited_for() {
+    let world = World::new(1);
+    let host = &world.hosts[0];
+    let mut agent = host.agent_in(&["--etcd-endpoints=http://192.0.2.11:2379"], &[]);
+    agent.says("fetch network config: ");
+    assert!(agent.log().contains("192.0.2.11:2379"), "{}", agent.log());
+    assert!(agent.alive());
+    if crate::world::has_etcd("a_store_that_cannot_be_reached") {
+        let _etcd = crate::world::Etcd::on(host, "192.0.2.11", None);
+        let words = ["--endpoints=http://192.0.2.11:2379", "put", "/coreos.com/network/config", GOOD];
+        let put = host
+            .netns
+            .run(|| std::process::Command::new("etcdctl").env("ETCDCTL_API", "3").args(words).output());
+        assert!(put.unwrap().unwrap().status.success());
+        agent.ready();
+    }
+}

@@ -6,5 +6,6 @@
 mod bad_input;
 mod cluster;
 mod faults;
+mod nat;
 mod tutorials;
 mod world;

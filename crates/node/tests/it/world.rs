@@ -93,6 +93,11 @@ impl World {
 }
 
 impl Host {
+    /// Something else with a namespace of its own beside a host, such as a pod.
+    pub fn around(netns: Netns, host: &Host) -> Host {
+        Host { netns, number: host.number, dir: host.dir.clone(), store: host.store.clone() }
+    }
+
     pub fn public(&self) -> String {
         format!("192.0.2.{}", 10 + self.number)
     }
