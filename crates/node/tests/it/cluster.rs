@@ -97,7 +97,8 @@ fn device_is_flannels(host: &Host, names: Names) {
     assert_eq!(own["prefixlen"], names.host_length);
     let gateway = host.env(names.key);
     assert_eq!(gateway.parse::<ipnet::IpNet>().unwrap().addr(), first(subnet), "gateway form");
-    assert_eq!(host.env("FLANNEL_MTU"), "1450");
+    let smallest = if host.json("ip -j link").to_string().contains("flannel-v6") { "1430" } else { "1450" };
+    assert_eq!(host.env("FLANNEL_MTU"), smallest);
     assert_eq!(host.env("FLANNEL_IPMASQ"), "true");
     assert_eq!(host.sh(&format!("cat /proc/sys/net/ipv6/conf/{}/accept_ra", names.device)).trim(), "0");
 }

@@ -15,12 +15,14 @@ use super::{Backend, Plan, Rejected, Routes, hash64};
 use crate::facts::{Facts, Families};
 use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object};
 
-/// Bytes of outer Ethernet, IPv4, UDP and VXLAN headers. `FLANNEL_MTU` uses it for IPv6 too, as flannel
-/// does (F-77, decision 0009).
-const OVERHEAD: u32 = 50;
-
-/// The same with an outer IPv6 header: the kernel gives an IPv6 tunnel no larger MTU than this leaves.
-const OVERHEAD_V6: u32 = 70;
+/// Bytes of outer Ethernet, IP, UDP and VXLAN headers. The kernel gives an IPv6 tunnel no larger MTU
+/// than its 70 leave, whatever is asked for (F-77, decision 0009).
+fn overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
 
 /// The backend `vxlan`.
 #[derive(Clone, Debug)]
@@ -74,6 +76,10 @@ impl Vxlan {
         Mac::local([a, b, c, d, e, g])
     }
 
+    fn tunnel_mtu(&self, facts: &Facts, family: Family) -> u32 {
+        self.config.mtu.unwrap_or(facts.uplink.mtu).saturating_sub(overhead(family))
+    }
+
     fn link(&self, facts: &Facts, family: Family, name: IfName) -> Link {
         let public = facts.public.of(family);
         // A public address that no interface has (NAT) must not become the tunnel's source (F-78).
@@ -91,10 +97,7 @@ impl Vxlan {
                 group: None,
             }),
             mac: Some(self.mac(facts, family, name)),
-            mtu: Some(match family {
-                Family::V4 => self.mtu(facts),
-                Family::V6 => self.mtu(facts).min(facts.uplink.mtu.saturating_sub(OVERHEAD_V6)),
-            }),
+            mtu: Some(self.tunnel_mtu(facts, family)),
             up: true,
             txqlen: Some(0),
             master: None,
@@ -166,20 +169,28 @@ impl Backend for Vxlan {
                 ));
             }
         }
-        // RFC 8200 §5: an IPv6 link carries at least 1280 bytes.
+        // RFC 791: an IPv4 link carries at least 68 bytes; RFC 8200 §5: an IPv6 link 1280.
         let least = if self.device(Family::V6).is_some() { 1280 } else { 68 };
         if self.mtu(facts) < least {
             return Err(format!(
-                "MTU {} of {} less {OVERHEAD} bytes of tunnel headers is below {least}; raise it with: ip link set \
-                 {} mtu 1500",
-                facts.uplink.mtu, facts.uplink.name, facts.uplink.name
+                "MTU {} of {} leaves {} bytes inside the tunnel, less than the {least} needed; raise it with: ip link \
+                 set {} mtu 1500",
+                facts.uplink.mtu,
+                facts.uplink.name,
+                self.mtu(facts),
+                facts.uplink.name
             ));
         }
         Ok(())
     }
 
     fn mtu(&self, facts: &Facts) -> u32 {
-        self.config.mtu.unwrap_or(facts.uplink.mtu).saturating_sub(OVERHEAD)
+        // Pods have one MTU for both families: the smaller.
+        self.devices
+            .iter()
+            .map(|(family, _)| self.tunnel_mtu(facts, *family))
+            .min()
+            .unwrap_or(facts.uplink.mtu)
     }
 
     fn attrs(&self, facts: &Facts) -> LeaseAttrs {

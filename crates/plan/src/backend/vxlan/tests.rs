@@ -220,7 +220,9 @@ fn hosts_it_cannot_work_on_are_told_why() {
     let mut small = facts();
     small.uplink.mtu = 1300;
     assert_eq!(backend(DUAL, |_| ()).check(&facts()), Ok(()));
-    for (facts, families, part) in [(no_v6, DUAL, "eth0 has no IPv6 address"), (small, V6, "below 1280")] {
+    for (facts, families, part) in
+        [(no_v6, DUAL, "eth0 has no IPv6 address"), (small, V6, "less than the 1280 needed")]
+    {
         let error = backend(families, |_| ()).check(&facts).expect_err(part);
         assert!(error.contains(part), "{error}");
     }
