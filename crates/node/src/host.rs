@@ -11,6 +11,7 @@ use kernel::link::LinkInfo;
 use kernel::monitor::{Event, Monitor};
 use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
 use model::{Family, IfName, NetConf};
+use plan::advice::advice;
 use plan::facts::Families;
 use plan::state::{Scope, TABLE_MAIN};
 use plan::uplink::{self, Iface, IfaceAddress, Routing, Selectors};
@@ -158,7 +159,14 @@ impl reconcile::Kernel for Host {
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
-        self.kernel.apply(steps).into_iter().map(|answer| answer.map_err(|error| error.to_string())).collect()
+        let answers = self.kernel.apply(steps);
+        let sentence = |(step, answer): (&Step, Result<(), kernel::StepError>)| {
+            answer.map_err(|error| match advice(step, error.errno.code) {
+                Some(advice) => format!("{error}; {advice}"),
+                None => error.to_string(),
+            })
+        };
+        steps.iter().zip(answers).map(sentence).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Takes configuration, leases and facts about the host; gives a [`State`] and [`Step`]s. Does not read
 //! or write the kernel, knows no netlink bytes, and does not care which store the peers came from.
 
+pub mod advice;
 pub mod backend;
 pub mod diff;
 pub mod facts;

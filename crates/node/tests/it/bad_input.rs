@@ -94,9 +94,21 @@ fn a_tunnel_with_other_attributes_is_made_anew_and_a_taken_vni_named() {
     let host = &world.hosts[0];
     host.sh("ip link add cilium_vxlan type vxlan id 1 local 192.0.2.11 dev eth0 dstport 8472");
     let mut agent = host.agent(&[]);
-    agent.says("ip link add flannel.1");
+    agent.says("another device has VNI 1 on port 8472");
     assert!(agent.alive());
     host.sh("ip link delete cilium_vxlan");
+    agent.ready();
+}
+
+#[test]
+fn a_taken_tunnel_port_is_named() {
+    let world = World::with_config(1, GOOD);
+    let host = &world.hosts[0];
+    let taken = host.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:8472")).unwrap().unwrap();
+    let mut agent = host.agent(&[]);
+    agent.says("another program uses UDP port 8472");
+    assert!(agent.alive() && !host.subnet_file().exists());
+    drop(taken);
     agent.ready();
 }
 
