@@ -91,13 +91,14 @@ impl<'a> Mirror<'a> {
 
     /// The store cannot be read, and why; what is known stays.
     pub(crate) fn trouble(&mut self, cause: String) {
-        if self.view.trouble.as_ref() == Some(&cause) {
-            return;
-        }
+        // Asked again with every failed try, so an outage that lasts is announced in the end.
         if !self.announced && self.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
             tracing::warn!("{cause}; the {} leases known stay in force", self.view.peers.len());
             self.logged = Some(Instant::now());
             self.announced = true;
+        }
+        if self.view.trouble.as_ref() == Some(&cause) {
+            return;
         }
         self.view.trouble = Some(cause);
         self.dirty = true;

@@ -125,7 +125,7 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
         let result = driver.await;
         let cause = match result {
             _ if !heard.load(Ordering::Relaxed) => {
-                "the port hung up without a word: use https:// if etcd serves TLS there".to_owned()
+                "the port hung up without a word: is etcd behind it, and does it speak http:// there, not https://".to_owned()
             }
             Ok(()) => "the member closed the connection".to_owned(),
             Err(error) => explain(&error),
