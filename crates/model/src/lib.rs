@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod claims;
+pub mod cni;
 pub mod codec;
 pub mod config;
 pub mod goflag;
