@@ -1,2 +1,80 @@
-//! Placeholder.
-fn main() {}
+//! `loden-cni`: all CNI plugins in one program, chosen by the name it is called by.
+//!
+//! `argv[0]` (or the first argument) is a plugin's name, parameters come in the environment, the document
+//! on stdin, the answer goes to stdout (cni.md 1). `loden-cni install --bin-dir DIR` puts it in place.
+
+mod bridge;
+mod conntrack;
+mod delegate;
+mod flannel;
+mod host_local;
+mod install;
+mod lock;
+mod loopback;
+mod masquerade;
+mod names;
+mod nft;
+mod plugin;
+mod pod;
+mod portmap;
+mod record;
+mod skel;
+mod undo;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: loden-cni install --bin-dir DIR    put the program and a link for each plugin into DIR
+       loden-cni PLUGIN                   act as a CNI plugin (cni.md 1: environment and stdin)
+       loden-cni --version
+plugins:";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let called = args.next().unwrap_or_default();
+    if let Some(plugin) = plugin::by_name(&base_name(&called)) {
+        return skel::main(plugin);
+    }
+    let args: Vec<OsString> = args.collect();
+    let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["install", "--bin-dir", _] => install(Path::new(&args[2])),
+        ["--version" | "version"] => say(&format!("loden-cni {}", env!("CARGO_PKG_VERSION")), true),
+        ["--help" | "-h" | "help"] => say(&usage(), true),
+        [name] => match plugin::by_name(name) {
+            Some(plugin) => skel::main(plugin),
+            None => say(&format!("{name:?} is no plugin of loden-cni\n{}", usage()), false),
+        },
+        _ => say(&usage(), false),
+    }
+}
+
+fn base_name(path: &OsString) -> String {
+    Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn usage() -> String {
+    let names: Vec<&str> = plugin::ALL.iter().map(|p| p.name).collect();
+    format!("{USAGE} {}", names.join(" "))
+}
+
+fn install(dir: &Path) -> ExitCode {
+    match install::install(dir) {
+        Ok(report) => say(&report, true),
+        Err(error) => say(&format!("loden-cni install: {error}"), false),
+    }
+}
+
+/// Success goes to stdout, failure to stderr; a reader that went away is no reason to panic.
+fn say(text: &str, success: bool) -> ExitCode {
+    let done = if success {
+        writeln!(std::io::stdout().lock(), "{text}")
+    } else {
+        writeln!(std::io::stderr().lock(), "{text}")
+    };
+    if success && done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,368 @@
+//! The store of reservations: one file for each address, as upstream's programs read and write it
+//! (cni.md 2.2 [C]), and beside it an index of ours.
+//!
+//! ```text
+//! <dataDir>/<network>/10.244.1.5            <cid> CR LF <ifname>
+//! <dataDir>/<network>/last_reserved_ip.0    the address given last, one file for each range set
+//! <dataDir>/<network>/lock                  flock, exclusive
+//! ```
+//!
+//! The index (in our own directory) says who holds what and since which boot, so that ADD need not read
+//! every file (B-05). It is believed only if the directory has not changed since it was written; else the
+//! files are read. DEL reads the files also when the index knows nothing, so a foreign writer within the
+//! same tick of the clock cannot make us forget a reservation.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::cni::{Error, code};
+
+use crate::record::write_atomically;
+use crate::skel::Call;
+use crate::{lock, names};
+
+/// An empty reservation this old is the remains of a crash (B-03), not a writer at work.
+const EMPTY_IS_DEAD: Duration = Duration::from_secs(60);
+
+/// Begins the name of a reservation in the making; found under the lock it is the remains of a crash.
+const TEMPORARY: &str = ".loden-";
+
+/// Who a reservation is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Container id.
+    pub container_id: String,
+    /// Interface; empty in files of very old versions.
+    pub ifname: String,
+}
+
+impl Owner {
+    /// The attachment of a call.
+    pub fn of(call: &Call) -> Owner {
+        Owner { container_id: call.env.container_id.clone(), ifname: call.env.ifname.clone() }
+    }
+
+    fn parse(content: &str) -> Owner {
+        let (id, ifname) = content.trim().split_once("\r\n").unwrap_or((content.trim(), ""));
+        Owner { container_id: id.to_owned(), ifname: ifname.to_owned() }
+    }
+
+    fn content(&self) -> String {
+        format!("{}\r\n{}", self.container_id, self.ifname)
+    }
+
+    /// The same container, in a file that does not name the interface.
+    fn matches_old(&self, holder: &Owner) -> bool {
+        holder.ifname.is_empty() && holder.container_id == self.container_id
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    owner: Owner,
+    /// Boot in which we made it; empty for a foreign one.
+    boot: String,
+}
+
+/// The store of one network, locked for as long as the value lives.
+pub struct Store {
+    dir: PathBuf,
+    index: PathBuf,
+    boot: String,
+    entries: BTreeMap<IpAddr, Entry>,
+    /// Taken by this call.
+    taken: Vec<IpAddr>,
+    /// The directory's state when `entries` was right, if that came from the index.
+    indexed: bool,
+    _lock: Option<File>,
+}
+
+impl Store {
+    /// Opens and locks the store; makes it if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be made or locked (code 5, or 11 when the wait ran out).
+    pub fn open(data_dir: &str, call: &Call) -> Result<Store, Error> {
+        let dir = Path::new(data_dir).join(&call.network);
+        if !dir.is_dir() {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir);
+            made.map_err(|e| failed("make", &dir, &e))?;
+        }
+        let file = dir.join("lock");
+        let opened = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .mode(0o750)
+            .truncate(false)
+            .open(&file);
+        // A read-only file can be locked too; writing will tell what is wrong, if anything is written.
+        let opened = opened.or_else(|e| File::open(&file).map_err(|_| e));
+        let lock = opened.map_err(|e| failed("open", &file, &e))?;
+        lock::exclusive(&lock, &file.display().to_string())?;
+        Store::load(dir, call, Some(lock))
+    }
+
+    /// As [`Store::open`], but a store that is not there holds nothing.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_existing(data_dir: &str, call: &Call) -> Result<Option<Store>, Error> {
+        if Path::new(data_dir).join(&call.network).is_dir() {
+            Store::open(data_dir, call).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Looks without a lock: good enough to count.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn peek(data_dir: &str, call: &Call) -> Result<Option<Store>, Error> {
+        let dir = Path::new(data_dir).join(&call.network);
+        if dir.is_dir() { Store::load(dir, call, None).map(Some) } else { Ok(None) }
+    }
+
+    fn load(dir: PathBuf, call: &Call, lock: Option<File>) -> Result<Store, Error> {
+        let place = names::sha512(&dir.to_string_lossy())[..32].to_owned();
+        let index = call.env.state_dir.join("ipam").join(place);
+        let boot =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let (stamp, known) = read_index(&index);
+        let mut store =
+            Store { dir, index, boot, entries: known, taken: Vec::new(), indexed: true, _lock: lock };
+        if stamp.is_none() || stamp != store.stamp() {
+            store.read_files()?;
+        }
+        Ok(store)
+    }
+
+    /// Reads every file; what the index knew about the boot is kept where the owner is the same.
+    fn read_files(&mut self) -> Result<(), Error> {
+        let known = std::mem::take(&mut self.entries);
+        let files = fs::read_dir(&self.dir).map_err(|e| failed("read", &self.dir, &e))?;
+        for file in files {
+            let file = file.map_err(|e| failed("read", &self.dir, &e))?;
+            let name = file.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(TEMPORARY) && self._lock.is_some() {
+                let _ = fs::remove_file(file.path());
+            }
+            let Ok(ip) = name.parse::<IpAddr>() else { continue };
+            let content = match fs::read_to_string(file.path()) {
+                Ok(content) => content,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(failed("read", &file.path(), &e)),
+            };
+            let owner = Owner::parse(&content);
+            let boot = known.get(&ip).filter(|e| e.owner == owner).map(|e| e.boot.clone());
+            self.entries.insert(ip, Entry { owner, boot: boot.unwrap_or_default() });
+        }
+        self.indexed = false;
+        Ok(())
+    }
+
+    /// Addresses the attachment holds; those of its container in the old format if there are none.
+    pub fn held_by(&self, owner: &Owner) -> impl Iterator<Item = IpAddr> {
+        let exact: Vec<IpAddr> = self.select(|holder| holder == owner);
+        if exact.is_empty() { self.select(|holder| owner.matches_old(holder)) } else { exact }.into_iter()
+    }
+
+    fn select(&self, matches: impl Fn(&Owner) -> bool) -> Vec<IpAddr> {
+        self.entries.iter().filter(|(_, e)| matches(&e.owner)).map(|(ip, _)| *ip).collect()
+    }
+
+    /// Whether an address is free or could be reclaimed.
+    pub fn could_take(&self, ip: IpAddr) -> bool {
+        !self.entries.contains_key(&ip) || self.is_stale(ip)
+    }
+
+    /// Whether the reservation was made by us in an earlier boot: no container of then is alive (B-02).
+    pub fn is_stale(&self, ip: IpAddr) -> bool {
+        let stale = |e: &Entry| !e.boot.is_empty() && !self.boot.is_empty() && e.boot != self.boot;
+        self.entries.get(&ip).is_some_and(stale)
+    }
+
+    /// Reserves an address; false if it is taken.
+    ///
+    /// # Errors
+    /// The disk is full or read-only.
+    pub fn take(&mut self, ip: IpAddr, owner: &Owner) -> Result<bool, Error> {
+        let path = self.file(ip);
+        if self.entries.get(&ip).is_some_and(|e| !e.owner.container_id.is_empty() || !is_dead(&path)) {
+            return Ok(false);
+        }
+        // Written under another name and then linked: a reservation is there whole or not at all (B-03),
+        // and linking fails if the name exists, as O_EXCL does.
+        let temporary = self.dir.join(format!("{TEMPORARY}{}", std::process::id()));
+        let write = || {
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(owner.content().as_bytes())?;
+            fs::hard_link(&temporary, &path)
+        };
+        let mut done = write();
+        if matches!(&done, Err(e) if e.kind() == ErrorKind::AlreadyExists) && is_dead(&path) {
+            let _ = fs::remove_file(&path);
+            done = write();
+        }
+        let _ = fs::remove_file(&temporary);
+        match done {
+            Ok(()) => {
+                self.entries.insert(ip, Entry { owner: owner.clone(), boot: self.boot.clone() });
+                self.taken.push(ip);
+                Ok(true)
+            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(failed("reserve", &path, &e)),
+        }
+    }
+
+    /// Removes one reservation.
+    ///
+    /// # Errors
+    /// The file is there and cannot be removed.
+    pub fn free(&mut self, ip: IpAddr) -> Result<(), Error> {
+        let path = self.file(ip);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("release", &path, &e)),
+            _ => {}
+        }
+        self.entries.remove(&ip);
+        Ok(())
+    }
+
+    /// Removes everything an attachment holds.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn release(&mut self, owner: &Owner) -> Result<(), Error> {
+        let mut held: Vec<IpAddr> = self.held_by(owner).collect();
+        if held.is_empty() && self.indexed {
+            self.read_files()?;
+            held = self.held_by(owner).collect();
+        }
+        held.into_iter().try_for_each(|ip| self.free(ip))
+    }
+
+    /// Removes every reservation that no valid attachment holds. Files of old versions count by container.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn keep_only(&mut self, valid: &[(String, String)]) -> Result<(), Error> {
+        if self.indexed {
+            self.read_files()?;
+        }
+        let is_valid = |owner: &Owner| {
+            let same = |ifname: &str| owner.ifname.is_empty() || owner.ifname == ifname;
+            valid.iter().any(|(id, ifname)| *id == owner.container_id && same(ifname))
+        };
+        let gone: Vec<IpAddr> =
+            self.entries.iter().filter(|(_, e)| !is_valid(&e.owner)).map(|(ip, _)| *ip).collect();
+        gone.into_iter().try_for_each(|ip| self.free(ip))
+    }
+
+    /// The address given last out of set `n`.
+    pub fn last(&self, n: usize) -> Option<IpAddr> {
+        fs::read_to_string(self.last_file(n)).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers the address given last out of set `n`.
+    ///
+    /// # Errors
+    /// The disk is full or read-only.
+    pub fn set_last(&self, n: usize, ip: IpAddr) -> Result<(), Error> {
+        let path = self.last_file(n);
+        let text = ip.to_string();
+        // Overwritten in place and then cut: a file that is emptied first is written to disk at once by
+        // some file systems.
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let write =
+            |mut file: File| file.write_all(text.as_bytes()).and_then(|()| file.set_len(text.len() as u64));
+        let written = file.and_then(write);
+        written.map_err(|e| failed("write", &path, &e))
+    }
+
+    /// Ends an ADD: keeps the index when it succeeded, gives back what it took when it did not.
+    ///
+    /// # Errors
+    /// The one given.
+    pub fn save_or_release<T>(mut self, result: Result<T, Error>) -> Result<T, Error> {
+        let mut result = result;
+        if let Err(error) = &mut result {
+            for ip in std::mem::take(&mut self.taken) {
+                if let Err(second) = self.free(ip) {
+                    *error = error.clone().also(second);
+                }
+            }
+        }
+        self.save();
+        result
+    }
+
+    /// Writes the index. It may be missing: then the next call reads the files.
+    pub fn save(&self) {
+        let Some((s, ns)) = self.stamp() else { return };
+        let mut text = format!("{s} {ns}\n");
+        for (ip, Entry { owner, boot }) in &self.entries {
+            text.push_str(&format!("{ip} {boot} {}\r{}\n", owner.container_id, owner.ifname));
+        }
+        // Removed first for the same reason as in `set_last`; losing it costs a reading of the files.
+        let _ = fs::remove_file(&self.index);
+        let _ = write_atomically(&self.index, text.as_bytes());
+    }
+
+    fn stamp(&self) -> Option<(i64, i64)> {
+        fs::metadata(&self.dir).ok().map(|meta| (meta.mtime(), meta.mtime_nsec()))
+    }
+
+    fn file(&self, ip: IpAddr) -> PathBuf {
+        self.dir.join(ip.to_string())
+    }
+
+    fn last_file(&self, n: usize) -> PathBuf {
+        self.dir.join(format!("last_reserved_ip.{n}"))
+    }
+}
+
+type Index = (Option<(i64, i64)>, BTreeMap<IpAddr, Entry>);
+
+/// An index that is missing or damaged in any way counts as none.
+fn read_index(path: &Path) -> Index {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let parse = || -> Option<Index> {
+        let (stamp, lines) = text.split_once('\n')?;
+        let (s, ns) = stamp.split_once(' ')?;
+        let entry = |line: &str| {
+            let (ip, rest) = line.split_once(' ')?;
+            let (boot, owner) = rest.split_once(' ')?;
+            let (id, ifname) = owner.split_once('\r')?;
+            let owner = Owner { container_id: id.to_owned(), ifname: ifname.to_owned() };
+            Some((ip.parse().ok()?, Entry { owner, boot: boot.to_owned() }))
+        };
+        let entries = lines.split_terminator('\n').map(entry).collect::<Option<_>>()?;
+        Some((Some((s.parse().ok()?, ns.parse().ok()?)), entries))
+    };
+    parse().unwrap_or_default()
+}
+
+fn is_dead(path: &Path) -> bool {
+    let age = |meta: fs::Metadata| meta.modified().ok()?.elapsed().ok();
+    fs::metadata(path).is_ok_and(|meta| meta.len() == 0 && age(meta).is_some_and(|age| age > EMPTY_IS_DEAD))
+}
+
+fn failed(action: &str, path: &Path, cause: &std::io::Error) -> Error {
+    let error = Error::new(code::IO, format!("{action} {}: {cause}", path.display()));
+    match cause.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => {
+            error.details("the address store has to be on a writable disk with room left")
+        }
+        _ => error,
+    }
+}

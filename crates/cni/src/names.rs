@@ -1,0 +1,65 @@
+//! Names derived from (network, container, interface) that other programs look for.
+
+use sha2::{Digest, Sha512};
+
+/// Hex SHA-512 of a text.
+pub fn sha512(text: &str) -> String {
+    use std::fmt::Write;
+    Sha512::digest(text.as_bytes()).iter().fold(String::with_capacity(128), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// What marks an attachment in comments: `<h1>-<h2>` (cni.md 2.0.6, nftables).
+pub fn mark(network: &str, container_id: &str, ifname: &str) -> String {
+    format!("{}-{}", network_mark(network), attachment_mark(container_id, ifname))
+}
+
+/// `<h1>`: 16 hex digits of the network's name.
+pub fn network_mark(network: &str) -> String {
+    sha512(network)[..16].to_owned()
+}
+
+/// `<h2>`: 16 hex digits of interface and container.
+pub fn attachment_mark(container_id: &str, ifname: &str) -> String {
+    sha512(&format!("{ifname}:{container_id}"))[..16].to_owned()
+}
+
+/// Whether a comment marks an attachment of the network that is not among the valid ones.
+pub fn is_stale(comment: &str, network: &str, valid: &[(String, String)]) -> bool {
+    let network = network_mark(network);
+    comment.strip_prefix(&network).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| {
+        valid.iter().all(|(container_id, ifname)| !rest.starts_with(&attachment_mark(container_id, ifname)))
+    })
+}
+
+/// The comment on an attachment's rules, at most 127 bytes.
+pub fn comment(network: &str, container_id: &str, ifname: &str) -> String {
+    let mark = mark(network, container_id, ifname);
+    let mut text = format!("{mark}, net: {network}, if: {ifname}, id: {container_id}");
+    text.retain(|c| c != '"');
+    while text.len() > 127 {
+        text.pop();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_upstreams() {
+        assert_eq!(network_mark("unit-test"), "6fd94d501e58f0aa");
+        assert_eq!(attachment_mark("one", "eth0"), "287fc69eff0574a2");
+        let text = comment("unit-test", "one", "eth0");
+        assert_eq!(text, "6fd94d501e58f0aa-287fc69eff0574a2, net: unit-test, if: eth0, id: one");
+        let pair = |id: &str, ifname: &str| (id.to_owned(), ifname.to_owned());
+        assert!(is_stale(&text, "unit-test", &[]));
+        assert!(is_stale(&text, "unit-test", &[pair("one", "eth1"), pair("two", "eth0")]));
+        assert!(!is_stale(&text, "unit-test", &[pair("one", "eth0")]));
+        assert!(!is_stale(&text, "other", &[]));
+        assert_eq!(comment("n", &"é".repeat(200), "eth0").len(), 127);
+    }
+}

@@ -1,0 +1,99 @@
+//! Shared nftables tables: a few rules of ours in a table several programs write (cni.md 2.0.6, 2.3).
+
+use kernel::nft::message::RuleInfo;
+use kernel::nft::{CommentIs, Nft, NftBatch};
+use model::cni::Error;
+use plan::state::{NftRule, NftTable, TableKey};
+
+use crate::pod::internal;
+
+/// How often an update is begun again because another program removed what it builds on.
+const ATTEMPTS: usize = 5;
+
+/// The rules of a table that have a comment; none if it is not there or the kernel lacks nftables.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn rules(key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
+    let mut nft = Nft::open().map_err(internal)?;
+    let mut rules = read(&mut nft, key)?;
+    rules.retain(|rule| rule.comment.is_some());
+    Ok(rules)
+}
+
+fn read(nft: &mut Nft, key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
+    /// `EPROTONOSUPPORT`, `EOPNOTSUPP`, `EINVAL`: no nftables, or not for this family.
+    const NOT_SUPPORTED: [i32; 3] = [93, 95, 22];
+    match nft.rules(key, None) {
+        Err(errno) if NOT_SUPPORTED.contains(&errno.code) => Ok(Vec::new()),
+        other => other.map_err(|e| internal(e).during(format!("list nftables table {key}"))),
+    }
+}
+
+/// In one transaction: deletes the commented rules for which `stale` says so, and adds rules to chains. The
+/// table's own chains and rules are made if they are missing and something is added. Without anything to
+/// change nothing is written.
+///
+/// # Errors
+/// The kernel's refusal; nothing was changed then.
+pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+    /// `ENOENT`
+    const MISSING: i32 = 2;
+    let mut nft = Nft::open().map_err(internal)?;
+    let mut attempt = 1;
+    loop {
+        let have = read(&mut nft, &table.key)?;
+        let Some(batch) = changes(table, &have, add, stale) else { return Ok(()) };
+        match nft.commit(&batch) {
+            Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
+            other => return other.map_err(internal),
+        }
+    }
+}
+
+/// `None` if there is nothing to do.
+fn changes(
+    table: &NftTable,
+    have: &[RuleInfo],
+    add: &[(&str, NftRule)],
+    stale: &dyn Fn(&str) -> bool,
+) -> Option<NftBatch> {
+    let key = &table.key;
+    let mut batch = NftBatch::new();
+    let mut any = false;
+    let own_rules = |chain: &str| have.iter().filter(|r| r.chain == chain).count();
+    if !add.is_empty() && table.chains.iter().any(|c| own_rules(&c.name) < c.rules.len()) {
+        batch.ensure_table(key, table.comment.as_deref());
+        table.chains.iter().for_each(|chain| {
+            batch.ensure_chain(key, chain);
+        });
+        for chain in table.chains.iter().filter(|c| !c.rules.is_empty()) {
+            batch.flush_chain(key, &chain.name);
+            chain.rules.iter().for_each(|rule| {
+                batch.add_rule(key, &chain.name, rule);
+            });
+        }
+    }
+    let mut deleted: Vec<(&str, &str)> = Vec::new();
+    for rule in have {
+        let Some(comment) = rule.comment.as_deref().filter(|c| stale(c)) else { continue };
+        let pair = (rule.chain.as_str(), comment);
+        if !deleted.contains(&pair) {
+            batch.delete_rules(key, pair.0, CommentIs::Exactly(comment.to_owned()));
+            deleted.push(pair);
+            any = true;
+        }
+    }
+    for (chain, rule) in add {
+        batch.add_rule(key, chain, rule);
+        any = true;
+    }
+    any.then_some(batch)
+}
+
+/// What is said to those who ask for iptables by name: never silently another backend.
+pub fn no_iptables(member: &str) -> Error {
+    let msg = format!("{member}: this version writes nftables rules only; the iptables backend comes later");
+    Error::config(msg)
+        .details(format!("leave {member} out, or set it to \"nftables\" where it names a backend"))
+}

@@ -1,0 +1,83 @@
+//! The table of plugins.
+
+use model::cni::{CniResult, Error, version};
+
+use crate::skel::Call;
+use crate::{bridge, flannel, host_local, loopback, portmap};
+
+/// A plugin: its name and what it does for each verb.
+pub struct Plugin {
+    /// The name it is called by.
+    pub name: &'static str,
+    /// Versions it serves, oldest first.
+    pub versions: &'static [&'static str],
+    /// Makes an attachment.
+    pub add: fn(&Call) -> Result<CniResult, Error>,
+    /// Removes it; succeeds when it is gone already.
+    pub del: fn(&Call) -> Result<(), Error>,
+    /// Compares it with the result given.
+    pub check: fn(&Call) -> Result<(), Error>,
+    /// Tells whether ADD can be served.
+    pub status: fn(&Call) -> Result<(), Error>,
+    /// Removes what belongs to no valid attachment.
+    pub gc: fn(&Call) -> Result<(), Error>,
+}
+
+/// All plugins.
+pub const ALL: &[Plugin] = &[
+    Plugin {
+        name: "flannel",
+        versions: version::ALL,
+        add: flannel::add,
+        del: flannel::del,
+        check: flannel::check,
+        status: flannel::status,
+        gc: flannel::gc,
+    },
+    Plugin {
+        name: "bridge",
+        versions: version::ALL,
+        add: bridge::add,
+        del: bridge::del,
+        check: bridge::check,
+        status: bridge::status,
+        gc: bridge::gc,
+    },
+    Plugin {
+        name: "host-local",
+        versions: version::ALL,
+        add: host_local::add,
+        del: host_local::del,
+        check: host_local::check,
+        status: host_local::status,
+        gc: host_local::gc,
+    },
+    Plugin {
+        name: "loopback",
+        versions: version::ALL,
+        add: loopback::add,
+        del: loopback::del,
+        check: loopback::check,
+        status: nothing,
+        gc: nothing,
+    },
+    Plugin {
+        name: "portmap",
+        versions: version::ALL,
+        add: portmap::add,
+        del: portmap::del,
+        check: portmap::check,
+        status: portmap::status,
+        gc: portmap::gc,
+    },
+];
+
+/// The plugin of that name.
+pub fn by_name(name: &str) -> Option<&'static Plugin> {
+    ALL.iter().find(|plugin| plugin.name == name)
+}
+
+/// For verbs that have nothing to look at.
+fn nothing(_: &Call) -> Result<(), Error> {
+    Ok(())
+}

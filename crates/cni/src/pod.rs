@@ -1,0 +1,261 @@
+//! The pod's side: its namespace, and its interface set up from a result (cni.md 2.0.1, 2.0.3).
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use kernel::link::{self, LinkChange, LinkInfo};
+use kernel::netlink::{Message, Protocol, Socket};
+use kernel::rtnl::{AddrInfo, Put, RouteInfo, Rtnl, addr, route};
+use kernel::{Netns, NetnsError, sysctl};
+use model::cni::{CniResult, Error, IpConfig, RouteConfig, code};
+use model::{Family, IfName};
+
+/// `RTNLGRP_IPV6_IFADDR`
+const GROUP_ADDRESS_V6: u32 = 9;
+/// `RTNLGRP_LINK`
+const GROUP_LINK: u32 = 1;
+
+/// A failure of the kernel's without a code of its own.
+pub fn internal(error: impl std::fmt::Display) -> Error {
+    Error::internal(error.to_string())
+}
+
+/// Opens the pod's namespace.
+///
+/// # Errors
+/// The path is missing or no network namespace (code 8).
+pub fn open(path: &str) -> Result<Netns, Error> {
+    Netns::open(Path::new(path))
+        .map_err(|e| Error::new(code::NETNS, format!("failed to open netns {path:?}: {e}")))
+}
+
+/// Opens the pod's namespace for DEL: `None` if there is nothing left to do in it, because the path is
+/// empty, missing, or a plain file that a failed unmount left.
+///
+/// # Errors
+/// It is there and cannot be opened.
+pub fn open_for_del(path: &str) -> Result<Option<Netns>, Error> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    match Netns::open(Path::new(path)) {
+        Ok(netns) => Ok(Some(netns)),
+        Err(NetnsError::Missing(_) | NetnsError::NotANamespace { .. } | NetnsError::OtherKind(_)) => Ok(None),
+        // A process that ended between two look-ups.
+        Err(NetnsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(code::NETNS, format!("failed to open netns {path:?}: {e}"))),
+    }
+}
+
+/// `CNI_IFNAME` as the kernel takes it.
+///
+/// # Errors
+/// The kernel's rules are narrower than the protocol's.
+pub fn interface(name: &str) -> Result<IfName, Error> {
+    IfName::new(name).map_err(|e| Error::new(code::ENVIRONMENT, e.to_string()))
+}
+
+/// How the pod's interface is set up.
+pub struct Setup<'a> {
+    /// Interface in the pod.
+    pub name: IfName,
+    /// Addresses (with the index of the interface) and routes.
+    pub result: &'a CniResult,
+    /// IPv6 duplicate address detection.
+    pub dad: bool,
+}
+
+/// Sets the interface up: parameters, addresses, link up, routes; the last three in one batch.
+///
+/// # Errors
+/// The first refusal of the kernel.
+pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) -> Result<(), Error> {
+    let Setup { name, result, dad } = setup;
+    let ips = own_addresses(*name, result)?;
+    let v6 = ips.iter().any(|ip| ip.address.addr().is_ipv6());
+    netns.run(|| set_parameters(*name, v6, *dad)).map_err(internal)??;
+    let mut messages = Vec::new();
+    let mut actions = Vec::new();
+    for ip in &ips {
+        let mut address = AddrInfo::new(index, ip.address);
+        address.flags = if *dad || ip.address.addr().is_ipv4() { 0 } else { AddrInfo::NODAD };
+        address.broadcast = broadcast(ip.address);
+        messages.push(addr::add(&address, Put::Exclusive));
+        actions.push(format!("failed to add IP addr {} to {:?}", ip.address, name.as_str()));
+    }
+    let up = link::change(index, &LinkChange { up: Some(true), ..LinkChange::default() });
+    actions.extend(up.iter().map(|_| format!("failed to set {:?} up", name.as_str())));
+    messages.extend(up);
+    if *dad && v6 {
+        // A route through an address that is still tentative would be refused.
+        send(rtnl, &std::mem::take(&mut messages), &std::mem::take(&mut actions))?;
+        settle(netns, rtnl, *name, index)?;
+    }
+    for wanted in &result.routes {
+        let family = Family::of_net(wanted.dst);
+        let default = ips.iter().filter(|ip| Family::of_net(ip.address) == family).find_map(|ip| ip.gateway);
+        let info = route_info(wanted, index, wanted.gw.or(default))?;
+        messages.push(route::add(&info, Put::Append));
+        actions.push(format!("failed to add route {} for {:?}", describe(&info), name.as_str()));
+    }
+    send(rtnl, &messages, &actions)
+}
+
+fn describe(route: &RouteInfo) -> String {
+    let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+    format!("{}{via}", route.dst)
+}
+
+/// The addresses of the result that are the interface's; those without index are left out.
+fn own_addresses(name: IfName, result: &CniResult) -> Result<Vec<&IpConfig>, Error> {
+    if result.interfaces.is_empty() {
+        return Err(Error::internal("no interfaces to configure"));
+    }
+    let mut ips = Vec::new();
+    for ip in &result.ips {
+        let Some(index) = ip.interface else { continue };
+        let interface = usize::try_from(index).ok().and_then(|index| result.interfaces.get(index));
+        if interface.is_none_or(|i| i.name != name.as_str()) {
+            let what = format!("failed to add IP addr {} to {:?}", ip.address, name.as_str());
+            return Err(Error::internal(format!("{what}: invalid interface index")));
+        }
+        ips.push(ip);
+    }
+    Ok(ips)
+}
+
+/// v4 with room for one has the subnet's broadcast address.
+fn broadcast(net: IpNet) -> Option<Ipv4Addr> {
+    match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast()),
+        _ => None,
+    }
+}
+
+/// A route of the pod; MTU and MSS become its metrics (B-27).
+fn route_info(wanted: &RouteConfig, dev: u32, gateway: Option<IpAddr>) -> Result<RouteInfo, Error> {
+    let number = |what: &str, value: i64| -> Result<Option<u32>, Error> {
+        let bad = |_| Error::config(format!("route {}: {what} {value} is out of range", wanted.dst));
+        u32::try_from(value).map_err(bad).map(|n| (n != 0).then_some(n))
+    };
+    let mut info = RouteInfo { dev: Some(dev), gateway, ..RouteInfo::to(wanted.dst) };
+    info.mtu = number("mtu", wanted.mtu)?;
+    info.advmss = number("advmss", wanted.advmss)?;
+    info.priority = number("priority", wanted.priority)?;
+    info.table = number("table", wanted.table.unwrap_or(0))?.unwrap_or(info.table);
+    if let Some(scope) = number("scope", wanted.scope.unwrap_or(0))? {
+        let bad = |_| Error::config(format!("route {}: scope {scope} is out of range", wanted.dst));
+        info.scope = Some(scope.try_into().map_err(bad)?);
+    }
+    Ok(info)
+}
+
+fn send(rtnl: &mut Rtnl, messages: &[Message], actions: &[String]) -> Result<(), Error> {
+    let results = rtnl.run(messages).into_iter().zip(actions);
+    results.into_iter().try_for_each(|(result, action)| result.map_err(|e| internal(e).during(action)))
+}
+
+/// Runs inside the pod. A gratuitous ARP goes out when the link comes up, so that nobody keeps the last
+/// owner's hardware address.
+fn set_parameters(name: IfName, v6: bool, dad: bool) -> Result<(), Error> {
+    if v6 {
+        for dev in ["lo", name.as_str()] {
+            let path = format!("net/ipv6/conf/{dev}/disable_ipv6");
+            match sysctl::read(&path) {
+                Ok(value) if value == "0" => {}
+                Ok(_) => {
+                    sysctl::write(&path, "0").map_err(internal)?;
+                }
+                Err(e) => {
+                    let _ = writeln!(std::io::stderr().lock(), "IPv6 on {dev}: {e}");
+                }
+            }
+        }
+        let keep = format!("net/ipv6/conf/{name}/keep_addr_on_down");
+        sysctl::write(&keep, "1").map_err(internal)?;
+    }
+    if dad {
+        let _ = sysctl::write(&format!("net/ipv6/conf/{name}/enhanced_dad"), "1");
+    }
+    let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_dad"), if dad { "1" } else { "0" });
+    let _ = sysctl::write(&format!("net/ipv4/conf/{name}/arp_notify"), "1");
+    Ok(())
+}
+
+/// Waits until no address is tentative, at most 5 s.
+fn settle(netns: &Netns, rtnl: &mut Rtnl, name: IfName, index: u32) -> Result<(), Error> {
+    let mut failed = None;
+    let settled = wait(Some(netns), GROUP_ADDRESS_V6, Duration::from_secs(5), || {
+        let addresses = rtnl.addresses(Some(index)).map_err(internal)?;
+        failed = addresses.iter().find(|a| a.flags & AddrInfo::DADFAILED != 0).map(|a| a.net.addr());
+        Ok(failed.is_some() || addresses.iter().all(|a| a.flags & AddrInfo::TENTATIVE == 0))
+    })?;
+    let what = format!("failed to settle addresses for {:?}", name.as_str());
+    match failed {
+        Some(ip) => Err(Error::internal(format!("{what}: link {name} has address {ip} in DADFAILED state"))),
+        None if settled => Ok(()),
+        None => {
+            let link = rtnl.link_by_index(index).map_err(internal)?;
+            match link.is_some_and(|l| l.operstate == LinkInfo::OPER_UP) {
+                true => Err(Error::internal(format!("{what}: still tentative after 5 s"))),
+                false => Ok(()),
+            }
+        }
+    }
+}
+
+/// Gives a device as it is; with `up` waits until it is operationally up, at most 2.55 s (cni.md 5.5).
+///
+/// # Errors
+/// It vanished, or stays down: the state is named.
+pub fn wait_up(rtnl: &mut Rtnl, index: u32, up: bool) -> Result<LinkInfo, Error> {
+    let mut look = || -> Result<LinkInfo, Error> {
+        let link = rtnl.link_by_index(index).map_err(internal)?;
+        link.ok_or_else(|| Error::internal(format!("device {index} vanished while it was set up")))
+    };
+    let mut link = look()?;
+    if !up || link.operstate == LinkInfo::OPER_UP {
+        return Ok(link);
+    }
+    let up = wait(None, GROUP_LINK, Duration::from_millis(2550), || {
+        link = look()?;
+        Ok(link.operstate == LinkInfo::OPER_UP)
+    })?;
+    if up {
+        return Ok(link);
+    }
+    let states = ["unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up"];
+    let state = states.get(usize::from(link.operstate)).copied().unwrap_or("unknown");
+    Err(Error::internal(format!("bridge port in error state: {state}")))
+}
+
+/// Asks `done` now and after each notification of a group; false when the time ran out.
+fn wait(
+    netns: Option<&Netns>,
+    group: u32,
+    limit: Duration,
+    mut done: impl FnMut() -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    let deadline = Instant::now() + limit;
+    let open = || Socket::with_groups(Protocol::Route, &[group], 1 << 20);
+    let mut socket = match netns {
+        Some(netns) => netns.run(open).map_err(internal)?.map_err(internal)?,
+        None => open().map_err(internal)?,
+    };
+    let (sender, news) = mpsc::channel();
+    // Ends with the process, if no further notification comes.
+    std::thread::spawn(move || while socket.receive(true).is_ok() && sender.send(()).is_ok() {});
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if news.recv_timeout(left).is_err() {
+            return done();
+        }
+    }
+}
