@@ -1,0 +1,163 @@
+//! Bad surroundings: one clear sentence each, the right code, nothing left behind.
+
+use std::process::Command;
+
+use crate::chain::conflist;
+use crate::harness::{Host, Pod, ip_in, pod};
+
+/// Nothing of a failed ADD is left.
+#[track_caller]
+fn nothing_left(host: &Host) {
+    let links = host.links();
+    assert!(links.iter().all(|name| !name.starts_with("veth")), "{links:?}");
+    let files = host.files("networks");
+    assert!(files.iter().all(|f| f.ends_with("lock") || f.contains("last_reserved_ip")), "{files:?}");
+    assert_eq!(host.files("flannel"), [""; 0]);
+    assert_eq!(host.files("state/attachments"), [""; 0]);
+}
+
+#[test]
+fn a_namespace_that_is_gone() {
+    let host = Host::new();
+    let chain = conflist(&host, "1.0.0");
+    let file = host.path("plain");
+    std::fs::write(&file, "").unwrap();
+    for (path, want) in [
+        ("/run/netns/no-such", "failed to open netns \"/run/netns/no-such\": failed to Statfs"),
+        (file.as_str(), "unknown FS magic on"),
+        ("/proc/self/ns/mnt", "not a network namespace"),
+    ] {
+        let pod = Pod { id: "c1".to_owned(), ifname: "eth0".to_owned(), path: path.to_owned() };
+        for verb in ["ADD", "CHECK"] {
+            if verb == "CHECK" && host.files("flannel").is_empty() {
+                continue;
+            }
+            let (code, text) = host.call("flannel", verb, &pod, &chain[0].1).error();
+            assert_eq!(code, 8, "{text}");
+            assert!(text.contains(want), "{text}");
+        }
+        nothing_left(&host);
+        assert!(host.call("flannel", "DEL", &pod, &chain[0].1).ok);
+    }
+}
+
+#[test]
+fn a_taken_interface_name() {
+    let host = Host::new();
+    let chain = conflist(&host, "1.0.0");
+    let (netns, pod) = pod("c1");
+    ip_in(&netns, "link add eth0 type bridge");
+    let (_, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
+    assert!(text.starts_with("container veth name (\"eth0\") peer provided (\"veth"), "{text}");
+    nothing_left(&host);
+}
+
+#[test]
+fn a_name_that_is_no_bridge() {
+    let host = Host::new();
+    let chain = conflist(&host, "1.0.0");
+    let (netns, pod) = pod("c1");
+    host.ip("link add cni0 type veth peer name other");
+    let (_, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
+    let want = "failed to create bridge \"cni0\": \"cni0\" already exists but is not a bridge";
+    assert!(text.starts_with(want), "{text}");
+    nothing_left(&host);
+    assert!(!ip_in(&netns, "link show").contains("eth0"));
+}
+
+#[test]
+fn a_full_and_a_read_only_disk() {
+    let host = Host::new();
+    let chain = conflist(&host, "1.0.0");
+    let (_netns, pod) = pod("c1");
+    let mount =
+        |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "{args:?}");
+    for (name, place) in [("networks", "address store"), ("flannel", "writable"), ("state", "writable")] {
+        let dir = host.path(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        mount(&["-t", "tmpfs", "-o", "size=16k", "none", &dir]);
+        let unmount = || assert!(Command::new("umount").arg(&dir).status().unwrap().success());
+        let mut n = 0;
+        while std::fs::write(format!("{dir}/fill{n}"), [b'x'; 4096]).is_ok() {
+            n += 1;
+        }
+        let (code, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
+        assert_eq!(code, 5, "{name}: {text}");
+        assert!(text.contains("No space left on device") && text.contains(place), "{name}: {text}");
+        assert!(host.links().iter().all(|name| !name.starts_with("veth")));
+        mount(&["-o", "remount,ro", &dir]);
+        let (code, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
+        assert_eq!(code, 5, "{name}: {text}");
+        assert!(text.contains("Read-only file system"), "{name}: {text}");
+        // A file of the attachment that cannot be removed is told; one that is not there is no error.
+        assert!(host.call("flannel", "DEL", &pod, &chain[0].1).ok, "{name}");
+        unmount();
+        nothing_left(&host);
+    }
+}
+
+#[test]
+fn bad_subnet_files() {
+    let host = Host::new();
+    let chain = conflist(&host, "1.1.0");
+    let (_netns, pod) = pod("c1");
+    for (text, want) in [
+        (
+            "",
+            "is missing FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ",
+        ),
+        ("FLANNEL_NETWORK\n", "is missing FLANNEL_NETWORK"),
+        ("FLANNEL_SUBNET=10.1.1.0\n", "invalid CIDR address: 10.1.1.0"),
+        ("\u{0}\u{1}\n", "is missing"),
+    ] {
+        host.subnet_env(text);
+        for (verb, code) in [("ADD", 999), ("STATUS", 50)] {
+            let (have, message) = host.call("flannel", verb, &pod, &chain[0].1).error();
+            assert_eq!(have, code);
+            assert!(message.contains(want), "{message}");
+        }
+    }
+    nothing_left(&host);
+}
+
+#[test]
+fn a_second_gateway_route_is_undone() {
+    // The third route cannot be set: all of the attachment goes again.
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let dir = host.path("networks");
+    let conf = format!(
+        r#"{{"cniVersion": "1.0.0", "name": "net", "type": "bridge", "isGateway": true, "ipMasq": true,
+            "ipam": {{"type": "host-local", "dataDir": "{dir}", "subnet": "10.9.1.0/24",
+                      "routes": [{{"dst": "10.0.0.0/8"}}, {{"dst": "10.8.0.0/16", "gw": "172.16.0.1"}}]}}}}"#
+    );
+    let (_, text) = host.call("bridge", "ADD", &pod, &conf).error();
+    assert!(text.contains("failed to add route 10.8.0.0/16 via 172.16.0.1 for \"eth0\": "), "{text}");
+    nothing_left(&host);
+    assert!(!ip_in(&netns, "link show").contains("eth0"));
+    assert!(!host.rules().contains("10.9.1."));
+}
+
+#[test]
+fn a_result_that_could_not_be_printed_is_refused_first() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    for version in ["", "0.1.0", "0.2.0"] {
+        let conf = format!(r#"{{"cniVersion": "{version}", "name": "net", "type": "bridge"}}"#);
+        let (code, text) = host.call("bridge", "ADD", &pod, &conf).error();
+        assert_eq!(code, 7);
+        assert!(text.starts_with("cannot convert: no valid IP addresses"), "{text}");
+    }
+    assert_eq!(host.links(), [""; 0]);
+}
+
+#[test]
+fn a_spoof_check_is_not_passed_over() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = r#"{"cniVersion": "1.0.0", "name": "net", "type": "bridge", "macspoofchk": true}"#;
+    let (code, text) = host.call("bridge", "ADD", &pod, conf).error();
+    assert_eq!(code, 2);
+    assert!(text.starts_with("macspoofchk true: "), "{text}");
+    assert!(host.call("bridge", "DEL", &pod, conf).ok);
+}

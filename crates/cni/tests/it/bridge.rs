@@ -1,0 +1,336 @@
+//! `bridge` beside Debian's: the same documents, the same kernel state, the same result.
+
+use crate::harness::{DEBIAN, Host, Pod, debian, ip_in, pod, run_in, stable, with};
+use kernel::Netns;
+use model::gojson::Json;
+
+/// A document of the network `net`; `members` are added to it.
+fn conf(host: &Host, version: &str, members: &str, ipam: &str) -> String {
+    let dir = host.path("networks");
+    let ipam = match ipam {
+        "" => String::new(),
+        ranges => format!(r#", "ipam": {{"type": "host-local", "dataDir": "{dir}", {ranges}}}"#),
+    };
+    let members = if members.is_empty() { String::new() } else { format!(", {members}") };
+    format!(r#"{{"cniVersion": "{version}", "name": "net", "type": "bridge"{members}{ipam}}}"#)
+}
+
+const V4: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}]], "routes": [{"dst": "10.9.0.0/16"}]"#;
+const DUAL: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}]],
+    "routes": [{"dst": "10.9.0.0/16"}, {"dst": "2001:db8::/32"}]"#;
+
+/// The picked members of the objects in a list, one line each.
+fn pick(text: &str, keys: &[&str]) -> String {
+    let list: Json = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
+    let mut lines = String::new();
+    for item in list.as_array().unwrap_or_default() {
+        for key in keys {
+            let value = key.split('.').try_fold(item, |item, key| item.get(key));
+            lines.push_str(&format!("{key}={} ", value.map(Json::to_compact_sorted).unwrap_or_default()));
+        }
+        lines.push('\n');
+    }
+    lines
+}
+
+/// Everything an attachment leaves in the kernel that does not change from run to run.
+fn state(host: &Host, netns: &Netns, ours: bool) -> String {
+    let mut text = String::new();
+    // Not the length of the queue: a veth without queueing discipline has no use for it.
+    let link = ["mtu", "operstate", "flags", "linkinfo.info_kind"];
+    text.push_str(&pick(&ip_in(netns, "-j -d link show eth0"), &link));
+    for (netns, device) in [(netns, "eth0"), (&host.netns, "cni0")] {
+        let addresses: Json = ip_in(netns, &format!("-j addr show {device} scope global")).parse().unwrap();
+        for device in addresses.as_array().unwrap() {
+            let info = device.get("addr_info").map(Json::to_compact).unwrap_or_default();
+            text.push_str(&pick(&info, &["family", "local", "prefixlen", "scope"]));
+            // Theirs lets the gateway's address be tentative for a second, ours does not.
+            assert!(!ours || !info.contains("tentative"), "{info}");
+        }
+    }
+    text.push_str(&pick(&ip_in(netns, "-j addr show eth0 scope global"), &["addr_info.broadcast"]));
+    let route = ["dst", "gateway", "dev", "protocol", "scope", "prefsrc", "metric", "flags"];
+    text.push_str(&pick(&ip_in(netns, "-4 -j route show"), &route));
+    let v6: Json = ip_in(netns, "-6 -j route show").parse().unwrap();
+    let global = v6.as_array().unwrap().iter().filter(|r| !r.to_compact().contains("fe80::"));
+    text.push_str(&pick(&Json::array(global.cloned()).to_compact(), &route));
+    let bridge = ["mtu", "operstate", "flags", "promiscuity", "linkinfo.info_data.vlan_filtering"];
+    text.push_str(&pick(&host.ip("-j -d link show cni0"), &bridge));
+    let port = ["mtu", "operstate", "flags", "master", "linkinfo.info_slave_data.hairpin"];
+    text.push_str(&pick(&host.ip("-j -d link show type veth"), &port));
+    let vlans = run_in(&host.netns, std::process::Command::new("bridge").args(["-j", "vlan", "show"]), "");
+    text.push_str(&pick(&String::from_utf8_lossy(&vlans.stdout), &["vlans"]));
+    for (netns, key) in [
+        (&host.netns, "net/ipv4/ip_forward"),
+        (&host.netns, "net/ipv6/conf/all/forwarding"),
+        (&host.netns, "net/ipv6/conf/cni0/accept_ra"),
+        (netns, "net/ipv4/conf/eth0/arp_notify"),
+        (netns, "net/ipv6/conf/eth0/accept_dad"),
+        (netns, "net/ipv6/conf/eth0/disable_ipv6"),
+    ] {
+        let value = kernel::sysctl::read_in(netns, key).unwrap_or_default();
+        text.push_str(&format!("{key}={value}\n"));
+    }
+    text
+}
+
+#[test]
+fn results_and_state_are_those_of_debians_plugins() {
+    if !debian("results_and_state_are_those_of_debians_plugins") {
+        return;
+    }
+    let flannel = r#""isDefaultGateway": true, "hairpinMode": true, "mtu": 1450, "ipMasq": false"#;
+    for (version, members, ipam) in [
+        ("0.1.0", flannel, V4),
+        ("0.2.0", flannel, V4),
+        ("0.2.0", flannel, DUAL),
+        ("0.3.0", flannel, V4),
+        ("0.3.1", flannel, DUAL),
+        ("0.4.0", flannel, V4),
+        ("1.0.0", flannel, V4),
+        ("1.0.0", flannel, DUAL),
+        ("1.0.0", r#""isGateway": true"#, DUAL),
+        ("1.0.0", "", DUAL),
+        ("1.0.0", "", ""),
+        ("1.0.0", r#""promiscMode": true"#, V4),
+        ("1.0.0", r#""runtimeConfig": {"mac": "0a:00:00:00:00:07"}"#, V4),
+        ("1.0.0", r#""vlan": 100, "preserveDefaultVlan": true"#, V4),
+        ("1.0.0", r#""enabledad": true"#, V4),
+        ("1.0.0", r#""dns": {"nameservers": ["192.0.2.53"], "search": ["example.net"]}"#, V4),
+    ] {
+        let what = format!("{version} {members} {ipam}");
+        if members.contains("vlan") && !filters_vlans("results_and_state_are_those_of_debians_plugins (vlan)")
+        {
+            continue;
+        }
+        let run = |dirs: &[&str]| {
+            let host = Host::new();
+            let (netns, pod) = pod("c1");
+            let result = host.call_with(dirs, "bridge", "ADD", &pod, &conf(&host, version, members, ipam));
+            let result = result.expect(&what);
+            let seen = (stable(&result), state(&host, &netns, dirs != [DEBIAN]));
+            for _ in 0..2 {
+                let conf = conf(&host, version, members, ipam);
+                assert!(host.call_with(dirs, "bridge", "DEL", &pod, &conf).ok, "{what}");
+            }
+            assert_eq!(host.links(), ["cni0"], "{what}");
+            seen
+        };
+        let ours = Host::new();
+        let (have, want) = (run(&[&ours.bin().display().to_string()]), run(&[DEBIAN]));
+        assert_eq!(have.0, want.0, "result of {what}");
+        assert_eq!(have.1, want.1, "state after {what}");
+    }
+}
+
+#[test]
+fn check_finds_what_was_changed() {
+    let members = r#""isDefaultGateway": true"#;
+    for (change, want) in [
+        ("pod addr del 10.9.1.2/24 dev eth0", "Failed to match addr 10.9.1.2/24"),
+        ("pod route del default", "Expected Route"),
+        ("pod link set eth0 address 0a:00:00:00:00:01", "Mac doesn't match"),
+        ("pod link del eth0", "not found"),
+        ("host link set cni0 address 0a:00:00:00:00:01", "Mac doesn't match"),
+        ("host link set VETH nomaster", "was not found"),
+        ("host link del cni0", "CNI created bridge cni0 in host namespace was not found"),
+    ] {
+        let host = Host::new();
+        let (netns, pod) = pod("c1");
+        let conf = conf(&host, "1.0.0", members, V4);
+        let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+        let told = with(&conf, "prevResult", result.clone());
+        host.call("bridge", "CHECK", &pod, &told).expect("CHECK");
+        let (_, _, args) = (0, 0, change.split_once(' ').unwrap().1);
+        let veth = host.links().into_iter().find(|name| name.starts_with("veth")).unwrap();
+        let place = if change.starts_with("pod") { &netns } else { &host.netns };
+        ip_in(place, &args.replace("VETH", &veth));
+        let (_, text) = host.call("bridge", "CHECK", &pod, &told).error();
+        assert!(text.contains(want), "{change}: {text}");
+    }
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", members, V4);
+    host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    let (_, text) = host.call("bridge", "CHECK", &pod, &conf).error();
+    assert!(text.contains("Required prevResult missing"), "{text}");
+}
+
+/// Whether the kernel's bridges know VLANs, or a note that the test is skipped.
+fn filters_vlans(test: &str) -> bool {
+    let host = Host::new();
+    let args = ["link", "add", "b0", "type", "bridge", "vlan_filtering", "1"];
+    let there = run_in(&host.netns, std::process::Command::new("ip").args(args), "").status.success();
+    if !there {
+        println!("SKIP {test}: the kernel lacks CONFIG_BRIDGE_VLAN_FILTERING");
+        let (_netns, pod) = pod("c1");
+        let answer = host.call("bridge", "ADD", &pod, &conf(&host, "1.0.0", r#""vlan": 7"#, ""));
+        assert!(answer.error().1.contains("CONFIG_BRIDGE_VLAN_FILTERING"), "{}", answer.text);
+        assert_eq!(host.links(), [""; 0]);
+    }
+    there
+}
+
+#[test]
+fn a_port_can_be_isolated_and_left_down() {
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let members = r#""portIsolation": true, "disableContainerInterface": true"#;
+    let conf = conf(&host, "1.1.0", members, "");
+    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    assert_eq!(result.get("ips"), None);
+    assert!(host.ip("-d link show type veth").contains("isolated on"));
+    assert!(ip_in(&netns, "link show eth0").contains("state DOWN"));
+    // Its CHECK does not ask an address manager that is not there (B-23).
+    host.call("bridge", "CHECK", &pod, &with(&conf, "prevResult", result)).expect("CHECK");
+    assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+    assert_eq!(host.links(), ["cni0"]);
+}
+
+#[test]
+fn a_port_has_its_vlans() {
+    if !filters_vlans("a_port_has_its_vlans") {
+        return;
+    }
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let members = r#""vlanTrunk": [{"id": 7}, {"minID": 10, "maxID": 11}]"#;
+    let conf = conf(&host, "1.1.0", members, "");
+    host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    let vlans = run_in(&host.netns, std::process::Command::new("bridge").args(["-j", "vlan", "show"]), "");
+    let vlans = String::from_utf8_lossy(&vlans.stdout).replace([' ', '\n'], "");
+    let want = r#"{"vlan":1,"flags":["PVID","EgressUntagged"]},{"vlan":7},{"vlan":10,"vlanEnd":11}"#;
+    let alternative = r#"{"vlan":1,"flags":["PVID","EgressUntagged"]},{"vlan":7},{"vlan":10},{"vlan":11}"#;
+    assert!(vlans.contains(want) || vlans.contains(alternative), "{vlans}");
+}
+
+#[test]
+fn a_vlan_has_its_own_gateway() {
+    if !filters_vlans("a_vlan_has_its_own_gateway") {
+        return;
+    }
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""isDefaultGateway": true, "vlan": 100"#, V4);
+    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    let names: Vec<&str> = result
+        .get("interfaces")
+        .and_then(Json::as_array)
+        .unwrap()
+        .iter()
+        .filter_map(|i| i.get("name").and_then(Json::as_str))
+        .collect();
+    assert_eq!((names.len(), names[0], names[3]), (4, "cni0", "cni0.100"));
+    assert!(host.ip("addr show cni0.100").contains("10.9.1.1/24"));
+    // The pod and the gateway hear each other in the VLAN.
+    ip_in(&netns, "link set lo up");
+    let heard = netns.run(|| {
+        let to = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        to.connect("10.9.1.1:9").unwrap();
+        to.send(b"x").unwrap();
+        // Refused means: the host's ICMP answer came back.
+        to.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        to.recv(&mut [0; 8]).unwrap_err().kind()
+    });
+    assert_eq!(heard.unwrap(), std::io::ErrorKind::ConnectionRefused);
+    assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+}
+
+#[test]
+fn a_gatewayless_default_route_gets_the_gateway() {
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let ranges = r#""subnet": "10.9.1.0/24", "routes": [{"dst": "0.0.0.0/0"}]"#;
+    let conf = conf(&host, "1.0.0", r#""isDefaultGateway": true"#, ranges);
+    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    assert_eq!(
+        result.get("routes").map(Json::to_compact).unwrap(),
+        r#"[{"dst":"0.0.0.0/0","gw":"10.9.1.1"}]"#
+    );
+    assert_eq!(ip_in(&netns, "route show default").trim(), "default via 10.9.1.1 dev eth0");
+}
+
+#[test]
+fn a_bridge_with_another_subnets_address() {
+    let second = r#""subnet": "10.9.2.0/24""#;
+    let members = r#""isGateway": true"#;
+    // Ours and idle: replaced. Ours with a pod, or somebody else's: refused, and nothing is left.
+    for (case, replaced) in [("idle", true), ("busy", false), ("foreign", false), ("forced", true)] {
+        let host = Host::new();
+        let (_one, first) = pod("c1");
+        if matches!(case, "idle" | "busy") {
+            host.call("bridge", "ADD", &first, &conf(&host, "1.0.0", members, V4)).expect("ADD");
+        } else {
+            host.ip("link add cni0 type bridge");
+            host.ip("addr add 10.9.1.1/24 dev cni0");
+        }
+        if case == "idle" {
+            assert!(host.call("bridge", "DEL", &first, &conf(&host, "1.0.0", members, V4)).ok);
+        }
+        let forced = r#""isGateway": true, "forceAddress": true"#;
+        let members = if case == "forced" { forced } else { members };
+        let (two, pod) = pod("c2");
+        let links = host.links();
+        let answer = host.call("bridge", "ADD", &pod, &conf(&host, "1.0.0", members, second));
+        assert_eq!(answer.ok, replaced, "{case}: {}", answer.text);
+        let addresses = host.ip("-4 addr show cni0");
+        assert_eq!(addresses.contains("10.9.2.1/24"), replaced, "{case}: {addresses}");
+        assert_eq!(addresses.contains("10.9.1.1/24"), !replaced, "{case}: {addresses}");
+        if !replaced {
+            let (_, text) = answer.error();
+            let want =
+                "failed to set bridge addr: \"cni0\" already has an IP address different from 10.9.2.1/24; ";
+            assert!(text.starts_with(want) && text.contains("ip link delete cni0"), "{text}");
+            assert_eq!(host.links(), links, "{case}");
+            assert!(!host.files("networks").contains(&"net/10.9.2.2".to_owned()));
+            assert!(!ip_in(&two, "link show").contains("eth0"));
+        }
+    }
+}
+
+#[test]
+fn the_bridges_mac_and_mtu_stay() {
+    let host = Host::new();
+    let members = r#""isGateway": true, "mtu": 1400"#;
+    let bridge = |host: &Host| pick(&host.ip("-j link show cni0"), &["address", "mtu"]);
+    let (_one, first) = pod("c1");
+    host.call("bridge", "ADD", &first, &conf(&host, "1.0.0", members, V4)).expect("ADD");
+    let before = bridge(&host);
+    let (_two, second) = pod("c2");
+    host.call("bridge", "ADD", &second, &conf(&host, "1.0.0", members, V4)).expect("ADD");
+    assert!(host.call("bridge", "DEL", &first, &conf(&host, "1.0.0", members, V4)).ok);
+    assert!(host.call("bridge", "DEL", &second, &conf(&host, "1.0.0", members, V4)).ok);
+    assert_eq!(bridge(&host), before);
+    assert!(before.contains("mtu=1400"), "{before}");
+}
+
+#[test]
+fn masquerading_is_made_and_removed() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.1.0", r#""isGateway": true, "ipMasq": true"#, DUAL);
+    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    let rules = host.rules();
+    for want in [
+        "table inet cni_plugins_masquerade",
+        "comment \"Masquerading for plugins from github.com/containernetworking/plugins\"",
+        "ip saddr 10.9.1.2 ip daddr != 10.9.1.0/24 masquerade comment",
+        "ip6 saddr 2001:db8:9::2 ip6 daddr != 2001:db8:9::/64 masquerade comment",
+        "net: net, if: eth0, id: c1\"",
+        "type nat hook postrouting priority srcnat; policy accept;",
+        "ip daddr 224.0.0.0/4 return",
+        "ip6 daddr ff00::/8 return",
+        "goto masq_checks",
+    ] {
+        assert!(rules.contains(want), "{want:?} in {rules}");
+    }
+    host.call("bridge", "CHECK", &pod, &with(&conf, "prevResult", result)).expect("CHECK");
+    let gone = Pod { path: String::new(), ..pod.clone() };
+    assert!(host.call("bridge", "DEL", &gone, &conf).ok);
+    assert!(!host.rules().contains("10.9.1.2"), "{}", host.rules());
+    for (backend, code, want) in [("iptables", 7, "comes later"), ("x", 7, "unknown ipmasq backend \"x\"")] {
+        let (have, text) = host.call("bridge", "ADD", &pod, &with(&conf, "ipMasqBackend", backend)).error();
+        assert_eq!(have, code);
+        assert!(text.contains(want), "{text}");
+    }
+}

@@ -1,0 +1,164 @@
+//! `host-local` beside Debian's, on one store.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::harness::{DEBIAN, Host, Pod, debian, pod, stable, with};
+use model::gojson::Json;
+
+fn conf(host: &Host, version: &str, ipam: &str) -> String {
+    let dir = host.path("networks");
+    format!(
+        r#"{{"cniVersion": "{version}", "name": "net", "type": "x", "ipam": {{"type": "host-local", "dataDir": "{dir}", {ipam}}}}}"#
+    )
+}
+
+fn named(pod: &Pod, id: &str) -> Pod {
+    Pod { id: id.to_owned(), ..pod.clone() }
+}
+
+fn address(result: &Json) -> String {
+    let ip = result.get("ips").and_then(|ips| ips.as_array()?.first()?.get("address")?.as_str());
+    ip.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn both_programs_share_a_store() {
+    if !debian("both_programs_share_a_store") {
+        return;
+    }
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""subnet": "10.1.2.0/29""#);
+    let bin = host.bin().display().to_string();
+    let mut given = Vec::new();
+    for (n, dir) in [DEBIAN, &bin, DEBIAN, &bin].into_iter().enumerate() {
+        let pod = named(&pod, &format!("c{n}"));
+        given.push(address(&host.call_with(&[dir], "host-local", "ADD", &pod, &conf).expect(dir)));
+    }
+    assert_eq!(given, ["10.1.2.2/29", "10.1.2.3/29", "10.1.2.4/29", "10.1.2.5/29"]);
+    let file = host.dir.join("networks/net/10.1.2.3");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "c1\r\neth0");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // Each finds, and releases, what the other reserved.
+    for (n, dir) in [&bin, DEBIAN, &bin, DEBIAN].into_iter().enumerate() {
+        let pod = named(&pod, &format!("c{n}"));
+        assert!(host.call_with(&[dir], "host-local", "CHECK", &pod, &conf).ok, "{dir} finds c{n}");
+        let (_, text) = host.call_with(&[dir], "host-local", "ADD", &pod, &conf).error();
+        assert!(text.contains("duplicate allocation is not allowed"), "{text}");
+        for _ in 0..2 {
+            assert!(host.call_with(&[dir], "host-local", "DEL", &pod, &conf).ok, "{dir} releases c{n}");
+        }
+        let (_, text) = host.call_with(&[dir], "host-local", "CHECK", &pod, &conf).error();
+        assert!(text.contains("Failed to find address added by container"), "{text}");
+    }
+    assert_eq!(host.files("networks"), ["net/last_reserved_ip.0", "net/lock"]);
+}
+
+#[test]
+fn answers_are_those_of_debians() {
+    if !debian("answers_are_those_of_debians") {
+        return;
+    }
+    let resolv = std::env::temp_dir().join(format!("loden-resolv-{}", std::process::id()));
+    std::fs::write(&resolv, "nameserver 192.0.2.53\nsearch a b\noptions ndots:5\ndomain x.y\n").unwrap();
+    let dns = format!(r#""subnet": "10.1.2.0/24", "resolvConf": "{}""#, resolv.display());
+    let dual = r#""ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::100"}]]"#;
+    for (version, ipam, args, ok) in [
+        ("1.0.0", r#""subnet": "10.1.2.0/24", "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.2.9"}]"#, "", true),
+        ("0.2.0", dual, "", true),
+        ("0.4.0", dual, "", true),
+        ("1.0.0", &dns, "", true),
+        ("1.0.0", r#""subnet": "10.1.2.0/24""#, "IP=10.1.2.77", true),
+        ("1.0.0", r#""subnet": "10.1.2.0/24""#, "IP=10.1.2.1", false),
+        ("1.0.0", r#""subnet": "10.1.2.0/24""#, "IP=10.9.9.9", false),
+        ("1.0.0", r#""subnet": "10.1.2.0/24""#, "FOO=1", false),
+        ("1.0.0", r#""subnet": "10.1.2.5/24""#, "", false),
+        ("1.0.0", r#""ranges": []"#, "", false),
+        ("0.2.0", r#""ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]"#, "", false),
+        ("1.0.0", r#""ranges": [[{"subnet": "10.1.2.0/24"}, {"subnet": "10.1.2.0/25"}]]"#, "", false),
+        ("1.0.0", r#""subnet": "10.1.2.0/24", "rangeStart": "10.1.3.1""#, "", false),
+    ] {
+        let run = |dirs: &[&str]| {
+            let host = Host::new();
+            let (_netns, pod) = pod("c1");
+            let mut command = host.prepare(dirs, "host-local", "ADD", &pod);
+            let output = host.run(command.env("CNI_ARGS", args), &conf(&host, version, ipam));
+            let json: Json = String::from_utf8_lossy(&output.stdout).parse().unwrap();
+            let message = json.get("msg").and_then(Json::as_str).unwrap_or_default().to_owned();
+            (output.status.success(), if ok { stable(&json) } else { message }, host.files("networks"))
+        };
+        let ours = Host::new();
+        let (have, want) = (run(&[&ours.bin().display().to_string()]), run(&[DEBIAN]));
+        assert_eq!(have.0, ok, "{ipam} {args}: {have:?}");
+        assert_eq!(have.1, want.1, "{ipam} {args}");
+        if ok {
+            assert_eq!(have.2, want.2, "files after {ipam} {args}");
+        }
+    }
+    std::fs::remove_file(resolv).unwrap();
+}
+
+#[test]
+fn ranges_run_out_and_come_back() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.1.0", r#""subnet": "10.1.2.0/29""#);
+    for n in 2..=6 {
+        assert!(host.call("host-local", "STATUS", &pod, &conf).ok);
+        let result = host.call("host-local", "ADD", &named(&pod, &format!("c{n}")), &conf).expect("ADD");
+        assert_eq!(address(&result), format!("10.1.2.{n}/29"));
+    }
+    let (_, text) = host.call("host-local", "ADD", &named(&pod, "c7"), &conf).error();
+    let want = "failed to allocate for range 0: no IP addresses available in range set: 10.1.2.1-10.1.2.6";
+    assert!(text.starts_with(want), "{text}");
+    let (code, text) = host.call("host-local", "STATUS", &pod, &conf).error();
+    assert_eq!(code, 50);
+    assert!(text.contains("no IP addresses available"), "{text}");
+    // Reservations of an earlier boot are nobody's (B-02); our index says of which boot they are.
+    let index = host.dir.join("state").join("ipam");
+    for file in std::fs::read_dir(&index).unwrap().flatten() {
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let older = text.replace(boot.trim(), "00000000-0000-0000-0000-000000000000");
+        assert_ne!(text, older);
+        std::fs::write(file.path(), older).unwrap();
+    }
+    assert!(host.call("host-local", "STATUS", &pod, &conf).ok);
+    let result = host.call("host-local", "ADD", &named(&pod, "c7"), &conf).expect("ADD");
+    assert_eq!(address(&result), "10.1.2.2/29");
+    let keep = Json::array([Json::object([("containerID", "c7".into()), ("ifname", "eth0".into())])]);
+    assert!(host.call("host-local", "GC", &pod, &with(&conf, "cni.dev/valid-attachments", keep)).ok);
+    assert_eq!(host.files("networks"), ["net/10.1.2.2", "net/last_reserved_ip.0", "net/lock"]);
+}
+
+#[test]
+fn a_dead_empty_reservation_is_taken_over() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""subnet": "10.1.2.0/30""#);
+    std::fs::create_dir_all(host.path("networks/net")).unwrap();
+    let file = host.path("networks/net/10.1.2.2");
+    std::fs::write(&file, "").unwrap();
+    let (_, text) = host.call("host-local", "ADD", &pod, &conf).error();
+    assert!(text.contains("no IP addresses available"), "a young empty file may be a writer at work: {text}");
+    let old = Command::new("touch").args(["-d", "-2 minutes", &file]).status().unwrap();
+    assert!(old.success());
+    assert_eq!(address(&host.call("host-local", "ADD", &pod, &conf).expect("ADD")), "10.1.2.2/30");
+}
+
+#[test]
+fn files_of_old_versions_are_understood() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""subnet": "10.1.2.0/24""#);
+    std::fs::create_dir_all(host.path("networks/net")).unwrap();
+    std::fs::write(host.path("networks/net/10.1.2.9"), "c1\n").unwrap();
+    assert!(host.call("host-local", "CHECK", &pod, &conf).ok);
+    let (_, text) = host.call("host-local", "ADD", &pod, &conf).error();
+    assert!(text.contains("10.1.2.9 has been allocated to c1"), "{text}");
+    // The document no longer parses; releasing needs no range (P-3).
+    let broken = conf.replace("10.1.2.0/24", "nonsense");
+    assert!(host.call("host-local", "DEL", &pod, &broken).ok);
+    assert_eq!(host.files("networks"), ["net/lock"]);
+}

@@ -1,0 +1,16 @@
+//! The real program in namespaces of its own, driven as a runtime drives it, with Debian's plugins and
+//! `ip -j`, `bridge -j`, `nft -j` as witnesses.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
+
+mod bad;
+mod bridge;
+mod chain;
+mod frame;
+mod harness;
+mod host_local;
+mod kill;
+mod loopback;
+mod mixed;
+mod parallel;
+mod portmap;
