@@ -35,7 +35,7 @@ const BUILD: &str = "
 Options:
   --hosts N             hosts (default 3)
   --pods M              pods on each host (default 2)
-  --backend TYPE        vxlan (default), host-gw, …: what the agents offer
+  --backend TYPE        vxlan (default), host-gw and whatever else the agents offer
   --direct-routing      vxlan only between wires: hosts on one wire route to each other
   --topology SHAPE      flat: all hosts on one wire (default)
                         routed: two wires with a router between, the larger half of the hosts on the first
@@ -69,7 +69,7 @@ pub fn text(topic: Option<&str>) -> String {
              flannel.1\n  loden lab exec pod1-1 -- ping pod2-1\n  loden lab exec wire -- tcpdump -ni wire0\n"
         }
         Some("pod") => {
-            "loden lab pod add HOST [NAME]\nloden lab pod del NAME…\nloden lab pod list [-o json]\n\nEvery pod is \
+            "loden lab pod add HOST [NAME]\nloden lab pod del NAME...\nloden lab pod list [-o json]\n\nEvery pod is \
              connected and disconnected through the CNI chain, as a container runtime does it.\n"
         }
         Some("walk") => {

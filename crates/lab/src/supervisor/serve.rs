@@ -51,13 +51,14 @@ fn connection(mut stream: UnixStream, world: &World) {
 
 /// Reads one request of a caller who is allowed to ask: anybody can connect to an abstract socket.
 fn read(stream: &UnixStream) -> Result<Request> {
+    let mut line = String::new();
+    let mut reader = BufReader::new(stream.take(LONGEST));
+    reader.read_line(&mut line).map_err(|e| Error::Io("read the request".to_owned(), e))?;
+    // Only now: closing a socket with something unread would cost the caller our answer.
     let uid = sys::peer_uid(stream).map_err(|e| Error::Io("ask who is calling".to_owned(), e))?;
     if uid != 0 {
         return Err(Error::said("this lab belongs to another user; only that user can control it"));
     }
-    let mut line = String::new();
-    let mut reader = BufReader::new(stream.take(LONGEST));
-    reader.read_line(&mut line).map_err(|e| Error::Io("read the request".to_owned(), e))?;
     serde_json::from_str(&line).map_err(|e| Error::said(format!("understand the request: {e}")))
 }
 

@@ -32,9 +32,17 @@ fn namespaces(client: &Client, places: &[&str]) -> Vec<NetnsId> {
     places.iter().map(one).collect()
 }
 
+/// The machine's mounts where a lab has some; others come and go.
+fn mounts() -> Vec<String> {
+    let ours = ["/", "/proc", "/sys", "/run", "/etc", "/etc/hosts", "/etc/cni", "/var/lib", "/var/lib/cni"];
+    let all = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let ours = |line: &&str| line.split(' ').nth(1).is_some_and(|target| ours.contains(&target));
+    all.lines().filter(ours).map(str::to_owned).collect()
+}
+
 /// After `end`, no process and no control socket is left.
 fn check(what: &str, lab: Lab, end: impl FnOnce(Lab)) {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let before = mounts();
     let client = lab.client().clone();
     let nets = namespaces(&client, &["host1", "host2", "wire"]);
     // Somebody is at work inside when the end comes, and has left its parent.
@@ -51,7 +59,7 @@ fn check(what: &str, lab: Lab, end: impl FnOnce(Lab)) {
     }
     assert_eq!(inhabitants(&nets), [""; 0], "{what}: processes are left");
     assert!(shell.wait().is_ok_and(|s| !s.success()), "{what}: a program inside ends with the lab");
-    assert_eq!(std::fs::read_to_string("/proc/self/mounts").unwrap(), mounts, "{what}: mounts are left");
+    assert_eq!(mounts(), before, "{what}: mounts are left");
     assert!(client.ask::<serde_json::Value>(&lab::proto::Request::Status).is_err());
 }
 
@@ -161,6 +169,16 @@ fn no_root_is_needed_and_others_are_refused() {
     // Where nobody can read it.
     let program = std::env::temp_dir().join(format!("loden-lab-{}", std::process::id()));
     std::fs::copy(PROGRAM, &program).unwrap();
+    /// Ends the lab and removes the program also when the test fails.
+    struct Clean<'a>(&'a std::path::Path, &'a str);
+    impl Drop for Clean<'_> {
+        fn drop(&mut self) {
+            let mut command = Command::new(self.0);
+            let _ = command.args(["lab", "down", "--name", self.1]).uid(NOBODY).gid(NOBODY).output();
+            let _ = std::fs::remove_file(self.0);
+        }
+    }
+    let _clean = Clean(&program, &name);
     let nobody = |args: &[&str]| {
         let mut command = Command::new(&program);
         command.args(["lab", "--name", &name]).args(args).uid(NOBODY).gid(NOBODY).current_dir("/");
@@ -180,5 +198,4 @@ fn no_root_is_needed_and_others_are_refused() {
         assert_eq!(text(&out.stderr), want);
         assert!(nobody(&["down"]).status.success());
     }
-    std::fs::remove_file(&program).unwrap();
 }

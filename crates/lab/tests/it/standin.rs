@@ -21,8 +21,10 @@ fn main() {
                 exit(3);
             }
             let path = std::env::var("NOTIFY_SOCKET").unwrap_or_default();
-            let sent = UnixDatagram::unbound().and_then(|s| s.send_to(b"STATUS=up\nREADY=1\n", path));
-            say(&format!("ready: {}", sent.is_ok()));
+            say("about to be ready");
+            if UnixDatagram::unbound().and_then(|s| s.send_to(b"STATUS=up\nREADY=1\n", path)).is_err() {
+                exit(4);
+            }
             loop {
                 std::thread::park();
             }
