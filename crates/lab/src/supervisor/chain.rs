@@ -126,7 +126,12 @@ impl Chain {
             document.insert("prevResult".to_owned(), previous.clone());
         }
         let action = format!("{verb} of {} through the CNI plugin {kind}", pod.name);
-        let mut command = Command::new(self.bin_dir.join(kind));
+        let program = self.bin_dir.join(kind);
+        if !program.exists() {
+            let dir = self.bin_dir.display();
+            return Err(Error::said(format!("{action}: there is no {kind} in {dir}; see --cni-bin-dir")));
+        }
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("CNI_COMMAND", verb)
