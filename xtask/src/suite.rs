@@ -25,7 +25,9 @@ pub fn run() -> Result<(), String> {
         }
     }
     let status = child.wait().map_err(|error| format!("wait for cargo test: {error}"))?;
-    tally.close(status.success())
+    let (text, verdict) = tally.close(status.success(), &std::env::var("LODEN_REQUIRE").unwrap_or_default());
+    say(&text);
+    verdict
 }
 
 #[derive(Default)]
@@ -62,30 +64,28 @@ impl Tally {
         !self.successes && !line.ends_with("... ok") && !line.trim().is_empty()
     }
 
-    fn close(mut self, success: bool) -> Result<(), String> {
+    /// The last lines, and whether all is well.
+    fn close(mut self, success: bool, required: &str) -> (String, Result<(), String>) {
         self.skips.sort();
         self.skips.dedup();
+        let mut text = String::new();
         if !self.skips.is_empty() {
-            say("\nskipped on this machine:\n");
-            for skip in &self.skips {
-                say(&format!("  {skip}\n"));
-            }
+            text.push_str("\nskipped on this machine:\n");
+            text.extend(self.skips.iter().map(|skip| format!("  {skip}\n")));
         }
-        let required = std::env::var("LODEN_REQUIRE").unwrap_or_default();
-        let required: Vec<&str> = required.split(',').map(str::trim).filter(|w| !w.is_empty()).collect();
-        let missing: Vec<&String> =
-            self.skips.iter().filter(|skip| required.iter().any(|word| skip.contains(word))).collect();
+        let mut required = required.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let missing = required.find_map(|word| self.skips.iter().find(|skip| skip.contains(word)));
         let skipped = self.skips.len();
         // A skipped test returned normally, so the harness counted it as passed.
         let passed = self.passed.saturating_sub(skipped);
-        say(&format!("\n{passed} passed, {} failed, {skipped} skipped\n", self.failed));
-        if !success || self.failed > 0 {
-            return Err("tests failed".to_owned());
-        }
-        if let Some(skip) = missing.first() {
-            return Err(format!("required by LODEN_REQUIRE but skipped: {skip}"));
-        }
-        if self.passed == 0 { Err("no test ran".to_owned()) } else { Ok(()) }
+        text.push_str(&format!("\n{passed} passed, {} failed, {skipped} skipped\n", self.failed));
+        let verdict = match missing {
+            _ if !success || self.failed > 0 => Err("tests failed".to_owned()),
+            Some(skip) => Err(format!("required by LODEN_REQUIRE but skipped: {skip}")),
+            None if self.passed == 0 => Err("no test ran".to_owned()),
+            None => Ok(()),
+        };
+        (text, verdict)
     }
 }
 
@@ -112,6 +112,12 @@ mod tests {
         .collect();
         assert_eq!(shown, [true, false, true, false, false, false, true, true, true]);
         assert_eq!((tally.passed, tally.failed, tally.skips.len()), (2, 1, 1));
-        assert!(tally.close(false).is_err());
+        let (text, verdict) = tally.close(true, "");
+        assert!(text.ends_with("\n1 passed, 1 failed, 1 skipped\n") && verdict.is_err(), "{text}");
+        let passed =
+            || Tally { passed: 2, skips: vec!["a: no ipip in this kernel".to_owned()], ..Tally::default() };
+        assert_eq!(passed().close(true, "").1, Ok(()));
+        assert!(passed().close(true, "etcd, ipip").1.is_err(), "required");
+        assert!(Tally::default().close(true, "").1.is_err(), "no test ran");
     }
 }
