@@ -37,7 +37,7 @@ pub fn call(kind: &str, verb: Verb, env: &Env, input: Vec<u8>) -> Result<Option<
     CniResult::parse(&value, &config_version(&input)).map(Some).map_err(unreadable)
 }
 
-/// [`call`] for the verbs without result, silent about a plugin that is too old for the verb.
+/// [`call`] with the verb and the document of the caller itself, for the verbs without result.
 ///
 /// # Errors
 /// As [`call`].

@@ -3,20 +3,14 @@
 //! `argv[0]` (or the first argument) is a plugin's name, parameters come in the environment, the document
 //! on stdin, the answer goes to stdout (cni.md 1). `loden-cni install --bin-dir DIR` puts it in place.
 
-mod bridge;
-mod conntrack;
 mod delegate;
-mod flannel;
-mod host_local;
 mod install;
 mod lock;
-mod loopback;
 mod masquerade;
 mod names;
 mod nft;
 mod plugin;
 mod pod;
-mod portmap;
 mod record;
 mod skel;
 mod undo;

@@ -1,9 +1,14 @@
 //! The table of plugins.
 
+mod bridge;
+mod flannel;
+mod host_local;
+mod loopback;
+mod portmap;
+
 use model::cni::{CniResult, Error, version};
 
 use crate::skel::Call;
-use crate::{bridge, flannel, host_local, loopback, portmap};
 
 /// A plugin: its name and what it does for each verb.
 pub struct Plugin {

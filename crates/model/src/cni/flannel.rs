@@ -12,6 +12,12 @@ pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Where the delegate's document is kept between ADD and DEL.
 pub const DATA_DIR: &str = "/var/lib/cni/flannel";
 
+/// The directory of the delegates' documents, which is all DEL needs.
+pub fn data_dir(doc: &Members<'_>) -> String {
+    let dir = doc.string("dataDir").unwrap_or_default();
+    if dir.is_empty() { DATA_DIR.to_owned() } else { dir }
+}
+
 /// What `subnet.env` says, as the plugin reads it: plain `KEY=VALUE` lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
@@ -103,10 +109,7 @@ impl Flannel {
                 Some(_) => Err(format!("'{key}' has to be a JSON object")),
             }
         };
-        let or = |key: &str, default: &str| -> Result<String, String> {
-            let value = doc.string(key)?;
-            Ok(if value.is_empty() { default.to_owned() } else { value })
-        };
+        let subnet_file = Some(doc.string("subnetFile")?).filter(|file| !file.is_empty());
         let delegate = map("delegate")?;
         if delegate.get_exact("type").is_some_and(|t| t.as_str().is_none()) {
             return Err("'delegate' dictionary, if present, must have (string) 'type' field".to_owned());
@@ -119,8 +122,8 @@ impl Flannel {
             }
         }
         Ok(Flannel {
-            subnet_file: or("subnetFile", SUBNET_FILE)?,
-            data_dir: or("dataDir", DATA_DIR)?,
+            subnet_file: subnet_file.unwrap_or_else(|| SUBNET_FILE.to_owned()),
+            data_dir: data_dir(doc),
             delegate,
             ipam: map("ipam")?,
             runtime_config: doc.get("runtimeConfig").cloned(),

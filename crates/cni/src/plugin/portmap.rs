@@ -4,6 +4,8 @@
 //! Every rule of an attachment carries its mark as the comment (B-17), so that DEL needs neither the port
 //! mappings nor a result. Without port mappings ADD touches nothing (B-12).
 
+mod conntrack;
+
 use std::io::Write;
 use std::net::IpAddr;
 
@@ -24,7 +26,7 @@ use crate::pod::internal;
 use crate::record::{self, Record};
 use crate::skel::Call;
 use crate::undo::Undo;
-use crate::{conntrack, names, nft};
+use crate::{names, nft};
 
 const NAME: &str = "portmap";
 /// Protocol number.

@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use model::cni::flannel::{Flannel, SubnetEnv};
+use model::cni::flannel::{Flannel, SubnetEnv, data_dir};
 use model::cni::{CniResult, Error, code, is_identifier};
 use model::gojson::Json;
 
@@ -25,7 +25,7 @@ use crate::skel::{Call, Env, Verb};
 pub fn add(call: &Call) -> Result<CniResult, Error> {
     let conf = parse(call)?;
     let document = compose(call, &conf)?;
-    let scratch = Scratch::new(&conf, &call.env);
+    let scratch = Scratch::new(&conf.data_dir, &call.env);
     let kind = delegate_type(&document)?;
     let input = document.to_compact_sorted().into_bytes();
     let before = scratch.read()?;
@@ -51,15 +51,15 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
 /// # Errors
 /// The delegate's own.
 pub fn del(call: &Call) -> Result<(), Error> {
-    let conf = parse(call)?;
-    let scratch = Scratch::new(&conf, &call.env);
+    // Nothing else of the configuration is needed, so nothing else can fail (P-3).
+    let scratch = Scratch::new(&data_dir(&call.conf()), &call.env);
     let Some(bytes) = scratch.read()? else { return Ok(()) };
     let document = match Json::parse(&bytes) {
         Ok(document) => document,
         Err(e) => {
             // F-156: what was written there is lost; the configuration of now is the best guess.
             let _ = writeln!(std::io::stderr().lock(), "flannel: {} is damaged: {e}", scratch.own.display());
-            match compose(call, &conf) {
+            match parse(call).and_then(|conf| compose(call, &conf)) {
                 Ok(document) => document,
                 Err(_) => return scratch.remove(),
             }
@@ -75,7 +75,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// There is none, or the delegate's own.
 pub fn check(call: &Call) -> Result<(), Error> {
     let conf = parse(call)?;
-    let scratch = Scratch::new(&conf, &call.env);
+    let scratch = Scratch::new(&conf.data_dir, &call.env);
     let missing = || Error::internal(format!("no attachment: {} is missing", scratch.own.display()));
     let bytes = scratch.read()?.ok_or_else(missing)?;
     let document = Json::parse(&bytes)
@@ -177,7 +177,7 @@ fn stale(conf: &Flannel, call: &Call, valid: &[(String, String)]) -> Vec<(Scratc
         let ours = document.get("name").and_then(Json::as_str) == Some(&call.network);
         if ours && !valid.contains(&pair) {
             let env = Env { container_id: pair.0, ifname: pair.1, netns: String::new(), ..call.env.clone() };
-            found.push((Scratch::new(conf, &env), env));
+            found.push((Scratch::new(&conf.data_dir, &env), env));
         }
     }
     found
@@ -190,8 +190,8 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(conf: &Flannel, env: &Env) -> Scratch {
-        let dir = Path::new(&conf.data_dir);
+    fn new(dir: &str, env: &Env) -> Scratch {
+        let dir = Path::new(dir);
         Scratch {
             own: dir.join(format!("{}:{}", env.container_id, env.ifname)),
             upstream: dir.join(&env.container_id),
