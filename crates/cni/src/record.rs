@@ -16,9 +16,6 @@ use model::gojson::Json;
 use crate::names;
 use crate::skel::Call;
 
-/// Ends the name of the record of an ADD that has not come to its end.
-const STARTED: &str = ".started";
-
 /// What a plugin knows of an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
@@ -55,20 +52,18 @@ impl Record {
     /// # Errors
     /// The disk is full or read-only.
     pub fn begin(&self, call: &Call) -> Result<(), Error> {
-        self.write(call, STARTED)
+        self.write(call, false)
     }
 
-    /// Written when all is done. A second file instead of a changed one: some file systems begin to write
-    /// the disk when a file is replaced, and the pod would wait for that.
+    /// Written when all is done.
     ///
     /// # Errors
     /// The disk is full or read-only.
     pub fn complete(&self, call: &Call) -> Result<(), Error> {
-        self.write(call, "")?;
-        remove_file(&path(&self.plugin, call, STARTED))
+        self.write(call, true)
     }
 
-    fn write(&self, call: &Call, suffix: &str) -> Result<(), Error> {
+    fn write(&self, call: &Call, complete: bool) -> Result<(), Error> {
         let addresses: Vec<String> = self.addresses.iter().map(IpNet::to_string).collect();
         let text = Json::object([
             ("plugin", Json::from(self.plugin.as_str())),
@@ -77,10 +72,9 @@ impl Record {
             ("netns", self.netns.as_str().into()),
             ("hostInterface", self.host_interface.as_str().into()),
             ("addresses", Json::array(addresses)),
-            ("complete", suffix.is_empty().into()),
+            ("complete", complete.into()),
         ]);
-        // Not even a temporary name: of a cut file nothing is read, as of a missing one.
-        write_file(&path(&self.plugin, call, suffix), text.to_compact().as_bytes())
+        overwrite(&path(&self.plugin, call), text.to_compact().as_bytes())
     }
 
     fn parse(text: &str) -> Option<Record> {
@@ -101,8 +95,7 @@ impl Record {
 
 /// The record of a call's attachment, if there is a readable one.
 pub fn read(plugin: &str, call: &Call) -> Option<Record> {
-    let read = |suffix| Record::parse(&fs::read_to_string(path(plugin, call, suffix)).ok()?);
-    read("").or_else(|| read(STARTED))
+    Record::parse(&fs::read_to_string(path(plugin, call)).ok()?)
 }
 
 /// Forgets a call's attachment.
@@ -110,7 +103,7 @@ pub fn read(plugin: &str, call: &Call) -> Option<Record> {
 /// # Errors
 /// A file is there and cannot be removed.
 pub fn remove(plugin: &str, call: &Call) -> Result<(), Error> {
-    [STARTED, ""].into_iter().try_for_each(|suffix| remove_file(&path(plugin, call, suffix)))
+    remove_file(&path(plugin, call))
 }
 
 /// Forgets another attachment of the call's network.
@@ -118,27 +111,26 @@ pub fn remove(plugin: &str, call: &Call) -> Result<(), Error> {
 /// # Errors
 /// A file is there and cannot be removed.
 pub fn remove_record(call: &Call, record: &Record) -> Result<(), Error> {
-    let name = |suffix| file_name(&record.plugin, &record.container_id, &record.ifname, suffix);
-    [STARTED, ""].into_iter().try_for_each(|suffix| remove_file(&directory(call).join(name(suffix))))
+    remove_file(&directory(call).join(file_name(&record.plugin, &record.container_id, &record.ifname)))
 }
 
-/// All records of the call's network by one plugin; one begun and completed may come twice.
+/// All records of the call's network by one plugin.
 pub fn all(plugin: &str, call: &Call) -> Vec<Record> {
     let Ok(files) = fs::read_dir(directory(call)) else { return Vec::new() };
     let texts = files.filter_map(|file| fs::read_to_string(file.ok()?.path()).ok());
     texts.filter_map(|text| Record::parse(&text)).filter(|r| r.plugin == plugin).collect()
 }
 
-fn path(plugin: &str, call: &Call, suffix: &str) -> PathBuf {
-    directory(call).join(file_name(plugin, &call.env.container_id, &call.env.ifname, suffix))
+fn path(plugin: &str, call: &Call) -> PathBuf {
+    directory(call).join(file_name(plugin, &call.env.container_id, &call.env.ifname))
 }
 
 fn directory(call: &Call) -> PathBuf {
     call.env.state_dir.join("attachments").join(&call.network)
 }
 
-fn file_name(plugin: &str, container_id: &str, ifname: &str, suffix: &str) -> String {
-    format!("{}.{plugin}{suffix}", names::attachment_mark(container_id, ifname))
+fn file_name(plugin: &str, container_id: &str, ifname: &str) -> String {
+    format!("{}.{plugin}", names::attachment_mark(container_id, ifname))
 }
 
 /// Removes a file; one that is not there counts as removed, also on a read-only disk.
@@ -161,22 +153,28 @@ pub fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.new"))
 }
 
-/// Writes a file readable by root only under [`temporary`], then renames it.
+/// Writes a file readable by root only under [`temporary`], then renames it. Makes the directories on the
+/// way (0700).
 ///
 /// # Errors
 /// The disk is full or read-only, or a directory is none.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
     let temporary = temporary(path);
-    write_file(&temporary, content)?;
+    overwrite(&temporary, content)?;
     fs::rename(&temporary, path).map_err(|e| {
         let _ = fs::remove_file(&temporary);
         failed(path, &e)
     })
 }
 
-/// Writes a file readable by root only, and the directories on the way (0700). Leaves none after an error.
-fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let open = || fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+/// Writes a file readable by root only in place, for content whose reader notices a cut. The pod waits for
+/// this: a file emptied or replaced is written to disk at once by some file systems, and making and
+/// removing files is what costs most on ext4. Leaves none after an error. Makes the directories on the way.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn overwrite(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let open = || fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = match (open(), path.parent()) {
         (Err(e), Some(dir)) if e.kind() == ErrorKind::NotFound => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed(path, &e))?;
@@ -184,7 +182,9 @@ fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
         }
         (other, _) => other,
     };
-    file.and_then(|mut file| file.write_all(content)).map_err(|e| {
+    let write =
+        |mut file: fs::File| file.write_all(content).and_then(|()| file.set_len(content.len() as u64));
+    file.and_then(write).map_err(|e| {
         let _ = fs::remove_file(path);
         failed(path, &e)
     })

@@ -120,9 +120,14 @@ fn ranges_run_out_and_come_back() {
     for file in std::fs::read_dir(&index).unwrap().flatten() {
         let text = std::fs::read_to_string(file.path()).unwrap();
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-        let older = text.replace(boot.trim(), "00000000-0000-0000-0000-000000000000");
-        assert_ne!(text, older);
-        std::fs::write(file.path(), older).unwrap();
+        let (head, lines) = text.split_once('\n').unwrap();
+        let older = lines.replace(boot.trim(), "00000000-0000-0000-0000-000000000000");
+        assert_ne!(lines, older);
+        let sum = older
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let stamp = head.rsplit_once(' ').unwrap().0;
+        std::fs::write(file.path(), format!("{stamp} {sum:016x}\n{older}")).unwrap();
     }
     assert!(host.call("host-local", "STATUS", &pod, &conf).ok);
     let result = host.call("host-local", "ADD", &named(&pod, "c7"), &conf).expect("ADD");

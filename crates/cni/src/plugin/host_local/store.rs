@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use model::cni::{Error, code};
 
-use crate::record::write_atomically;
+use crate::record::overwrite;
 use crate::skel::Call;
 use crate::{lock, names};
 
@@ -279,14 +279,7 @@ impl Store {
     /// The disk is full or read-only.
     pub fn set_last(&self, n: usize, ip: IpAddr) -> Result<(), Error> {
         let path = self.last_file(n);
-        let text = ip.to_string();
-        // Overwritten in place and then cut: a file that is emptied first is written to disk at once by
-        // some file systems.
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let write =
-            |mut file: File| file.write_all(text.as_bytes()).and_then(|()| file.set_len(text.len() as u64));
-        let written = file.and_then(write);
-        written.map_err(|e| failed("write", &path, &e))
+        overwrite(&path, ip.to_string().as_bytes())
     }
 
     /// Ends an ADD: keeps the index when it succeeded, gives back what it took when it did not.
@@ -309,13 +302,12 @@ impl Store {
     /// Writes the index. It may be missing: then the next call reads the files.
     pub fn save(&self) {
         let Some((s, ns)) = self.stamp() else { return };
-        let mut text = format!("{s} {ns}\n");
+        let mut lines = String::new();
         for (ip, Entry { owner, boot }) in &self.entries {
-            text.push_str(&format!("{ip} {boot} {}\r{}\n", owner.container_id, owner.ifname));
+            lines.push_str(&format!("{ip} {boot} {}\r{}\n", owner.container_id, owner.ifname));
         }
-        // Removed first for the same reason as in `set_last`; losing it costs a reading of the files.
-        let _ = fs::remove_file(&self.index);
-        let _ = write_atomically(&self.index, text.as_bytes());
+        let text = format!("{s} {ns} {:016x}\n{lines}", checksum(&lines));
+        let _ = overwrite(&self.index, text.as_bytes());
     }
 
     fn stamp(&self) -> Option<(i64, i64)> {
@@ -338,7 +330,10 @@ fn read_index(path: &Path) -> Index {
     let text = fs::read_to_string(path).unwrap_or_default();
     let parse = || -> Option<Index> {
         let (stamp, lines) = text.split_once('\n')?;
-        let (s, ns) = stamp.split_once(' ')?;
+        let [s, ns, sum] = stamp.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        if u64::from_str_radix(sum, 16) != Ok(checksum(lines)) {
+            return None;
+        }
         let entry = |line: &str| {
             let (ip, rest) = line.split_once(' ')?;
             let (boot, owner) = rest.split_once(' ')?;
@@ -350,6 +345,11 @@ fn read_index(path: &Path) -> Index {
         Some((Some((s.parse().ok()?, ns.parse().ok()?)), entries))
     };
     parse().unwrap_or_default()
+}
+
+/// FNV-1a: an index is written in place, and a writer may be killed half way.
+fn checksum(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn is_dead(path: &Path) -> bool {
