@@ -19,6 +19,8 @@ const V4: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}]], "routes": [{"dst": 
 const DUAL: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}]],
     "routes": [{"dst": "10.9.0.0/16"}, {"dst": "2001:db8::/32"}]"#;
 
+const V6: &str = r#""ranges": [[{"subnet": "2001:db8:9::/64"}]], "routes": [{"dst": "2001:db8::/32"}]"#;
+
 /// The picked members of the objects in a list, one line each.
 fn pick(text: &str, keys: &[&str]) -> String {
     let list: Json = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -43,12 +45,11 @@ fn state(host: &Host, netns: &Netns, ours: bool) -> String {
         let addresses: Json = ip_in(netns, &format!("-j addr show {device} scope global")).parse().unwrap();
         for device in addresses.as_array().unwrap() {
             let info = device.get("addr_info").map(Json::to_compact).unwrap_or_default();
-            text.push_str(&pick(&info, &["family", "local", "prefixlen", "scope"]));
+            text.push_str(&pick(&info, &["family", "local", "prefixlen", "scope", "broadcast"]));
             // Theirs lets the gateway's address be tentative for a second, ours does not.
             assert!(!ours || !info.contains("tentative"), "{info}");
         }
     }
-    text.push_str(&pick(&ip_in(netns, "-j addr show eth0 scope global"), &["addr_info.broadcast"]));
     let route = ["dst", "gateway", "dev", "protocol", "scope", "prefsrc", "metric", "flags"];
     text.push_str(&pick(&ip_in(netns, "-4 -j route show"), &route));
     let v6: Json = ip_in(netns, "-6 -j route show").parse().unwrap();
@@ -90,6 +91,8 @@ fn results_and_state_are_those_of_debians_plugins() {
         ("1.0.0", flannel, V4),
         ("1.0.0", flannel, DUAL),
         ("1.0.0", r#""isGateway": true"#, DUAL),
+        ("1.0.0", flannel, V6),
+        ("0.2.0", flannel, V6),
         ("1.0.0", "", DUAL),
         ("1.0.0", "", ""),
         ("1.0.0", r#""promiscMode": true"#, V4),

@@ -92,6 +92,30 @@ fn the_tutorials_chain_lives_and_dies() {
 }
 
 #[test]
+fn both_families_and_ipv6_alone() {
+    let v6 = "FLANNEL_IPV6_NETWORK=2001:db8:42::/56\nFLANNEL_IPV6_SUBNET=2001:db8:42:7::1/64\n";
+    let alone = ENV.replace("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n", v6);
+    for (env, v4) in [(format!("{ENV}{v6}"), true), (alone, false)] {
+        let host = Host::new();
+        let chain = conflist(&host, "1.1.0");
+        host.subnet_env(&env);
+        let (netns, pod) = pod("c1");
+        let result = add(&host, &chain, &pod);
+        let routes = ip_in(&netns, "-6 route show");
+        assert!(routes.contains("default via 2001:db8:42:7::1 dev eth0"), "{routes}");
+        assert!(routes.contains("2001:db8:42::/56 via 2001:db8:42:7::1 dev eth0"), "{routes}");
+        assert_eq!(ip_in(&netns, "-4 route show").contains("default"), v4);
+        let rules = host.rules();
+        assert!(rules.contains("dnat to [2001:db8:42:7::2]:80"), "{rules}");
+        assert_eq!(rules.contains("dnat to 10.244.1.2:80"), v4, "{rules}");
+        each(&host, &chain, &pod, "CHECK", Some(&result));
+        each(&host, &chain, &pod, "DEL", None);
+        assert_eq!(host.links(), ["cni0"]);
+        assert!(!host.rules().contains("dnat"));
+    }
+}
+
+#[test]
 fn del_works_without_namespace_and_after_it_is_gone() {
     let host = Host::new();
     let chain = conflist(&host, "0.3.1");
