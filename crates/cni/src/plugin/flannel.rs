@@ -53,7 +53,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
 pub fn del(call: &Call) -> Result<(), Error> {
     // Nothing else of the configuration is needed, so nothing else can fail (P-3).
     let scratch = Scratch::new(&data_dir(&call.conf()), &call.env);
-    let Some(bytes) = scratch.read()? else { return Ok(()) };
+    let Some(bytes) = scratch.read()? else { return scratch.remove() };
     let document = match Json::parse(&bytes) {
         Ok(document) => document,
         Err(e) => {
