@@ -3,7 +3,7 @@
 //! Three ways, alternating in one run, each time in a fresh namespace with one vxlan device:
 //! `single`: one acknowledged request after the other on one socket, routes with gateways (as
 //! performance.md 2 defines the yardstick); `batch`: the same objects through `Kernel::apply`;
-//! `nexthop`: through `Kernel::apply` with routes by nexthop objects.
+//! `nexthop`: through `Kernel::apply` with routes by nexthop objects. `read` is `Kernel::read` of the last.
 //!
 //! `cargo run --profile quick -p kernel --example leases -- [LEASES [REPETITIONS]]`, as root.
 
@@ -17,7 +17,7 @@ use kernel::rtnl::{FdbInfo, NeighInfo, Put, RouteInfo};
 use kernel::{Kernel, Netns, Rtnl};
 use model::{IfName, Ipv4Net, Mac};
 use plan::Step;
-use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Via, Vxlan};
+use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Scope, State, Via, Vxlan};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -89,8 +89,8 @@ fn single(leases: &[Lease]) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Everything in batches.
-fn batch(leases: &[Lease], nexthops: bool) -> Result<Duration> {
+/// Everything in batches; how long writing took, and reading it back.
+fn batch(leases: &[Lease], nexthops: bool) -> Result<[Duration; 2]> {
     let (_netns, mut kernel, dev) = host()?;
     let mut objects = Vec::new();
     for (id, lease) in (1..).zip(leases) {
@@ -111,7 +111,16 @@ fn batch(leases: &[Lease], nexthops: bool) -> Result<Duration> {
     for result in kernel.apply(&steps) {
         result?;
     }
-    Ok(start.elapsed())
+    let written = start.elapsed();
+    let scope = Scope { devices: [dev].into(), networks: vec!["10.0.0.0/8".parse()?], ..Scope::default() };
+    let start = Instant::now();
+    let state = kernel.read(&scope, &State::default())?;
+    let read = start.elapsed();
+    // The device and its address besides.
+    if state.len() != steps.len() + 2 {
+        return Err(format!("{} objects were written, {} read", steps.len() + 2, state.len()).into());
+    }
+    Ok([written, read])
 }
 
 fn main() -> Result<()> {
@@ -119,11 +128,13 @@ fn main() -> Result<()> {
     let count = numbers.next().transpose()?.unwrap_or(10_000);
     let repetitions = numbers.next().transpose()?.unwrap_or(7);
     let leases: Vec<Lease> = (0..count).map(lease).collect::<Result<_>>()?;
-    let mut times = [const { Vec::new() }; 3];
+    let mut times = [const { Vec::new() }; 4];
     for _ in 0..repetitions {
         times[0].push(single(&leases)?);
-        times[1].push(batch(&leases, false)?);
-        times[2].push(batch(&leases, true)?);
+        times[1].push(batch(&leases, false)?[0]);
+        let [written, read] = batch(&leases, true)?;
+        times[2].push(written);
+        times[3].push(read);
     }
     let mut out = std::io::stdout().lock();
     let median = |all: &[Duration]| all[all.len() / 2].as_secs_f64() * 1e3;
@@ -132,7 +143,7 @@ fn main() -> Result<()> {
         out,
         "{count} leases, {repetitions} repetitions, milliseconds: median [fastest..slowest], factor"
     )?;
-    for (name, all) in ["single", "batch", "nexthop"].into_iter().zip(&times) {
+    for (name, all) in ["single", "batch", "nexthop", "read"].into_iter().zip(&times) {
         let edge = |t: Option<&Duration>| t.map_or(0.0, |t| t.as_secs_f64() * 1e3);
         let factor = median(&times[0]) / median(all);
         let (first, last) = (edge(all.first()), edge(all.last()));

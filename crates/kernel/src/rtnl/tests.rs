@@ -134,3 +134,49 @@ fn scopes_follow_the_address_and_the_gateway() {
         assert_eq!(route::add(&route, Put::Replace).payload()[6], scope, "{dst}");
     }
 }
+
+/// Whatever bytes come, decoding neither panics nor hangs.
+#[test]
+fn arbitrary_bytes_are_harmless() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let kinds = [
+        libc::RTM_NEWLINK,
+        libc::RTM_NEWADDR,
+        libc::RTM_NEWROUTE,
+        libc::RTM_NEWNEIGH,
+        libc::RTM_NEWRULE,
+        nexthop::RTM_NEWNEXTHOP,
+        0x0a00,
+        0x0a03,
+        0x0a06,
+        0x0a09,
+    ];
+    for _ in 0..200_000 {
+        // Small numbers often, so that lengths and types fit now and then.
+        let bytes: Vec<u8> = (0..random() % 120)
+            .map(|_| {
+                if random() % 3 == 0 {
+                    random() as u8
+                } else {
+                    (random() % 20) as u8 * ((random() % 2) as u8)
+                }
+            })
+            .collect();
+        let kind = kinds[(random() % kinds.len() as u64) as usize];
+        let reply = Reply { kind, flags: random() as u16, sequence: 0, payload: &bytes };
+        let _ = crate::link::decode(&reply);
+        let _ = crate::link::decode_vlans(&reply);
+        let _ = (addr::decode(&reply), route::decode(&reply), neigh::decode(&reply));
+        let _ = (neigh::decode_fdb(&reply), nexthop::decode(&reply), rule::decode(&reply));
+        let _ = crate::nft::message::decode_table(&reply);
+        let _ = crate::nft::message::decode_chain(&reply);
+        let _ = crate::nft::message::decode_rule(&reply);
+        let _ = Reply::split(&bytes).count();
+    }
+}

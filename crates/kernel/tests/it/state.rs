@@ -312,3 +312,34 @@ fn failing_steps_name_themselves_and_do_not_stop_others() {
     );
     assert!(!run_in(&netns, "ip route show 10.244.4.0/24").is_empty());
 }
+
+#[test]
+fn routes_change_their_form_in_place() {
+    let (netns, mut kernel) = host();
+    let (scope, first) = (scope(), wanted());
+    converge(&mut kernel, &scope, &first);
+    for (dst, dev, id) in [("10.244.2.0/24", "flannel.1", 100), ("fd00:0:0:2::/64", "flannel-v6.1", 101)] {
+        let (dst, dev) = (net(dst), name(dev));
+        let (mut wanted, gateway) = (first.clone(), dst.addr());
+        let nexthop = Object::Nexthop(Nexthop { id, dev, via: gateway, onlink: true });
+        for via in [
+            Via::Nexthop(id),
+            Via::Gateway { gateway, dev, onlink: true },
+            Via::Blackhole,
+            Via::Nexthop(id),
+            Via::Dev(dev),
+            Via::Blackhole,
+            Via::Gateway { gateway, dev, onlink: true },
+        ] {
+            match via {
+                Via::Nexthop(_) => wanted.put(nexthop.clone()),
+                _ => drop(wanted.remove(&nexthop.key())),
+            }
+            wanted.put(Object::Route(Route::ours(dst, via)));
+            converge(&mut kernel, &scope, &wanted);
+            let family = if dst.addr().is_ipv6() { "-6" } else { "-4" };
+            let shown = run_in(&netns, &format!("ip {family} route show {dst}"));
+            assert_eq!(shown.lines().count(), 1, "{via:?}: {shown}");
+        }
+    }
+}
