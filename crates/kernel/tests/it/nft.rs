@@ -267,7 +267,9 @@ fn has_owner_flags(netns: &Netns) -> bool {
 fn an_owned_table_is_out_of_reach_and_outlives_its_owner() {
     let netns = fresh();
     if !has_owner_flags(&netns) {
-        return println!("SKIP an_owned_table_…: this kernel has no owned tables that persist");
+        return println!(
+            "SKIP an_owned_table_is_out_of_reach_and_outlives_its_owner: this kernel has no owned tables that persist"
+        );
     }
     let table = flannel_v4();
     let mut first = Nft::open_in(netns.as_fd()).unwrap();
@@ -314,7 +316,9 @@ fn owner_process() {
 fn a_killed_owner_leaves_its_table() {
     let netns = fresh();
     if !has_owner_flags(&netns) {
-        return println!("SKIP a_killed_owner_…: this kernel has no owned tables that persist");
+        return println!(
+            "SKIP a_killed_owner_leaves_its_table: this kernel has no owned tables that persist"
+        );
     }
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "nft::owner_process", "--nocapture"])
