@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::future::Future;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -104,7 +104,12 @@ pub(super) async fn connect(endpoint: &Endpoint, tls: &TlsFiles) -> Result<Conn,
     if endpoint.tls {
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|e| explain(&e))?;
         let session = TlsConnector::from(tls.load()?).connect(name, io).await;
-        io = Box::new(session.map_err(|e| explain(&e))?);
+        io = Box::new(session.map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                format!("the port hung up on TLS: use http:// if etcd serves no TLS there ({e})")
+            }
+            _ => explain(&e),
+        })?);
     }
     let heard = Arc::new(AtomicBool::new(endpoint.tls));
     let io = Candid { session: io, failed: None, heard: heard.clone() };
@@ -164,7 +169,7 @@ impl Candid {
         let error = self.failed.take();
         Poll::Ready(Err(match read {
             Err(alert) => alert,
-            Ok(()) => error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
+            Ok(()) => error.unwrap_or_else(|| ErrorKind::BrokenPipe.into()),
         }))
     }
 
@@ -249,7 +254,6 @@ const ADVICE: &[(&str, &str)] = &[
     ),
     ("invalid peer certificate: Expired", "etcd's certificate has expired: renew it"),
     ("NotValidYet", "etcd's certificate is not valid yet: are the clocks of both machines right?"),
-    ("tls handshake eof", "the port hung up on TLS: use http:// if etcd serves no TLS there"),
     ("InvalidContentType", "the port does not speak TLS: use http:// instead of https://"),
     ("peer is incompatible", "no common TLS version or cipher: etcd must offer TLS 1.2 or newer"),
     ("frame with invalid size", "the port does not speak plain HTTP/2: use https:// if etcd serves TLS"),

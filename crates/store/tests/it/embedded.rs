@@ -157,9 +157,11 @@ fn in_own_mounts(name: &str) -> bool {
     if std::env::var_os("LODEN_TEST_MOUNTS").is_some() {
         return true;
     }
+    // Directories that are mount points in there cannot be removed from inside.
+    let folder = tempfile::TempDir::new().unwrap();
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]).env("LODEN_TEST_MOUNTS", "1");
+    command.args(["--exact", name, "--nocapture"]).env("LODEN_TEST_MOUNTS", "1").env("TMPDIR", folder.path());
     match command.output() {
         Ok(output) if output.status.success() => {}
         Ok(output) if String::from_utf8_lossy(&output.stderr).contains("unshare failed") => {

@@ -88,11 +88,11 @@ async fn play<W: World>(world: &W, seed: u64, moves: usize) {
 
 #[test]
 fn never_two_holders_in_a_file() {
-    for seed in 0..40 {
+    for seed in 0..200 {
         block_on(async move {
             let world = FileWorld::new();
             world.put_config(CONFIG);
-            play(&world, seed, 120).await;
+            play(&world, seed, 60).await;
         });
     }
 }
