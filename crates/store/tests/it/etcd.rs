@@ -246,7 +246,7 @@ fn the_watch_outlives_cuts_and_restarts() {
         let store = open(at(format!("http://{}", proxy.address)));
         watching(&store, async |mut views| {
             seen(&mut views, "the registry is empty", whole(0)).await;
-            for n in 0..10 {
+            for n in 0..4 {
                 proxy.set(Line::Cut);
                 writer.acquire(&config(), &node(u16::try_from(n).unwrap() + 1)).await.unwrap();
                 let view = seen(&mut views, "the cut is noticed", |v| v.trouble.is_some()).await;
@@ -257,13 +257,13 @@ fn the_watch_outlives_cuts_and_restarts() {
             etcd.stop();
             seen(&mut views, "the dead etcd is noticed", |v| v.trouble.is_some()).await;
             etcd.restart();
-            seen(&mut views, "it is back", whole(10)).await;
+            seen(&mut views, "it is back", whole(4)).await;
         })
         .await;
     });
-    // Eleven outages in a row are not worth twenty lines.
+    // Five outages in a row are not worth ten lines.
     let lines = lines.load(Ordering::Relaxed);
-    assert!((2..=8).contains(&lines), "{lines} lines logged");
+    assert!((2..=6).contains(&lines), "{lines} lines logged");
 }
 
 /// The watch must notice an outage that breaks no connection, and be right again soon after its end.
