@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use model::{IfName, Lease, LeaseAttrs, Mac, NetConf, claims};
 use plan::backend::{self, Backend};
 use plan::rules::{self, Choice};
-use plan::state::Scope;
+use plan::state::{NftTable, Scope};
 use plan::tracker::Tracker;
 use plan::{Facts, Key, Object, State, Step, diff};
 
@@ -254,6 +254,26 @@ impl<K: Kernel> Reconciler<K> {
         let rest = self.ready(rest, sweep, now_ms);
         self.apply(rest, now_ms, report);
         Ok(())
+    }
+
+    /// Leaves the rules in force as tables that anybody may change: what follows us need not be Loden, and
+    /// flanneld cannot write to a table with the flag PERSIST, not even as its name twin (decision 0060).
+    /// Nothing else is touched. Gives what failed.
+    pub fn hand_over(&mut self) -> Vec<String> {
+        let plain = |object: &Object| match object {
+            // A drifted table is one we failed to repair: its content is not known.
+            Object::Nft(table) if table.owned && !table.drifted => {
+                Some(Step::Put(Object::Nft(Box::new(NftTable { owned: false, ..(**table).clone() }))))
+            }
+            _ => None,
+        };
+        let steps: Vec<Step> =
+            self.actual.iter().flat_map(State::iter).filter_map(|(_, o)| plain(o)).collect();
+        self.actual = None;
+        if steps.is_empty() {
+            return Vec::new();
+        }
+        self.kernel.apply(&steps).into_iter().filter_map(Result::err).collect()
     }
 
     fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {

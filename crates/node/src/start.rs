@@ -113,6 +113,9 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         outcome.publish(&inputs, &report);
         reports.send_replace(report);
     }
+    for trouble in reconciler.hand_over() {
+        tracing::error!("leave the rules to who comes next: {trouble}");
+    }
     drop(reports);
     // The async side ends by itself after the signal; a panic in it has been printed.
     let _ = async_side.join();
