@@ -20,9 +20,9 @@ use std::net::IpAddr;
 use model::{IfName, Lease, LeaseAttrs, Mac, NetConf, claims};
 use plan::backend::{self, Backend};
 use plan::rules::{self, Choice};
-use plan::state::{NftTable, Scope};
+use plan::state::Scope;
 use plan::tracker::Tracker;
-use plan::{Facts, Key, Object, State, Step, diff};
+use plan::{Facts, Key, Object, State, Step, diff, handover};
 
 use crate::inputs::Inputs;
 
@@ -256,20 +256,9 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    /// Leaves the rules in force as tables that anybody may change: what follows us need not be Loden, and
-    /// flanneld cannot write to a table with the flag PERSIST, not even as its name twin (decision 0060).
-    /// Nothing else is touched. Gives what failed.
+    /// The last thing an agent does, see [`handover`]. Gives what failed.
     pub fn hand_over(&mut self) -> Vec<String> {
-        let plain = |object: &Object| match object {
-            // A drifted table is one we failed to repair: its content is not known.
-            Object::Nft(table) if table.owned && !table.drifted => {
-                Some(Step::Put(Object::Nft(Box::new(NftTable { owned: false, ..(**table).clone() }))))
-            }
-            _ => None,
-        };
-        let steps: Vec<Step> =
-            self.actual.iter().flat_map(State::iter).filter_map(|(_, o)| plain(o)).collect();
-        self.actual = None;
+        let steps = self.actual.take().map(|actual| handover::steps(&actual)).unwrap_or_default();
         if steps.is_empty() {
             return Vec::new();
         }

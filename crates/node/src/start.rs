@@ -114,7 +114,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         reports.send_replace(report);
     }
     for trouble in reconciler.hand_over() {
-        tracing::error!("leave the rules to who comes next: {trouble}");
+        tracing::error!("leave rules and routes to whoever comes next: {trouble}");
     }
     drop(reports);
     // The async side ends by itself after the signal; a panic in it has been printed.

@@ -7,6 +7,7 @@ pub mod advice;
 pub mod backend;
 pub mod diff;
 pub mod facts;
+pub mod handover;
 pub mod rules;
 pub mod state;
 pub mod tracker;
