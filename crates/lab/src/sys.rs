@@ -270,6 +270,8 @@ pub fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(cred.uid)
 }
 
+// Lengths are `as _`: their types differ between glibc and musl.
+
 /// Most descriptors one message carries.
 const MAX_FDS: usize = 8;
 /// Room for the control message that carries them, aligned as the kernel wants it.
@@ -291,11 +293,11 @@ pub fn send_with_fds(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::
         msg.msg_iovlen = 1;
         if !raw.is_empty() {
             msg.msg_control = control.0.as_mut_ptr().cast();
-            msg.msg_controllen = libc::CMSG_SPACE(data_len) as usize;
+            msg.msg_controllen = libc::CMSG_SPACE(data_len) as _;
             let header = libc::CMSG_FIRSTHDR(&msg);
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(data_len) as usize;
+            (*header).cmsg_len = libc::CMSG_LEN(data_len) as _;
             std::ptr::copy_nonoverlapping(raw.as_ptr(), libc::CMSG_DATA(header).cast(), raw.len());
         }
         check_len(libc::sendmsg(stream.as_raw_fd(), &msg, libc::MSG_NOSIGNAL))
@@ -313,12 +315,13 @@ pub fn receive_with_fds(stream: &UnixStream, buf: &mut [u8], fds: &mut Vec<Owned
         msg.msg_iov = &mut iov;
         msg.msg_iovlen = 1;
         msg.msg_control = control.0.as_mut_ptr().cast();
-        msg.msg_controllen = control.0.len();
+        msg.msg_controllen = control.0.len() as _;
         let received = check_len(libc::recvmsg(stream.as_raw_fd(), &mut msg, libc::MSG_CMSG_CLOEXEC))?;
         let mut header = libc::CMSG_FIRSTHDR(&msg);
         while !header.is_null() {
             if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                let bytes = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let length: usize = (*header).cmsg_len as _;
+                let bytes = length - libc::CMSG_LEN(0) as usize;
                 let data: *const RawFd = libc::CMSG_DATA(header).cast();
                 for at in 0..bytes / mem::size_of::<RawFd>() {
                     fds.push(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));
@@ -446,7 +449,7 @@ pub fn receive_frame(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Seen> {
         msg.msg_iov = &mut iov;
         msg.msg_iovlen = 1;
         msg.msg_control = control.0.as_mut_ptr().cast();
-        msg.msg_controllen = control.0.len();
+        msg.msg_controllen = control.0.len() as _;
         let len = check_len(libc::recvmsg(fd.as_raw_fd(), &mut msg, libc::MSG_DONTWAIT))?;
         let mut at_ns = 0;
         let mut header = libc::CMSG_FIRSTHDR(&msg);
@@ -472,7 +475,7 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> io::Result<Ve
         fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
     let left = deadline.saturating_duration_since(Instant::now());
     let left = libc::timespec {
-        tv_sec: left.as_secs().min(86_400) as libc::time_t,
+        tv_sec: left.as_secs().min(86_400) as _,
         tv_nsec: libc::c_long::from(left.subsec_nanos() as i32),
     };
     // SAFETY: pointer and length describe the vector; the signal mask is not changed.

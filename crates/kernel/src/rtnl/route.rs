@@ -13,6 +13,8 @@ use crate::netlink::{Attr, Message, Reply};
 
 /// `RTA_NH_ID`; libc lacks it.
 const NH_ID: u16 = 30;
+/// `RTA_VIA`; libc lacks it for musl.
+const VIA: u16 = 18;
 // RTAX_…
 const METRIC_MTU: u16 = 2;
 const METRIC_ADVMSS: u16 = 8;
@@ -194,7 +196,7 @@ fn message(kind: u16, flags: i32, route: &RouteInfo, scope: u8) -> Message {
                 IpAddr::V4(ip) => via.extend(ip.octets()),
                 IpAddr::V6(ip) => via.extend(ip.octets()),
             }
-            m.attr(libc::RTA_VIA, &via);
+            m.attr(VIA, &via);
         }
         None => {}
     }
@@ -265,7 +267,7 @@ pub fn decode(reply: &Reply<'_>) -> Option<RouteInfo> {
             libc::RTA_TABLE => route.table = attr.u32()?,
             libc::RTA_OIF => route.dev = attr.u32(),
             libc::RTA_GATEWAY => route.gateway = attr.ip(),
-            libc::RTA_VIA => route.gateway = via(&attr),
+            VIA => route.gateway = via(&attr),
             libc::RTA_PREFSRC => route.src = attr.ip(),
             libc::RTA_PRIORITY => route.priority = attr.u32(),
             libc::RTA_MULTIPATH => route.multipath = true,
