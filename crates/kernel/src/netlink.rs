@@ -9,6 +9,7 @@ mod socket;
 
 pub use attrs::{Attr, Attrs, Reply};
 pub use message::Message;
+pub(crate) use socket::outcome;
 pub use socket::{MULTICAST_BUFFER, Protocol, Received, Socket};
 
 /// Length in bytes of a message header.

@@ -4,6 +4,7 @@
 //! pure functions. Knows nothing of what is ours: that is `read` and `apply`.
 
 pub mod addr;
+mod deleting;
 pub mod neigh;
 pub mod nexthop;
 pub mod route;
@@ -21,6 +22,7 @@ use crate::link::{self, BridgeVlan, LinkChange, LinkInfo, NewLink, PortFlags, Vl
 use crate::netlink::{Message, Protocol, Reply, Socket};
 use crate::{Errno, Error};
 pub use addr::AddrInfo;
+pub use deleting::Deleting;
 pub use neigh::{FdbInfo, NeighInfo};
 pub use nexthop::NexthopInfo;
 pub use route::{Lookup, RouteFilter, RouteInfo};

@@ -68,6 +68,24 @@ pub fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     check_size(unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) })
 }
 
+/// Sends one datagram from a child process that nobody waits for, and returns at once. For a request over
+/// which the kernel sleeps; the child holds nothing but the socket, and ends when the kernel is done.
+pub fn send_from_child(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
+    let socket = fd.as_raw_fd();
+    // SAFETY: the child of a process with threads may only make async-signal-safe calls until it ends:
+    // close_range, send and _exit are, and nothing is allocated.
+    unsafe {
+        if check(libc::fork())? > 0 {
+            return Ok(());
+        }
+        // Whoever waits for the end of our output, or for a lock of ours, must not wait for the child.
+        libc::syscall(libc::SYS_close_range, 0, socket - 1, 0);
+        libc::syscall(libc::SYS_close_range, socket + 1, libc::c_int::MAX, 0);
+        libc::send(socket, data.as_ptr().cast(), data.len(), 0);
+        libc::_exit(0)
+    }
+}
+
 /// Receives one datagram and returns its length, which is larger than the buffer if it was cut.
 pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };

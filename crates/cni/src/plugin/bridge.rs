@@ -120,30 +120,27 @@ fn interface(call: &Call, link: &LinkInfo, sandbox: &str) -> Interface {
     }
 }
 
-/// Takes the attachment away: the device, the address, the rules. While the kernel sleeps over the device
-/// (its grace periods), the rest is done on another thread.
+/// Takes the attachment away: the device, the address, the rules. While the kernel is at work on the
+/// device, the rest is done.
 ///
 /// # Errors
 /// What could not be removed; what is missing is no error.
 pub fn del(call: &Call) -> Result<(), Error> {
     let record = record::read(NAME, call);
-    let ipam = delegate::ipam_type(call);
     let silenced = silence(call, record.as_ref())?;
-    let rest = || {
-        let ipam = ipam.as_deref().map_or(Ok(()), |kind| release(kind, call));
-        let rules = masquerade::remove(call);
-        ipam.and(rules)
-    };
-    let (device, rest) = std::thread::scope(|scope| {
-        let device = silenced.map(|(mut rtnl, link)| scope.spawn(move || rtnl.delete_link(link.index)));
-        let rest = rest();
-        let device = device.map_or(Ok(true), |thread| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        (device, rest)
+    let deleting = silenced.map(|(mut rtnl, link)| match rtnl.start_deleting(link.index) {
+        Ok(deleting) => (rtnl, link, Some(deleting)),
+        Err(_) => (rtnl, link, None),
     });
-    device.map_err(internal)?;
-    rest?;
+    let ipam = delegate::ipam_type(call).map_or(Ok(()), |kind| release(&kind, call));
+    let rules = masquerade::remove(call);
+    match deleting {
+        Some((mut rtnl, _, Some(deleting))) => rtnl.await_deleted(deleting).map_err(internal)?,
+        // No process could be made for it.
+        Some((mut rtnl, link, None)) => rtnl.delete_link(link.index).map_err(internal)?,
+        None => true,
+    };
+    ipam.and(rules)?;
     record::remove(NAME, call)
 }
 

@@ -318,6 +318,30 @@ impl Socket {
         results
     }
 
+    /// Becomes a member of a multicast group; notifications then come between answers, with sequence 0.
+    ///
+    /// # Errors
+    /// The group is unknown to the kernel.
+    pub(crate) fn join(&mut self, group: u32) -> Result<(), Errno> {
+        sys::set_option(self.fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+            .map_err(|e| Errno::of(&e))
+    }
+
+    /// Sends a request through a child process and returns at once, with its sequence number. The answer
+    /// comes to this socket when the kernel is done.
+    pub(crate) fn send_from_child(&mut self, message: &Message) -> Result<u32, Errno> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.out.clear();
+        message.write(self.sequence, libc::NLM_F_ACK, &mut self.out);
+        sys::send_from_child(self.fd.as_fd(), &self.out).map_err(|e| Errno::of(&e))?;
+        Ok(self.sequence)
+    }
+
+    /// Waits until something is there to receive; false when the time ran out.
+    pub(crate) fn readable(&self, timeout: Duration) -> io::Result<bool> {
+        Ok(sys::poll([self.fd.as_fd()], Some(timeout))?[0])
+    }
+
     fn send_one(&mut self, message: &Message, flags: i32) -> Result<u32, Errno> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
@@ -379,7 +403,7 @@ fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8], wait: bool) -> Result<R
 }
 
 /// The result in an `NLMSG_ERROR` or `NLMSG_DONE` message, with the kernel's explanation.
-pub(super) fn outcome(reply: &Reply<'_>) -> Result<(), Errno> {
+pub(crate) fn outcome(reply: &Reply<'_>) -> Result<(), Errno> {
     // `NLMSGERR_ATTR_…`, linux/netlink.h
     const MSG: u16 = 1;
     const OFFSET: u16 = 2;

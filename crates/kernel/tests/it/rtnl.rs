@@ -106,6 +106,27 @@ fn a_veth_is_born_in_two_namespaces_with_everything_set() {
 }
 
 #[test]
+fn a_device_is_out_of_sight_when_its_deletion_is_announced() {
+    let (host, pod) = (fresh(), fresh());
+    run_in(&host, "ip link add port type veth peer name eth0");
+    run_in(&host, &format!("ip link set eth0 netns {}", pod.path().display()));
+    run_in(&host, "ip link add cni0 type bridge");
+    run_in(&host, "ip link set port master cni0 up");
+    run_in(&pod, "ip link set eth0 up");
+    let mut inside = Rtnl::open_in(pod.as_fd()).unwrap();
+    let index = self::index(&mut inside, "eth0");
+    let deleting = inside.start_deleting(index).unwrap();
+    assert!(inside.await_deleted(deleting).unwrap());
+    for (netns, device) in [(&pod, "eth0"), (&host, "port")] {
+        let mut rtnl = Rtnl::open_in(netns.as_fd()).unwrap();
+        assert!(rtnl.link_by_name(name(device)).unwrap().is_none(), "{device}");
+    }
+    let mut again = Rtnl::open_in(pod.as_fd()).unwrap();
+    let deleting = again.start_deleting(index).unwrap();
+    assert!(!again.await_deleted(deleting).unwrap(), "was not there any more");
+}
+
+#[test]
 fn vxlan_devices_are_like_flannels() {
     let (netns, mut rtnl, veth) = wired();
     // More than the lower device's MTU less the outer headers (50 or 70 bytes) is cut by the kernel.
