@@ -8,6 +8,7 @@ mod inputs;
 mod log;
 mod membership;
 mod outputs;
+mod predecessor;
 mod reconcile;
 mod start;
 

@@ -23,7 +23,7 @@ use crate::host::{self, Host};
 use crate::inputs::Inbox;
 use crate::membership::Member;
 use crate::reconcile::{Reconciler, Report};
-use crate::{log, outputs};
+use crate::{log, outputs, predecessor};
 
 /// What `--version` prints.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -102,6 +102,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let kernel = Host::open(&options)?;
     let mut outcome = Outlet::new(options, health);
     let mut reconciler = Reconciler::new(kernel, choice);
+    let mut succeeded = false;
     let start = Instant::now();
     loop {
         let inputs = inbox.wait(start + Duration::from_millis(reconciler.due_ms()), SETTLE);
@@ -110,6 +111,10 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         }
         let now_ms = start.elapsed().as_millis() as u64;
         let report = reconciler.round(&inputs, now_ms);
+        if report.converged && !succeeded {
+            succeeded = true;
+            succeed_flanneld();
+        }
         outcome.publish(&inputs, &report);
         reports.send_replace(report);
     }
@@ -120,6 +125,21 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     // The async side ends by itself after the signal; a panic in it has been printed.
     let _ = async_side.join();
     Ok(())
+}
+
+/// Once, when our rules stand: those of a flanneld before us go.
+fn succeed_flanneld() {
+    match predecessor::empty_masquerade_chains() {
+        Ok(tables) if tables.is_empty() => {}
+        Ok(tables) => tracing::info!(
+            "emptied the chain FLANNEL-POSTRTG that a flanneld before left in {}",
+            tables.join(" and ")
+        ),
+        Err(error) => tracing::warn!(
+            "remove masquerade rules of a flanneld before: {error}; should this node get another subnet, remove \
+             them with: iptables -t nat -F FLANNEL-POSTRTG"
+        ),
+    }
 }
 
 /// Everything that waits on networks, on one thread.

@@ -247,6 +247,40 @@ fn a_flannel_device_is_taken_over_not_made_anew() {
     assert_eq!(after["address"], "8e:11:22:33:44:55");
 }
 
+/// The rules flanneld's iptables mode leaves name the subnet of that time; with another one they would
+/// masquerade traffic between pods (decision 0062).
+#[test]
+fn masquerade_rules_of_a_flanneld_before_us_go() {
+    let world = World::with_config(1, VXLAN);
+    let host = &world.hosts[0];
+    for (family, protocol) in [("ip", "ip saddr 10.244.0.0/16"), ("ip6", "ip6 saddr fd00:10::/48")] {
+        for command in [
+            "add table F nat",
+            "add chain F nat POSTROUTING { type nat hook postrouting priority 100 ; }",
+            "add chain F nat FLANNEL-POSTRTG",
+            "add rule F nat POSTROUTING counter jump FLANNEL-POSTRTG",
+            "add rule F nat POSTROUTING mark 7 masquerade",
+            &format!("add rule F nat FLANNEL-POSTRTG {protocol} masquerade"),
+            "add table F filter",
+            "add chain F filter FLANNEL-FWD",
+            &format!("add rule F filter FLANNEL-FWD {protocol} accept"),
+        ] {
+            host.sh(&format!("nft {}", command.replace(" F ", &format!(" {family} "))));
+        }
+    }
+    let _agent = host.agent(&["--ip-masq"]);
+    for family in ["ip", "ip6"] {
+        until("the chain to be empty", || {
+            let chain = try_sh(host, &format!("nft list chain {family} nat FLANNEL-POSTRTG"));
+            if chain.contains("FLANNEL-POSTRTG {") && !chain.contains("saddr") { Ok(()) } else { Err(chain) }
+        });
+        let others = try_sh(host, &format!("nft list chain {family} nat POSTROUTING"));
+        assert!(others.contains("masquerade") && others.contains("jump FLANNEL-POSTRTG"), "{others}");
+        let accepts = try_sh(host, &format!("nft list chain {family} filter FLANNEL-FWD"));
+        assert!(accepts.contains("accept"), "{accepts}");
+    }
+}
+
 #[test]
 fn the_uplink_may_vanish_and_return_with_another_index() {
     let (world, _agents) = pair();
