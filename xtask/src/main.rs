@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | ci | dist | tidy`.
+//! The project's own commands: `cargo xtask check | test | ci | dist | bench | tidy`.
 //!
 //! The same commands run here, on a contributor's machine and in CI. Nothing but cargo and the tools
 //! named in [`PACKAGES`] is needed.
@@ -27,6 +27,7 @@ usage: cargo xtask COMMAND
   test     all tests; as root, or those that need root are skipped by name
   ci       install what the tests need (Debian packages), then check and test
   dist     static release programs in dist/, with their sizes
+  bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
   tidy     the house rules alone
 ";
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         "test" => suite::run(),
         "ci" => install().and_then(|()| check()).and_then(|()| suite::run()),
         "dist" => dist::run(),
+        "bench" => dist::run().and_then(|()| bench()),
         "tidy" => tidy::run(),
         _ => {
             say(USAGE);
@@ -58,6 +60,14 @@ fn check() -> Result<(), String> {
     tidy::run()?;
     run("cargo", &["test", "--quiet", "-p", "model", "-p", "plan", "-j2"])?;
     run("cargo", &["clippy", "--workspace", "--all-targets", "-j2", "--", "-D", "warnings"])
+}
+
+/// The words after `bench` are the program's own.
+fn bench() -> Result<(), String> {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run_it = ["run", "--quiet", "--profile", "quick", "-j2", "-p", "benches", "--"];
+    run("cargo", &[run_it.as_slice(), words.as_slice()].concat())
 }
 
 /// Installs what is missing of [`PACKAGES`]; on a machine that has all of it nothing happens.

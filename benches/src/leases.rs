@@ -1,14 +1,10 @@
 //! How long N leases (route, neighbour, forwarding entry each) take from zero into the kernel.
 //!
-//! Three ways, alternating in one run, each time in a fresh namespace with one vxlan device:
-//! `single`: one acknowledged request after the other on one socket, routes with gateways (as
-//! performance.md 2 defines the yardstick); `batch`: the same objects through `Kernel::apply`;
-//! `nexthop`: through `Kernel::apply` with routes by nexthop objects. `read` is `Kernel::read` of the last.
-//!
-//! `cargo run --profile quick -p kernel --example leases -- [LEASES [REPETITIONS]]`, as root.
+//! Three ways, alternating, each time in a fresh namespace with one vxlan device. `one by one`: one
+//! acknowledged request after the other on one socket, routes with gateways (performance.md 2, the
+//! yardstick); the same objects through `Kernel::apply`; and with routes by nexthop objects, as the agent
+//! does it with many peers. Reading them back is timed and checked as well.
 
-use std::error::Error;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -19,7 +15,8 @@ use model::{IfName, Ipv4Net, Mac};
 use plan::Step;
 use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Scope, State, Via, Vxlan};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::figure::{Figure, Goal, Samples, Table};
+use crate::{Options, Result};
 
 struct Lease {
     subnet: Ipv4Net,
@@ -68,7 +65,7 @@ fn host() -> Result<(Netns, Kernel, IfName)> {
 }
 
 /// One acknowledged request at a time.
-fn single(leases: &[Lease]) -> Result<Duration> {
+fn one_by_one(leases: &[Lease]) -> Result<Duration> {
     let (netns, mut kernel, dev) = host()?;
     let index = kernel.rtnl().link_by_name(dev)?.ok_or("no device")?.index;
     let mut rtnl = Rtnl::open_in(netns.as_fd())?;
@@ -89,7 +86,7 @@ fn single(leases: &[Lease]) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Everything in batches; how long writing took, and reading it back.
+/// Everything in batches; times of writing and of reading back.
 fn batch(leases: &[Lease], nexthops: bool) -> Result<[Duration; 2]> {
     let (_netns, mut kernel, dev) = host()?;
     let mut objects = Vec::new();
@@ -123,31 +120,35 @@ fn batch(leases: &[Lease], nexthops: bool) -> Result<[Duration; 2]> {
     Ok([written, read])
 }
 
-fn main() -> Result<()> {
-    let mut numbers = std::env::args().skip(1).map(|a| a.parse::<u32>());
-    let count = numbers.next().transpose()?.unwrap_or(10_000);
-    let repetitions = numbers.next().transpose()?.unwrap_or(7);
-    let leases: Vec<Lease> = (0..count).map(lease).collect::<Result<_>>()?;
-    let mut times = [const { Vec::new() }; 4];
-    for _ in 0..repetitions {
-        times[0].push(single(&leases)?);
-        times[1].push(batch(&leases, false)?[0]);
-        let [written, read] = batch(&leases, true)?;
-        times[2].push(written);
-        times[3].push(read);
+/// The measurement.
+pub fn run(options: &Options) -> Result<Table> {
+    let rounds = options.rounds.unwrap_or(7);
+    let about = format!("leases from zero into the kernel, ms; beside: one by one; {rounds} rounds");
+    let mut table = Table::new("leases", about);
+    let ms = |took: Duration| took.as_secs_f64() * 1e3;
+    for (count, goal) in [(100, Goal::None), (1_000, Goal::None), (10_000, Goal::AtLeast(5.0))] {
+        let leases: Vec<Lease> = (0..count).map(lease).collect::<Result<_>>()?;
+        let [mut single, mut plain, mut nexthop, mut back] = [const { Samples(Vec::new()) }; 4];
+        for _ in 0..rounds {
+            single.0.push(ms(one_by_one(&leases)?));
+            plain.0.push(ms(batch(&leases, false)?[0]));
+            let [written, read] = batch(&leases, true)?;
+            nexthop.0.push(ms(written));
+            back.0.push(ms(read));
+        }
+        table.figures.push(Figure::faster(
+            format!("{count} leases, nexthop objects"),
+            nexthop,
+            single.clone(),
+            goal,
+        ));
+        table.figures.push(Figure::faster(
+            format!("{count} leases, plain routes"),
+            plain,
+            single,
+            Goal::None,
+        ));
+        table.figures.push(Figure::alone(format!("{count} leases, read back"), back, Goal::None));
     }
-    let mut out = std::io::stdout().lock();
-    let median = |all: &[Duration]| all[all.len() / 2].as_secs_f64() * 1e3;
-    times.iter_mut().for_each(|all| all.sort());
-    writeln!(
-        out,
-        "{count} leases, {repetitions} repetitions, milliseconds: median [fastest..slowest], factor"
-    )?;
-    for (name, all) in ["single", "batch", "nexthop", "read"].into_iter().zip(&times) {
-        let edge = |t: Option<&Duration>| t.map_or(0.0, |t| t.as_secs_f64() * 1e3);
-        let factor = median(&times[0]) / median(all);
-        let (first, last) = (edge(all.first()), edge(all.last()));
-        writeln!(out, "{name:8} {:8.1} [{first:.1}..{last:.1}]  {factor:.1}", median(all))?;
-    }
-    Ok(())
+    Ok(table)
 }

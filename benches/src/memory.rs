@@ -1,0 +1,299 @@
+//! The agent as it is shipped, alone on a host of its own, with N peers in the embedded store: resident
+//! memory when all of them are in the kernel and after half a minute of rest, the processor time of that
+//! rest (one full comparison with the kernel is in it), and how long a new lease takes from the store into
+//! the kernel.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kernel::link::{End, LinkChange, NewKind, NewLink};
+use kernel::rtnl::{AddrInfo, Put, RouteFilter, RouteInfo};
+use kernel::{Event, Monitor, Netns, Rtnl};
+use model::codec::{etcd_key, lease_json, vtep};
+use model::{IfName, IpNet, Ipv4Net, LeaseAttrs, Mac, Subnets};
+use rusqlite::Connection;
+
+use crate::figure::{Figure, Goal, Samples, Table};
+use crate::{Options, Result, sys};
+
+const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+/// Time limit of anything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+const REST: Duration = Duration::from_secs(30);
+
+/// The lease of peer `n`.
+fn lease(n: u32) -> Result<(Ipv4Net, String, String)> {
+    let net = Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 | (n + 1) << 8), 24)?;
+    let [_, b, c, d] = n.to_be_bytes();
+    let data = vtep::write(&vtep::Vtep { vni: 1, mac: Mac([2, 0, 0, b, c, d]) });
+    let attrs = LeaseAttrs {
+        public_ip: Some(Ipv4Addr::from(0xac10_0000 | (n + 1))),
+        backend_type: "vxlan".to_owned(),
+        backend_data: Some(data.into()),
+        ..LeaseAttrs::default()
+    };
+    Ok((net, etcd_key::write(&Subnets { v4: Some(net), v6: None }), lease_json::write(&attrs)))
+}
+
+/// The file all agents of a machine share, written to as another agent would.
+struct Store {
+    conn: Connection,
+}
+
+impl Store {
+    fn create(loden: &Path, path: &Path) -> Result<Store> {
+        let mut put = Command::new(loden)
+            .args(["config", "put", "-"])
+            .env("LODEN_STORE", format!("sqlite:{}", path.display()))
+            .stdin(Stdio::piped())
+            .spawn()?;
+        put.stdin.take().ok_or("no pipe")?.write_all(CONFIG.as_bytes())?;
+        if !put.wait()?.success() {
+            return Err(format!("loden config put into {} failed", path.display()).into());
+        }
+        let conn = Connection::open(path)?;
+        conn.busy_timeout(Duration::from_secs(5))?;
+        conn.pragma_update(None, "synchronous", "NORMAL")?;
+        Ok(Store { conn })
+    }
+
+    fn put(&mut self, numbers: std::ops::Range<u32>) -> Result<()> {
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 86_400;
+        let txn = self.conn.transaction()?;
+        {
+            let mut insert = txn.prepare("INSERT INTO lease (key, value, expires) VALUES (?1, ?2, ?3)")?;
+            for n in numbers {
+                let (_, key, value) = lease(n)?;
+                insert.execute((key, value, expires as i64))?;
+            }
+        }
+        Ok(txn.commit()?)
+    }
+}
+
+/// A host with `eth0` and a default route through it.
+fn host() -> Result<Netns> {
+    let netns = Netns::create()?;
+    let mut rtnl = Rtnl::open_in(netns.as_fd())?;
+    let (near, far) = (IfName::new("eth0")?, IfName::new("wire")?);
+    rtnl.create_link(&NewLink::new(near, NewKind::Veth(End::new(far))))?;
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    for name in [IfName::new("lo")?, near, far] {
+        let index = rtnl.link_by_name(name)?.ok_or("no device")?.index;
+        rtnl.set_link(index, &up)?;
+    }
+    let index = rtnl.link_by_name(near)?.ok_or("no eth0")?.index;
+    rtnl.add_address(&AddrInfo::new(index, "192.0.2.10/24".parse()?), Put::Replace)?;
+    let gateway = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+    let default = RouteInfo { gateway, dev: Some(index), ..RouteInfo::to("0.0.0.0/0".parse()?) };
+    rtnl.add_route(&default, Put::Replace)?;
+    Ok(netns)
+}
+
+/// The agent's process; killed with this value, and with our own process.
+struct Agent {
+    pid: u32,
+    /// Dropped to end it.
+    stop: Option<Sender<()>>,
+    keeper: Option<JoinHandle<()>>,
+    log: PathBuf,
+}
+
+impl Agent {
+    fn start(loden: &Path, folder: &Path, host: &Netns) -> Result<Agent> {
+        let log = folder.join("log");
+        let mut command = Command::new(loden);
+        command.arg0("flanneld").arg(format!("--subnet-file={}", folder.join("subnet.env").display()));
+        command.arg("--ip-masq").env("LODEN_STORE", format!("sqlite:{}", folder.join("leases.db").display()));
+        command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stderr(fs::File::create(&log)?);
+        sys::die_with_thread(&mut command);
+        let host = host.try_clone()?;
+        let (started, pid) = channel();
+        let (stop, stopped) = channel::<()>();
+        let keeper = std::thread::spawn(move || {
+            let kept = host.run(move || keep(command, &started, &stopped));
+            drop(kept);
+        });
+        let pid = pid
+            .recv()
+            .map_err(|_| "the agent's thread ended")?
+            .map_err(|e: std::io::Error| format!("start {}: {e}", loden.display()))?;
+        Ok(Agent { pid, stop: Some(stop), keeper: Some(keeper), log })
+    }
+
+    /// `Rss` and its like, in MiB.
+    fn memory(&self, key: &str) -> Result<f64> {
+        let path = format!("/proc/{}/smaps_rollup", self.pid);
+        let text = fs::read_to_string(&path).map_err(|e| format!("read {path}: {e}"))?;
+        kib(&text, key).ok_or(format!("{path} has no {key}").into())
+    }
+
+    fn peak(&self) -> Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        kib(&text, "VmHWM").ok_or("no VmHWM".into())
+    }
+
+    /// Time on a processor since the start, of all threads that live.
+    fn cpu(&self) -> Result<Duration> {
+        let mut all = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid))?.flatten() {
+            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            all += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(all))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// Starts the agent and keeps it until `stopped`.
+fn keep(mut command: Command, started: &Sender<std::io::Result<u32>>, stopped: &Receiver<()>) {
+    match command.spawn() {
+        Ok(mut child) => {
+            let _ = started.send(Ok(child.id()));
+            let _ = stopped.recv();
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        Err(error) => drop(started.send(Err(error))),
+    }
+}
+
+fn kib(text: &str, key: &str) -> Option<f64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    let number: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(number / 1024.0)
+}
+
+/// Waits until the kernel has a route to every peer and the agent says that it is ready.
+fn converge(agent: &Agent, host: &Netns, peers: u32) -> Result<Duration> {
+    let start = Instant::now();
+    let mut rtnl = Rtnl::open_in(host.as_fd())?;
+    let filter = RouteFilter { protocol: Some(plan::ROUTE_PROTOCOL), ..RouteFilter::default() };
+    loop {
+        let routes = rtnl.routes(filter)?.len();
+        let ready = fs::read_to_string(&agent.log)?.contains("flannel is ready");
+        if ready && routes as u32 >= peers {
+            return Ok(start.elapsed());
+        }
+        if start.elapsed() > PATIENCE {
+            let mut log = String::new();
+            fs::File::open(&agent.log)?.take(4_000).read_to_string(&mut log)?;
+            return Err(
+                format!("{routes} of {peers} routes after {PATIENCE:?}; the agent says:\n{log}").into()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// From the write of a new lease to its route, in milliseconds, at a steady rate.
+fn latency(
+    store: &mut Store,
+    host: &Netns,
+    numbers: std::ops::Range<u32>,
+    every: Duration,
+) -> Result<Samples> {
+    let mut monitor = Monitor::open_in(host)?;
+    let closer = monitor.closer()?;
+    let last = numbers.end - 1;
+    let last: IpNet = lease(last)?.0.into();
+    let (done, over) = channel();
+    let follower = std::thread::spawn(move || {
+        let mut seen: HashMap<IpNet, Instant> = HashMap::new();
+        while let Ok(Some(event)) = monitor.next() {
+            if let Event::Route(key, protocol) = event
+                && protocol == plan::ROUTE_PROTOCOL
+            {
+                seen.entry(key.dst).or_insert_with(Instant::now);
+                if key.dst == last {
+                    let _ = done.send(());
+                }
+            }
+        }
+        seen
+    });
+    let start = Instant::now();
+    let mut written = Vec::new();
+    for (turn, n) in (0..).zip(numbers) {
+        std::thread::sleep((every * turn).saturating_sub(start.elapsed()));
+        let subnet: IpNet = lease(n)?.0.into();
+        written.push((subnet, Instant::now()));
+        store.put(n..n + 1)?;
+    }
+    let arrived = over.recv_timeout(PATIENCE);
+    closer.close();
+    let seen = follower.join().map_err(|_| "the thread that follows the kernel panicked")?;
+    arrived.map_err(|_| format!("a new lease was not in the kernel after {PATIENCE:?}"))?;
+    let took = |(subnet, at): (IpNet, Instant)| {
+        let seen = seen.get(&subnet).ok_or(format!("the kernel did not tell of the route to {subnet}"))?;
+        Ok(seen.duration_since(at).as_secs_f64() * 1e3)
+    };
+    written.into_iter().map(took).collect::<Result<Vec<f64>>>().map(Samples)
+}
+
+fn with_peers(options: &Options, peers: u32, limit: Goal, table: &mut Table) -> Result<()> {
+    let loden = options.program("loden")?;
+    let folder = options.folder(&format!("agent{peers}"))?;
+    let mut store = Store::create(&loden, &folder.join("leases.db"))?;
+    store.put(0..peers)?;
+    let host = host()?;
+    let agent = Agent::start(&loden, &folder, &host)?;
+    let start = converge(&agent, &host, peers)?;
+    let mut add = |what: &str, value: Samples, goal: Goal| {
+        table.figures.push(Figure::alone(format!("{peers} peers: {what}"), value, goal));
+    };
+    add("start to all in the kernel, s", start.as_secs_f64().into(), Goal::None);
+    add("resident then, MiB", agent.memory("Rss")?.into(), limit);
+    let cpu = agent.cpu()?;
+    std::thread::sleep(REST);
+    let rest = (agent.cpu()? - cpu).as_secs_f64();
+    add("resident after 30 s of rest, MiB", agent.memory("Rss")?.into(), limit);
+    add("of which anonymous, MiB", agent.memory("Anonymous")?.into(), Goal::None);
+    add("proportional (PSS), MiB", agent.memory("Pss")?.into(), Goal::None);
+    add("peak so far, MiB", agent.peak()?.into(), Goal::None);
+    add("processor at rest, % of one core", (rest / REST.as_secs_f64() * 100.0).into(), Goal::None);
+    let mut next = peers;
+    for (updates, every) in [(15, Duration::from_secs(1)), (500, Duration::from_millis(10))] {
+        let cpu = agent.cpu()?;
+        let samples = latency(&mut store, &host, next..next + updates, every)?;
+        let cpu = (agent.cpu()? - cpu).as_secs_f64() * 1e3 / f64::from(updates);
+        next += updates;
+        let rate = (1.0 / every.as_secs_f64()).round();
+        add(&format!("new lease to kernel at {rate}/s, p99 ms"), samples.quantile(0.99).into(), Goal::None);
+        add(&format!("new lease to kernel at {rate}/s, ms"), samples, Goal::None);
+        add(&format!("processor per new lease at {rate}/s, ms"), cpu.into(), Goal::None);
+    }
+    add("resident at the end, MiB", agent.memory("Rss")?.into(), limit);
+    Ok(())
+}
+
+/// The measurement.
+pub fn run(options: &Options) -> Result<Table> {
+    let mut table = Table::new("memory", "the agent with its peers in the embedded store, vxlan");
+    for peers in &options.peers {
+        let limit = match peers {
+            100 => Goal::AtMost(12.0),
+            10_000 => Goal::AtMost(64.0),
+            _ => Goal::None,
+        };
+        with_peers(options, *peers, limit, &mut table)?;
+    }
+    Ok(table)
+}
