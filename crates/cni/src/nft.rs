@@ -46,7 +46,10 @@ pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) ->
         let Some(batch) = changes(table, &have, add, stale) else { return Ok(()) };
         match nft.commit(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
-            other => return other.map_err(internal),
+            other => {
+                nft.leave();
+                return other.map_err(internal);
+            }
         }
     }
 }

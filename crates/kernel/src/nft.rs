@@ -11,6 +11,7 @@ pub mod lower;
 pub mod message;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use plan::state::{NftTable, TableKey};
 
@@ -22,6 +23,9 @@ use message::{ChainInfo, OWNER, PERSIST, RuleInfo, TableInfo};
 
 /// How often a transaction is tried again after another program was faster.
 const ATTEMPTS: usize = 100;
+
+/// Longer than the kernel takes to free deleted rules.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// A socket to the nftables of one namespace. Owner of the tables it wrote as owned, as long as it lives.
 #[derive(Debug)]
@@ -58,6 +62,14 @@ impl Nft {
     /// As [`Nft::open`], or the namespace cannot be entered.
     pub fn open_in(netns: BorrowedFd<'_>) -> Result<Nft, Error> {
         Ok(Nft { socket: Socket::open_in(netns, Protocol::Netfilter)?, plain: false })
+    }
+
+    /// Closes the socket without waiting. The kernel lets the closing of a netfilter socket wait until it
+    /// has freed all rules deleted lately, 10 to 20 ms, and bars all transactions meanwhile: a child
+    /// process closes it when that is over (decision 0070). For programs that end; who lives on just drops.
+    pub fn leave(self) {
+        // Without a process the closing at the end of this function waits.
+        let _ = self.socket.hold_in_child(GRACE);
     }
 
     /// Brings a table to the wanted content, whatever is in it now, in one transaction. Others' rules in

@@ -72,16 +72,36 @@ pub fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
 /// which the kernel sleeps; the child holds nothing but the socket, and ends when the kernel is done.
 pub fn send_from_child(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
     let socket = fd.as_raw_fd();
+    in_child(fd, || {
+        // SAFETY: pointer and length are those of a slice that outlives the call.
+        unsafe { libc::send(socket, data.as_ptr().cast(), data.len(), 0) };
+    })
+}
+
+/// Keeps a descriptor open in a child process that nobody waits for, so that whoever closes it here is not
+/// the last to do so.
+pub fn hold_in_child(fd: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
+    let time = libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
+    in_child(fd, || {
+        // SAFETY: the time lives through the call; the time left is not asked for.
+        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+    })
+}
+
+/// Runs `work` in a child process that holds nothing but one descriptor. It may only make
+/// async-signal-safe calls, and allocates nothing.
+fn in_child(fd: BorrowedFd<'_>, work: impl FnOnce()) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
     // SAFETY: the child of a process with threads may only make async-signal-safe calls until it ends:
-    // close_range, send and _exit are, and nothing is allocated.
+    // close_range and _exit are, and `work` promises it.
     unsafe {
         if check(libc::fork())? > 0 {
             return Ok(());
         }
         // Whoever waits for the end of our output, or for a lock of ours, must not wait for the child.
-        libc::syscall(libc::SYS_close_range, 0, socket - 1, 0);
-        libc::syscall(libc::SYS_close_range, socket + 1, libc::c_int::MAX, 0);
-        libc::send(socket, data.as_ptr().cast(), data.len(), 0);
+        libc::syscall(libc::SYS_close_range, 0, fd - 1, 0);
+        libc::syscall(libc::SYS_close_range, fd + 1, libc::c_int::MAX, 0);
+        work();
         libc::_exit(0)
     }
 }

@@ -337,6 +337,11 @@ impl Socket {
         Ok(self.sequence)
     }
 
+    /// Leaves the last closing of this socket to a child process, which does it after `time`.
+    pub(crate) fn hold_in_child(&self, time: Duration) -> io::Result<()> {
+        sys::hold_in_child(self.fd.as_fd(), time)
+    }
+
     /// Waits until something is there to receive; false when the time ran out.
     pub(crate) fn readable(&self, timeout: Duration) -> io::Result<bool> {
         Ok(sys::poll([self.fd.as_fd()], Some(timeout))?[0])
