@@ -3,6 +3,7 @@
 //! `argv[0]` (or the first argument) is a plugin's name, parameters come in the environment, the document
 //! on stdin, the answer goes to stdout (cni.md 1). `loden-cni install --bin-dir DIR` puts it in place.
 
+mod arena;
 mod delegate;
 mod install;
 mod lock;
@@ -25,6 +26,9 @@ usage: loden-cni install --bin-dir DIR    put the program and a link for each pl
        loden-cni PLUGIN                   act as a CNI plugin (cni.md 1: environment and stdin)
        loden-cni --version
 plugins:";
+
+#[global_allocator]
+static MEMORY: arena::Arena = arena::Arena::new();
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
