@@ -71,12 +71,12 @@ fn find(kind: &str, path: &str) -> Result<PathBuf, Error> {
 /// Same device and inode, or a copy: same length and same bytes.
 fn is_own_program(file: &Path) -> bool {
     let same = || -> std::io::Result<bool> {
-        let (mut own, mut other) = (File::open("/proc/self/exe")?, File::open(file)?);
-        let (a, b) = (own.metadata()?, other.metadata()?);
+        let own = Path::new("/proc/self/exe");
+        let (a, b) = (own.metadata()?, file.metadata()?);
         if (a.dev(), a.ino()) == (b.dev(), b.ino()) {
             return Ok(true);
         }
-        Ok(a.len() == b.len() && same_bytes(&mut own, &mut other)?)
+        Ok(a.len() == b.len() && same_bytes(&mut File::open(own)?, &mut File::open(file)?)?)
     };
     same().unwrap_or(false)
 }

@@ -51,6 +51,14 @@ pub fn open_for_del(path: &str) -> Result<Option<Netns>, Error> {
     }
 }
 
+/// A socket in the pod's namespace.
+///
+/// # Errors
+/// It cannot be entered, or no socket be made.
+pub fn rtnl(netns: &Netns) -> Result<Rtnl, Error> {
+    netns.visit(Rtnl::open).map_err(internal)?.map_err(internal)
+}
+
 /// `CNI_IFNAME` as the kernel takes it.
 ///
 /// # Errors
@@ -77,7 +85,7 @@ pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) 
     let Setup { name, result, dad } = setup;
     let ips = own_addresses(*name, result)?;
     let v6 = ips.iter().any(|ip| ip.address.addr().is_ipv6());
-    netns.run(|| set_parameters(*name, v6, *dad)).map_err(internal)??;
+    netns.visit(|| set_parameters(*name, v6, *dad)).map_err(internal)??;
     let mut messages = Vec::new();
     let mut actions = Vec::new();
     for ip in &ips {
@@ -176,13 +184,13 @@ fn set_parameters(name: IfName, v6: bool, dad: bool) -> Result<(), Error> {
             }
         }
         let keep = format!("net/ipv6/conf/{name}/keep_addr_on_down");
-        sysctl::write(&keep, "1").map_err(internal)?;
+        sysctl::set(&keep, "1").map_err(internal)?;
     }
     if dad {
-        let _ = sysctl::write(&format!("net/ipv6/conf/{name}/enhanced_dad"), "1");
+        let _ = sysctl::set(&format!("net/ipv6/conf/{name}/enhanced_dad"), "1");
     }
-    let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_dad"), if dad { "1" } else { "0" });
-    let _ = sysctl::write(&format!("net/ipv4/conf/{name}/arp_notify"), "1");
+    let _ = sysctl::set(&format!("net/ipv6/conf/{name}/accept_dad"), if dad { "1" } else { "0" });
+    let _ = sysctl::set(&format!("net/ipv4/conf/{name}/arp_notify"), "1");
     Ok(())
 }
 

@@ -182,8 +182,12 @@ pub fn overwrite(path: &Path, content: &[u8]) -> Result<(), Error> {
         }
         (other, _) => other,
     };
-    let write =
-        |mut file: fs::File| file.write_all(content).and_then(|()| file.set_len(content.len() as u64));
+    let write = |mut file: fs::File| {
+        file.write_all(content)?;
+        // Looking is much cheaper than cutting, which the file system has to write down.
+        let length = content.len() as u64;
+        if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+    };
     file.and_then(write).map_err(|e| {
         let _ = fs::remove_file(path);
         failed(path, &e)

@@ -2,13 +2,14 @@
 //!
 //! All of it is checked before the plugin does anything, the identity of the namespace included (B-01).
 
+use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::panic::PanicHookInfo;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kernel::{Netns, NetnsError};
 use model::cni::version::{self, Shape};
 use model::cni::{CniResult, Error, Members, Version, check_ifname, code, is_identifier};
 use model::gojson::Json;
@@ -128,9 +129,10 @@ impl Env {
         if self.netns.is_empty() || self.netns_override {
             return Ok(());
         }
-        let id = |netns: Result<Netns, NetnsError>| netns.and_then(|n| n.id()).ok();
-        let pod = id(Netns::open(Path::new(&self.netns)));
-        if pod.is_some() && pod == id(Netns::current()) {
+        // Device and inode of nsfs; no other file has those of a namespace.
+        let id = |path: &str| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+        let pod = id(&self.netns);
+        if pod.is_some() && pod == id("/proc/thread-self/ns/net") {
             let msg = "plugin's netns and netns from CNI_NETNS should not be the same";
             return Err(Error::new(code::NETNS, msg).details(&*self.netns));
         }

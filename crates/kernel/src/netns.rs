@@ -1,12 +1,13 @@
 //! Network namespaces: opening one by path, making one, running code inside.
 //!
-//! A thread that entered a namespace is never used for anything else: [`Netns::run`] starts one and lets
-//! it die, so no other code can find itself in the wrong namespace.
+//! No other code can find itself in the wrong namespace: [`Netns::run`] starts a thread for what is done
+//! inside and lets it die, [`Netns::visit`] comes back or ends the process.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
 use crate::{NetnsError, sys};
@@ -78,6 +79,22 @@ impl Netns {
         })?
     }
 
+    /// Runs `work` inside the namespace on the calling thread, which comes back. Saves a thread, which costs
+    /// a tenth of a millisecond: for programs that make one call and end. Who cannot come back must not go
+    /// on in the wrong place, so the process is ended then.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        let home = File::open("/proc/thread-self/ns/net").map_err(failed("open our namespace".to_owned()))?;
+        sys::enter_netns(self.file.as_fd()).map_err(failed("enter the network namespace".to_owned()))?;
+        let done = catch_unwind(AssertUnwindSafe(work));
+        if sys::enter_netns(home.as_fd()).is_err() {
+            std::process::abort();
+        }
+        Ok(done.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
     /// Device and inode of the namespace.
     ///
     /// # Errors
@@ -115,7 +132,7 @@ pub(crate) fn thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Netn
             .name("netns".to_owned())
             .spawn_scoped(scope, work)
             .map_err(failed("start a thread".to_owned()))?;
-        Ok(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok(handle.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 

@@ -28,16 +28,21 @@ pub fn write(path: &str, value: &str) -> Result<bool, Error> {
     if read(path).is_ok_and(|now| now.split_whitespace().eq(value.split_whitespace())) {
         return Ok(false);
     }
+    set(path, value).map(|()| true)
+}
+
+/// Writes the value whatever is there, for a device just made: looking first would cost as much again.
+///
+/// # Errors
+/// The parameter does not exist or cannot be written.
+pub fn set(path: &str, value: &str) -> Result<(), Error> {
     let file = file(path)?;
     // Neither created nor cut: procfs knows no other files than its own.
     let done = std::fs::OpenOptions::new()
         .write(true)
         .open(&file)
         .and_then(|mut f| io::Write::write_all(&mut f, value.as_bytes()));
-    match done {
-        Ok(()) => Ok(true),
-        Err(source) => Err(Error::Sysctl { action: format!("write {value:?} to"), path: file, source }),
-    }
+    done.map_err(|source| Error::Sysctl { action: format!("write {value:?} to"), path: file, source })
 }
 
 /// [`read`] inside another namespace.

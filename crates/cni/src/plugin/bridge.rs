@@ -8,8 +8,6 @@ mod check;
 mod gateway;
 mod host;
 
-use std::os::fd::AsFd;
-
 use kernel::Netns;
 use kernel::link::{LinkChange, LinkInfo};
 use kernel::rtnl::Rtnl;
@@ -38,7 +36,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let conf = parse(call)?;
     let name = pod::interface(&call.env.ifname)?;
     let netns = pod::open(&call.env.netns)?;
-    let mut pod = Rtnl::open_in(netns.as_fd()).map_err(internal)?;
+    let mut pod = pod::rtnl(&netns)?;
     let mut host = Rtnl::open().map_err(internal)?;
     let peer = host::random_name()?;
     if record::read(NAME, call).is_some_and(|record| !record.is_complete) {
@@ -153,7 +151,7 @@ fn release(kind: &str, call: &Call) -> Result<(), Error> {
 /// the pod if its namespace is there, else from the host by our record.
 fn silence(call: &Call, record: Option<&Record>) -> Result<Option<(Rtnl, LinkInfo)>, Error> {
     let (mut rtnl, name) = match pod::open_for_del(&call.env.netns)? {
-        Some(netns) => (Rtnl::open_in(netns.as_fd()).map_err(internal)?, call.env.ifname.as_str()),
+        Some(netns) => (pod::rtnl(&netns)?, call.env.ifname.as_str()),
         None => match record {
             Some(record) => (Rtnl::open().map_err(internal)?, record.host_interface.as_str()),
             None => return Ok(None),

@@ -5,7 +5,6 @@ use kernel::link::{LinkChange, LinkInfo};
 use kernel::rtnl::Rtnl;
 use model::IfName;
 use model::cni::{CniResult, Error, Interface, IpConfig};
-use std::os::fd::AsFd;
 
 use crate::pod::{self, internal};
 use crate::skel::Call;
@@ -65,7 +64,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
 }
 
 fn look(netns: &Netns) -> Result<(Rtnl, LinkInfo), Error> {
-    let mut rtnl = Rtnl::open_in(netns.as_fd()).map_err(internal)?;
+    let mut rtnl = pod::rtnl(netns)?;
     let lo = rtnl.link_by_name(IfName::fixed("lo")).map_err(internal)?;
     let lo = lo.ok_or_else(|| Error::internal("failed to lookup \"lo\": no such device"))?;
     Ok((rtnl, lo))

@@ -1,7 +1,6 @@
 //! CHECK of the bridge plugin: the kernel against the result (cni.md 2.0.8, 2.1).
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 
 use ipnet::IpNet;
 use kernel::link::LinkInfo;
@@ -30,7 +29,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
     let result = call.prev_result.as_ref().ok_or_else(|| Error::config("Required prevResult missing"))?;
     let netns = pod::open(&call.env.netns)?;
     let mut host = Rtnl::open().map_err(internal)?;
-    let mut inside = Rtnl::open_in(netns.as_fd()).map_err(internal)?;
+    let mut inside = pod::rtnl(&netns)?;
     let bridge = check_bridge(&mut host, &conf, result)?;
     let link = check_pod(&mut inside, call, result)?;
     check_port(&mut host, result, &bridge, &link)?;

@@ -150,7 +150,7 @@ pub fn make_veth(
         }
         false => Error::internal(format!("failed to make veth pair: {e}")),
     })?;
-    let _ = sysctl::write(&format!("net/ipv6/conf/{peer}/accept_ra"), "0");
+    let _ = sysctl::set(&format!("net/ipv6/conf/{peer}/accept_ra"), "0");
     Ok(())
 }
 
