@@ -67,8 +67,13 @@ fn cargo(folder: &Path, arguments: &[&str]) -> Result<Duration> {
     let start = Instant::now();
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
     let time = start.elapsed();
-    if output.status.success() {
-        return Ok(time);
+    let (said, did) = (String::from_utf8_lossy(&output.stderr), arguments.join(" "));
+    if !output.status.success() {
+        return Err(format!("cargo {did}: {said}").into());
     }
-    Err(format!("cargo {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)).into())
+    // An edit that cargo does not see would be measured as very fast.
+    if arguments[0] != "fetch" && !said.contains("Compiling") {
+        return Err(format!("cargo {did} compiled nothing").into());
+    }
+    Ok(time)
 }
