@@ -47,3 +47,15 @@ fn assert_has(have: &Value, want: &Value) {
     }
     assert!(has(have, want), "expected {want:#}\nfound {have:#}");
 }
+
+#[test]
+fn a_visit_to_a_namespace_ends_where_it_began() {
+    let home = Netns::current().unwrap().id().unwrap();
+    let away = fresh();
+    let here = || Netns::current().unwrap().id().unwrap();
+    assert_eq!(away.visit(here).unwrap(), away.id().unwrap());
+    assert_eq!(here(), home);
+    let panicked = std::panic::catch_unwind(|| away.visit(|| panic!("inside")));
+    assert!(panicked.is_err());
+    assert_eq!(here(), home);
+}

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use kernel::nft::CommentIs;
@@ -481,4 +482,28 @@ fn ten_thousand_rules_in_one_transaction() {
     kernel.apply(&[Step::Put(Object::Nft(Box::new(table.clone())))]).pop().unwrap().unwrap();
     let read = kernel.read(&Scope::default(), &wanted).unwrap();
     assert!(matches!(read.get(&Key::Nft(table.key.clone())), Some(Object::Nft(t)) if !t.drifted));
+}
+
+#[test]
+fn a_socket_left_to_a_child_is_closed_in_the_end_and_bars_nobody() {
+    if !has_owner_flags(&fresh()) {
+        println!("SKIP a_socket_left_to_a_child_is_closed_in_the_end_and_bars_nobody: kernel before 6.9");
+        return;
+    }
+    let netns = fresh();
+    let table = flannel_v4();
+    let mut nft = Nft::open_in(netns.as_fd()).unwrap();
+    nft.replace(&table).unwrap();
+    // Deleting makes the kernel's queue of what is to be freed.
+    nft.replace(&table).unwrap();
+    nft.leave();
+    let mut other = Nft::open_in(netns.as_fd()).unwrap();
+    other.replace(&NftTable { key: key(NftFamily::Ip6, "other"), ..table.clone() }).unwrap();
+    // Owned as long as the child holds the socket, and free afterwards.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(errno) = other.replace(&table) {
+        assert_eq!(errno.code, libc::EPERM, "{errno}");
+        assert!(Instant::now() < deadline, "the child still holds it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
