@@ -11,12 +11,15 @@ use std::process::{Command, ExitCode};
 
 /// Debian packages the tests use as foreign witnesses and peers. The programs themselves need none.
 pub const PACKAGES: &[&str] = &[
+    "conntrack",
     "containernetworking-plugins",
     "etcd-client",
     "etcd-server",
     "iproute2",
     "iptables",
     "nftables",
+    "procps",
+    "strace",
     "tcpdump",
 ];
 
