@@ -78,6 +78,13 @@ impl Member {
                     Ok(conf) => {
                         said.over();
                         tracing::info!("Found network config - Backend type: {}", conf.backend_type);
+                        if !conf.enable_nftables {
+                            tracing::warn!(
+                                "EnableNFTables is off, and iptables mode is not built yet: masquerade and forward \
+                                 rules of the same meaning are kept in nftables; accepts there do not overrule a DROP \
+                                 in iptables' FORWARD, such as Docker's"
+                            );
+                        }
                         self.inbox.update(|inputs| inputs.conf = Some(conf.clone()));
                         return conf;
                     }

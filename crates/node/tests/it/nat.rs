@@ -44,6 +44,7 @@ fn only_what_leaves_the_cluster_network_is_masqueraded() {
         for agent in &agents {
             agent.ready();
         }
+        assert_eq!(agents[0].log().contains("iptables mode is not built yet"), !golden);
         let [one, two, outside] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
         let underlay = |host: &Host| -> IpAddr {
             if family == "4" { host.public() } else { host.public6() }.parse().unwrap()
