@@ -191,16 +191,22 @@ fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
     // What happened before the socket was open has not been reported.
     inbox.news(|_| ALL);
     while let Some(event) = monitor.next()? {
-        inbox.news(|conf| match &event {
+        inbox.news(|inputs| match &event {
             Event::Overrun => ALL,
             // Any device or address may decide which interface carries the traffic.
-            Event::Link(dev, _) | Event::Addr(dev) => News { host: true, ours: backend::is_our_device(*dev) },
+            // IPv4 routes go with their interface, and the kernel does not say so.
+            Event::Link(dev, _) | Event::Addr(dev) => {
+                News { host: true, ours: backend::is_our_device(*dev) || inputs.uplink == Some(*dev) }
+            }
             Event::Neigh(dev) | Event::Fdb(dev) => News { host: false, ours: backend::is_our_device(*dev) },
             Event::Route(key, protocol) => News {
                 host: key.dst.prefix_len() == 0,
                 // A route of someone else to a destination of ours may have replaced ours.
                 ours: *protocol == plan::ROUTE_PROTOCOL
-                    || conf.is_some_and(|conf| conf.networks().iter().any(|net| net.contains(&key.dst))),
+                    || inputs
+                        .conf
+                        .as_ref()
+                        .is_some_and(|conf| conf.networks().iter().any(|net| net.contains(&key.dst))),
             },
             Event::Nexthop(_) => News { host: false, ours: true },
             Event::Rule(_) => News { host: true, ours: false },

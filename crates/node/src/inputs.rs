@@ -4,7 +4,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::{Lease, NetConf};
+use model::{IfName, Lease, NetConf};
 use store::View;
 
 /// What the kernel's notifications said since the last round.
@@ -25,6 +25,8 @@ pub struct Inputs {
     pub own: Option<Lease>,
     /// All leases.
     pub view: View,
+    /// The interface that carries the traffic between hosts, as the loop knows it.
+    pub uplink: Option<IfName>,
     /// News from the kernel, cleared when taken.
     pub news: News,
     /// The process shall end.
@@ -47,10 +49,15 @@ impl Inbox {
         self.wake.notify_one();
     }
 
+    /// Tells the listener which interface matters; wakes nobody.
+    pub fn watch_uplink(&self, uplink: Option<IfName>) {
+        self.lock().0.uplink = uplink;
+    }
+
     /// Adds news from the kernel; what concerns nobody wakes nobody.
-    pub fn news(&self, judge: impl FnOnce(Option<&NetConf>) -> News) {
+    pub fn news(&self, judge: impl FnOnce(&Inputs) -> News) {
         let mut slot = self.lock();
-        let news = judge(slot.0.conf.as_ref());
+        let news = judge(&slot.0);
         if news != News::default() {
             slot.0.news.host |= news.host;
             slot.0.news.ours |= news.ours;

@@ -96,6 +96,11 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// The interface that carries the traffic between hosts.
+    pub fn uplink(&self) -> Option<IfName> {
+        self.facts.as_ref().map(|facts| facts.uplink.name)
+    }
+
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
         let resync = self.read_ms + if self.facts.is_some() { RESYNC_MS } else { 2_000 };

@@ -39,6 +39,8 @@ pub enum Personality {
 
 /// A burst of changes becomes one round.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Distance of tries to write the subnet file.
+const REWRITE: Duration = Duration::from_secs(1);
 /// Steps shown in the log for one round.
 const SHOWN: usize = 8;
 
@@ -105,7 +107,9 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let mut succeeded = false;
     let start = Instant::now();
     loop {
-        let inputs = inbox.wait(start + Duration::from_millis(reconciler.due_ms()), SETTLE);
+        let due = start + Duration::from_millis(reconciler.due_ms());
+        let due = if outcome.unwritten.is_some() { due.min(Instant::now() + REWRITE) } else { due };
+        let inputs = inbox.wait(due, SETTLE);
         if inputs.stop {
             break;
         }
@@ -115,6 +119,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
             succeeded = true;
             succeed_flanneld();
         }
+        inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
         reports.send_replace(report);
     }
@@ -289,6 +294,8 @@ struct Outlet {
     health: Arc<Health>,
     notify: Option<String>,
     written: Option<String>,
+    /// Why the subnet file could not be written last time.
+    unwritten: Option<String>,
     ready: bool,
     left_out: std::collections::BTreeMap<String, String>,
     troubles: Vec<String>,
@@ -302,6 +309,7 @@ impl Outlet {
             health,
             notify,
             written: None,
+            unwritten: None,
             ready: false,
             left_out: Default::default(),
             troubles: Vec::new(),
@@ -339,13 +347,14 @@ impl Outlet {
             Ok(()) => {
                 tracing::info!("Wrote subnet file to {}", path.display());
                 self.written = Some(text);
+                self.unwritten = None;
                 true
             }
             Err(error) => {
-                if self.ready || self.written.is_none() && !self.troubles.contains(&error) {
+                if self.unwritten.as_ref() != Some(&error) {
                     tracing::error!("{error}");
-                    self.troubles.push(error);
                 }
+                self.unwritten = Some(error);
                 self.written = None;
                 false
             }

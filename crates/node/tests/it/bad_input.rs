@@ -140,6 +140,7 @@ fn a_read_only_place_for_subnet_env_is_named() {
     fs::remove_file(&blocked).unwrap();
     agent.says("flannel is ready");
     assert!(blocked.join("subnet.env").exists());
+    assert_eq!(agent.log().matches("blocked/subnet.env: ").count(), 1, "said once: {}", agent.log());
 }
 
 #[test]

@@ -298,3 +298,22 @@ fn the_uplink_may_vanish_and_return_with_another_index() {
     host.sh("ip -6 route replace default via 2001:db8::1");
     until("traffic after", || host.greet(peer, address));
 }
+
+/// The kernel takes IPv4 routes away with their interface and does not say so; the slow resync would come
+/// later than this test's patience.
+#[test]
+fn routes_that_went_with_the_uplink_come_back_with_it() {
+    let world = World::with_config(2, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    let _agents = world.start(&["--iface=eth0"]);
+    let (host, peer) = (&world.hosts[0], &world.hosts[1]);
+    let route = || {
+        let routes = try_sh(host, &format!("ip route show {} proto 76", peer.subnet("FLANNEL_SUBNET")));
+        if routes.is_empty() { Err("no route".to_owned()) } else { Ok(()) }
+    };
+    until("the peer's route", route);
+    for _ in 0..5 {
+        host.sh("ip link set eth0 down");
+        host.sh("ip link set eth0 up");
+        until("the route after a flap", route);
+    }
+}
