@@ -16,6 +16,7 @@ use plan::facts::Families;
 use plan::state::{Scope, TABLE_MAIN};
 use plan::uplink::{self, Iface, IfaceAddress, Routing, Selectors};
 use plan::{Facts, State, Step, backend, rules};
+use store::Remembered;
 
 use crate::args::Options;
 use crate::inputs::{Inbox, News};
@@ -114,7 +115,13 @@ impl Host {
 }
 
 impl reconcile::Kernel for Host {
-    fn facts(&mut self, conf: &NetConf, devices: &[IfName], peers: &[IpAddr]) -> Result<Facts, String> {
+    fn facts(
+        &mut self,
+        conf: &NetConf,
+        remembered: &Remembered,
+        devices: &[IfName],
+        peers: &[IpAddr],
+    ) -> Result<Facts, String> {
         let families = Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 };
         let text = |error: kernel::Error| error.to_string();
         let links = self.kernel.rtnl().links().map_err(text)?;
@@ -126,7 +133,14 @@ impl reconcile::Kernel for Host {
                 links.iter().filter(|l| !devices.contains(&l.link.name)).cloned().collect();
             Host::interfaces(&others, &addresses)
         };
-        let choice = uplink::choose(&self.selectors, families, &interfaces, &routing)?;
+        let mut selectors = self.selectors.clone();
+        if let Some(ip) = remembered.public_ip {
+            selectors.public_ip = ip.to_string();
+        }
+        if let Some(ip) = remembered.public_ip6 {
+            selectors.public_ipv6 = ip.to_string();
+        }
+        let choice = uplink::choose(&selectors, families, &interfaces, &routing)?;
         if self.said != choice.why {
             for why in &choice.why {
                 tracing::info!("Using interface {}: {why}", choice.uplink.name);
@@ -147,6 +161,7 @@ impl reconcile::Kernel for Host {
                 .map(|l| (l.link.name, l.link))
                 .collect(),
             pinned_macs: BTreeMap::new(),
+            published: remembered.attrs.clone(),
             on_link,
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),

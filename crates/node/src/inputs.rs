@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{IfName, Lease, NetConf};
-use store::View;
+use store::{Remembered, View};
 
 /// What the kernel's notifications said since the last round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct News {
 pub struct Inputs {
     /// The network configuration, once the store has given one that makes sense.
     pub conf: Option<NetConf>,
+    /// What the registry knew of this node at the start; there when `conf` is.
+    pub remembered: Remembered,
     /// Our own lease, once acquired.
     pub own: Option<Lease>,
     /// All leases.

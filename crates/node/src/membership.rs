@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use model::{LeaseAttrs, NetConf, Subnets};
-use store::{Held, LeaseStore, Request, StoreError, View};
+use store::{Held, LeaseStore, Remembered, Request, StoreError, View};
 use tokio::sync::watch;
 
 use crate::inputs::Inbox;
@@ -59,6 +59,11 @@ impl Member {
     pub async fn run<S: LeaseStore>(mut self, store: S) {
         tracing::info!("Created subnet manager: {}", store.name());
         let conf = self.configuration(&store).await;
+        let remembered = self.remembered(&store).await;
+        self.inbox.update(|inputs| {
+            inputs.remembered = remembered;
+            inputs.conf = Some(conf.clone());
+        });
         let (feed, view) = watch::channel(View::default());
         tokio::join!(
             store.watch(&feed),
@@ -67,7 +72,22 @@ impl Member {
         );
     }
 
-    /// Waits for a configuration that makes sense and hands it to the loop.
+    /// What the registry knows of us from before.
+    async fn remembered<S: LeaseStore>(&self, store: &S) -> Remembered {
+        let mut said = Said::new("read what this node published before");
+        loop {
+            match store.remembered().await {
+                Ok(remembered) => {
+                    said.over();
+                    return remembered;
+                }
+                Err(error) => said.trouble(error.to_string()),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Waits for a configuration that makes sense.
     async fn configuration<S: LeaseStore>(&self, store: &S) -> NetConf {
         let mut said = Said::new("fetch network config");
         loop {
@@ -85,7 +105,6 @@ impl Member {
                                  in iptables' FORWARD, such as Docker's"
                             );
                         }
-                        self.inbox.update(|inputs| inputs.conf = Some(conf.clone()));
                         return conf;
                     }
                 },

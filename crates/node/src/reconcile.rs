@@ -23,6 +23,7 @@ use plan::rules::{self, Choice};
 use plan::state::Scope;
 use plan::tracker::Tracker;
 use plan::{Facts, Key, Object, State, Step, diff, handover};
+use store::Remembered;
 
 use crate::inputs::Inputs;
 
@@ -32,7 +33,13 @@ pub const RESYNC_MS: u64 = 30_000;
 /// The border to the kernel, real or simulated.
 pub trait Kernel {
     /// Reads the host. `peers` are the addresses whose reachability is asked for.
-    fn facts(&mut self, conf: &NetConf, devices: &[IfName], peers: &[IpAddr]) -> Result<Facts, String>;
+    fn facts(
+        &mut self,
+        conf: &NetConf,
+        remembered: &Remembered,
+        devices: &[IfName],
+        peers: &[IpAddr],
+    ) -> Result<Facts, String>;
     /// Reads what is ours, see [`Scope`].
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String>;
     /// Does the steps in order; one answer each, failures as text with the command.
@@ -159,7 +166,7 @@ impl<K: Kernel> Reconciler<K> {
             asked = publics.flatten().collect::<BTreeSet<_>>().into_iter().collect();
         }
         if resync || inputs.news.host || self.facts.is_none() || asked != self.asked {
-            let mut facts = self.kernel.facts(conf, &backend.devices(), &asked)?;
+            let mut facts = self.kernel.facts(conf, &inputs.remembered, &backend.devices(), &asked)?;
             facts.pinned_macs = self.pinned.clone();
             facts.nexthops_in_use =
                 self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::{Family, IfName, Mac};
+use model::{Family, IfName, LeaseAttrs, Mac};
 
 use crate::state::Link;
 
@@ -20,6 +20,9 @@ pub struct Facts {
     pub devices: BTreeMap<IfName, Link>,
     /// Hardware addresses our devices keep as long as we run, whatever happens to the devices.
     pub pinned_macs: BTreeMap<IfName, Mac>,
+    /// What this node published before this process, as the registry remembers it: a device that has to
+    /// be made anew gets its old hardware address.
+    pub published: Option<LeaseAttrs>,
     /// Peers' public addresses that the kernel would reach without a gateway, and through which device.
     /// Asked for only by backends that route directly.
     pub on_link: BTreeMap<IpAddr, IfName>,

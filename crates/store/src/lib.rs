@@ -9,6 +9,8 @@ pub mod etcd;
 mod mirror;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use model::{Lease, LeaseAttrs, Peers, Subnets};
@@ -45,6 +47,26 @@ pub struct Stored {
     pub reserved: bool,
 }
 
+/// What the registry knows of this node before the agent has said anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// What this node published last; a tunnel keeps its hardware address or key by it (flannel.md 4.2).
+    pub attrs: Option<LeaseAttrs>,
+    /// An address an operator set for this node in the registry; goes before `--public-ip`.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The same in IPv6; goes before `--public-ipv6`.
+    pub public_ip6: Option<Ipv6Addr>,
+}
+
+/// How the node fares, for registries that show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The node's pods reach others.
+    pub ready: bool,
+    /// What is wrong now, one sentence each, the gravest first.
+    pub troubles: Vec<String>,
+}
+
 /// What the watch has learnt so far. One slot: a slow reader sees only the newest.
 #[derive(Clone, Debug, Default)]
 pub struct View {
@@ -52,6 +74,8 @@ pub struct View {
     pub peers: Peers,
     /// Whether a first complete snapshot has arrived; before that nothing may be swept.
     pub complete: bool,
+    /// Names of the nodes that hold the leases, where the store has names.
+    pub names: Arc<BTreeMap<Subnets, Box<str>>>,
     /// Keys that hold no valid lease, and why. They cost nobody else anything (F-20).
     pub rejected: BTreeMap<String, String>,
     /// What keeps the store from being read right now, in one sentence; peers stay as last known.
@@ -70,6 +94,9 @@ pub enum StoreError {
     /// The network configuration is not there yet.
     #[error("{0}")]
     NoConfig(String),
+    /// Nobody has given this node a subnet yet, and only an operator can.
+    #[error("{0}")]
+    NoSubnet(String),
     /// No free subnet is left.
     #[error("{0}")]
     Exhausted(String),
@@ -95,6 +122,19 @@ pub trait LeaseStore {
     /// # Errors
     /// `NoConfig` while nobody has written it; `Unreachable`, `Denied`.
     async fn config(&self) -> Result<String, StoreError>;
+
+    /// What is known of this node from before. Asked once, before the first [`LeaseStore::acquire`].
+    ///
+    /// # Errors
+    /// `Unreachable`, `Denied`.
+    async fn remembered(&self) -> Result<Remembered, StoreError> {
+        Ok(Remembered::default())
+    }
+
+    /// Shows in the registry how the node fares, for ever; cancel by dropping. Failures concern nobody.
+    async fn announce(&self, _standing: watch::Receiver<Standing>) {
+        std::future::pending().await
+    }
 
     /// Takes a lease: our own again, our previous subnets, or a free one (flannel.md 3.4, without
     /// F-23, F-24, F-26, F-35, F-40). Lost races are retried inside.

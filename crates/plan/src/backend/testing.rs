@@ -23,6 +23,7 @@ pub fn facts() -> Facts {
             .into_iter()
             .map(|(name, last)| (IfName::fixed(name), Mac([0x0e, 0, 0, 0, 0, last])))
             .collect(),
+        published: None,
         on_link: BTreeMap::new(),
         nexthops_in_use: false,
         ipv6: true,

@@ -60,8 +60,8 @@ impl Vxlan {
         self.devices.iter().find(|(f, _)| *f == family).map(|(_, name)| *name)
     }
 
-    /// The address a device has: pinned since our start, else that of the device we found, else one
-    /// derived from machine, device and public address.
+    /// The address a device has: pinned since our start, else that of the device we found, else the one
+    /// the registry remembers of us, else one derived from machine, device and public address.
     fn mac(&self, facts: &Facts, family: Family, name: IfName) -> Mac {
         if let Some(mac) = facts.pinned_macs.get(&name) {
             return *mac;
@@ -69,6 +69,10 @@ impl Vxlan {
         let found = facts.devices.get(&name).filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
         if let Some(mac) = found.and_then(|link| link.mac).filter(|mac| mac.is_unicast()) {
             return mac;
+        }
+        let published = facts.published.as_ref().filter(|attrs| attrs.backend_type == self.kind());
+        if let Some(vtep) = published.and_then(|attrs| vtep::read(attrs.data(family)?).ok()) {
+            return vtep.mac;
         }
         let public = facts.public.of(family).map(|ip| ip.to_string()).unwrap_or_default();
         let parts = [facts.machine_id.as_bytes(), name.as_str().as_bytes(), public.as_bytes()];

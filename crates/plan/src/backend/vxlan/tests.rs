@@ -144,7 +144,7 @@ fn device_follows_the_configuration() {
 }
 
 #[test]
-fn mac_is_kept_then_found_then_derived() {
+fn mac_is_kept_then_found_then_remembered_then_derived() {
     let name = IfName::fixed("flannel.1");
     let mac_of = |facts: &crate::Facts| {
         let data = backend(V4, |_| ()).attrs(facts).backend_data.expect("v4 data");
@@ -158,6 +158,14 @@ fn mac_is_kept_then_found_then_derived() {
     assert_eq!(mac_of(&facts), derived, "the same after a reboot");
     facts.machine_id.push('x');
     assert_ne!(mac_of(&facts), derived, "another machine, another address");
+    let published = |kind, data| Some(lease("10.244.1.0/24", "192.0.2.10", kind, [data, ""]).attrs);
+    facts.published = published("vxlan", r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:07"}"#);
+    assert_eq!(mac_of(&facts), Mac([0x8e, 0, 0, 0, 0, 7]), "as the registry remembers");
+    for (kind, data) in [("wireguard", r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:07"}"#), ("vxlan", "null")] {
+        facts.published = published(kind, data);
+        assert_ne!(mac_of(&facts), Mac([0x8e, 0, 0, 0, 0, 7]), "{kind} {data}");
+    }
+    facts.published = published("vxlan", r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:08"}"#);
     let found = Link {
         name,
         kind: match backend(V4, |_| ()).link(&facts, model::Family::V4, name).kind {
