@@ -6,6 +6,7 @@
 mod dist;
 mod suite;
 mod tidy;
+mod vm;
 
 use std::process::{Command, ExitCode};
 
@@ -15,12 +16,15 @@ pub const PACKAGES: &[&str] = &[
     "containernetworking-plugins",
     "etcd-client",
     "etcd-server",
+    "ethtool",
     "iproute2",
     "iptables",
     "nftables",
     "procps",
+    "qemu-system-x86",
     "strace",
     "tcpdump",
+    "wireguard-tools",
 ];
 
 const USAGE: &str = "\
@@ -29,17 +33,22 @@ usage: cargo xtask COMMAND
   check    formatting, lints, house rules and the pure tests: under a minute when warm
   test     all tests; as root, or those that need root are skipped by name
   ci       install what the tests need (Debian packages), then check and test
+  vm       tests of what this kernel lacks, in a guest of Debian's kernel: `cargo xtask vm [FILTER]...`
   dist     static release programs in dist/, with their sizes
   bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
   tidy     the house rules alone
 ";
 
 fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        vm::guest::main();
+    }
     let command = std::env::args().nth(1).unwrap_or_default();
     let done = match command.as_str() {
         "check" => check(),
         "test" => suite::run(),
         "ci" => install().and_then(|()| check()).and_then(|()| suite::run()),
+        "vm" => suite::vm(&std::env::args().skip(2).collect::<Vec<_>>()),
         "dist" => dist::run(),
         "bench" => dist::run().and_then(|()| bench()),
         "tidy" => tidy::run(),

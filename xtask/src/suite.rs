@@ -8,6 +8,30 @@ use std::process::{Command, Stdio};
 use crate::say;
 
 pub fn run() -> Result<(), String> {
+    let mut tally = Tally::default();
+    let native = native(&mut tally);
+    let guest = crate::vm::run(&[], &mut tally);
+    if let Err(error) = &guest {
+        say(&format!("vm: {error}\n"));
+    }
+    let (text, verdict) =
+        tally.close(native? && guest.is_ok(), &std::env::var("LODEN_REQUIRE").unwrap_or_default());
+    say(&text);
+    verdict
+}
+
+/// Runs the tests in the guest alone.
+pub fn vm(filters: &[String]) -> Result<(), String> {
+    crate::run("cargo", &["build", "--workspace", "--bins", "-j2"])?;
+    let mut tally = Tally::default();
+    let done = crate::vm::run(filters, &mut tally);
+    let (text, verdict) = tally.close(done.is_ok(), &std::env::var("LODEN_REQUIRE").unwrap_or_default());
+    say(&text);
+    done.and(verdict)
+}
+
+/// Runs the tests on this kernel; gives whether all went well.
+fn native(tally: &mut Tally) -> Result<bool, String> {
     // The lab and the CNI tests run the programs themselves.
     crate::run("cargo", &["build", "--workspace", "--bins", "-j2"])?;
     let arguments = ["test", "--workspace", "-j2", "--no-fail-fast", "--", "--show-output"];
@@ -18,20 +42,18 @@ pub fn run() -> Result<(), String> {
         .spawn()
         .map_err(|error| format!("start cargo: {error}"))?;
     let Some(output) = child.stdout.take() else { return Err("cargo test has no output".to_owned()) };
-    let mut tally = Tally::default();
     for line in BufReader::new(output).lines().map_while(Result::ok) {
         if tally.line(&line) {
             say(&format!("{line}\n"));
         }
     }
     let status = child.wait().map_err(|error| format!("wait for cargo test: {error}"))?;
-    let (text, verdict) = tally.close(status.success(), &std::env::var("LODEN_REQUIRE").unwrap_or_default());
-    say(&text);
-    verdict
+    Ok(status.success())
 }
 
+/// What the lines of test programs add up to.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     passed: usize,
     failed: usize,
     skips: Vec<String>,
@@ -41,7 +63,7 @@ struct Tally {
 
 impl Tally {
     /// Takes one line of cargo's output; gives whether it is worth showing.
-    fn line(&mut self, line: &str) -> bool {
+    pub fn line(&mut self, line: &str) -> bool {
         if let Some(skip) = line.trim_start().strip_prefix("SKIP ") {
             self.skips.push(skip.to_owned());
             return false;

@@ -210,13 +210,13 @@ impl Rtnl {
         })
     }
 
-    /// Removes a VLAN; false if it was not there.
+    /// Removes a VLAN. The kernel does not say whether it was there (`br_vlan_info`, net/bridge/br_netlink.c).
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn delete_vlan(&mut self, index: u32, id: u16, own: bool) -> Result<bool, Error> {
+    pub fn delete_vlan(&mut self, index: u32, id: u16, own: bool) -> Result<(), Error> {
         let vlan = BridgeVlan { id, pvid: false, untagged: false };
-        self.remove(&link::vlan(VlanOp::Delete, index, vlan, id, own), || {
+        self.request(&link::vlan(VlanOp::Delete, index, vlan, id, own), || {
             format!("delete VLAN {id} from bridge port {index}")
         })
     }

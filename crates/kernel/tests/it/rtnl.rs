@@ -90,7 +90,8 @@ fn a_veth_is_born_in_two_namespaces_with_everything_set() {
     inside.set_link(77, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
     let info = inside.link_by_name(name("eth0")).unwrap().unwrap();
     assert_eq!(info.link.mac, Some(mac));
-    assert_eq!(inside.link_by_index(77).unwrap(), Some(info));
+    // Its state of operation may have changed in between.
+    assert_eq!(inside.link_by_index(77).unwrap().map(|found| found.link), Some(info.link));
 
     // A taken name is an error that says so; the other end is not left behind.
     let again = rtnl.create_link(&new).unwrap_err();
@@ -197,7 +198,7 @@ fn bridge_vlans() {
     ));
 
     let vlan = |id, pvid, untagged| BridgeVlan { id, pvid, untagged };
-    assert!(rtnl.delete_vlan(veth, 1, false).unwrap());
+    rtnl.delete_vlan(veth, 1, false).unwrap();
     rtnl.add_vlan(veth, vlan(100, true, true), false).unwrap();
     rtnl.add_vlan(veth, vlan(200, false, false), false).unwrap();
     rtnl.add_vlan(bridge, vlan(100, false, false), true).unwrap();
@@ -206,7 +207,7 @@ fn bridge_vlans() {
     let shown = json_in(&netns, "bridge -j vlan show dev veth0");
     let want = json!([{"vlans": [{"vlan": 100, "flags": ["PVID", "Egress Untagged"]}, {"vlan": 200}]}]);
     assert_has(&shown, &want);
-    assert!(!rtnl.delete_vlan(veth, 4000, false).unwrap());
+    rtnl.delete_vlan(veth, 4000, false).unwrap();
 }
 
 #[test]

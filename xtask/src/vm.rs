@@ -1,0 +1,314 @@
+//! `cargo xtask vm [FILTER]...`: tests of what the running kernel lacks, on Debian's cloud kernel under
+//! qemu's emulation. The guest's whole file system is an initramfs of the project's own programs and the
+//! tools they are checked with; its first process is this program (see `guest`).
+
+mod cpio;
+pub mod guest;
+mod image;
+mod modules;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::say;
+use crate::suite::Tally;
+
+/// Tests to run in the guest: a package, its test program, the words that select its tests (libtest's
+/// substring filters; none: all of them), and whether none of them may be skipped there.
+struct Suite {
+    package: &'static str,
+    test: &'static str,
+    words: &'static [&'static str],
+    strict: bool,
+}
+
+const SUITES: &[Suite] = &[
+    // All of the room: the guest's kernel is years older than most, and lacks tables that persist.
+    Suite { package: "kernel", test: "it", words: &[], strict: false },
+    Suite { package: "cni", test: "it", words: &["vlan", "dummy", "vrf", "bandwidth"], strict: true },
+];
+
+/// Modules the tests need; what these need in turn comes along. One that is built in is not looked for.
+const MODULES: &[&str] = &[
+    "8021q",
+    "act_mirred",
+    "bridge",
+    "br_netfilter",
+    "cls_matchall",
+    "cls_u32",
+    "dummy",
+    "ifb",
+    "ip_tables",
+    "ip6_tables",
+    "ipip",
+    "ipvlan",
+    "iptable_nat",
+    "ip6table_nat",
+    "macvlan",
+    "nf_conntrack_netlink",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_meta_bridge",
+    "nft_nat",
+    "nft_numgen",
+    "nft_redir",
+    "nft_reject_inet",
+    "sch_htb",
+    "sch_ingress",
+    "sch_tbf",
+    "tun",
+    "veth",
+    "vrf",
+    "vxlan",
+    "wireguard",
+    "xt_MASQUERADE",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_multiport",
+    "xt_nat",
+    "xt_tcpudp",
+];
+
+/// Programs the tests run as witnesses, with the libraries they need.
+const TOOLS: &[&str] = &[
+    "bash",
+    "bridge",
+    "cat",
+    "conntrack",
+    "env",
+    "ethtool",
+    "ip",
+    "ip6tables",
+    "ip6tables-restore",
+    "ip6tables-save",
+    "iptables",
+    "iptables-restore",
+    "iptables-save",
+    "ls",
+    "mkdir",
+    "mount",
+    "nft",
+    "rm",
+    "sh",
+    "sleep",
+    "ss",
+    "strace",
+    "sysctl",
+    "tc",
+    "tcpdump",
+    "true",
+    "umount",
+    "unshare",
+    "wg",
+];
+
+/// Directories the tools and tests look into, where this machine has them.
+const TREES: &[&str] =
+    &["/usr/lib/cni", "/usr/lib/x86_64-linux-gnu/xtables", "/etc/iproute2", "/etc/protocols"];
+
+/// A boot with the tests of one room takes a minute; more than this is a hang.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Memory of the guest in MiB: the initramfs is unpacked into it.
+const MEMORY: &str = "3072";
+
+/// Runs the suites whose package or words contain one of `filters`, all without filters; adds what they
+/// say to `tally`.
+pub fn run(filters: &[String], tally: &mut Tally) -> Result<(), String> {
+    let root = crate::tidy::root()?;
+    let kernel = match prerequisites(&root) {
+        Ok(kernel) => kernel,
+        Err(reason) => {
+            tally.line(&format!("SKIP vm: {reason}"));
+            return Ok(());
+        }
+    };
+    let wanted = |suite: &&Suite| {
+        let name = format!("{} {} {}", suite.package, suite.test, suite.words.join(" "));
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
+    let suites: Vec<&Suite> = SUITES.iter().filter(wanted).collect();
+    if suites.is_empty() {
+        let names: Vec<&str> = SUITES.iter().map(|suite| suite.package).collect();
+        return Err(format!("no suite fits {filters:?}; there are {}", names.join(", ")));
+    }
+    let mut runs = Vec::new();
+    for suite in &suites {
+        let program = build(suite)?;
+        // Tests find their data and the programs under test by paths of the build.
+        let dir = root.join("crates").join(suite.package);
+        runs.push(guest::Run { dir, program, words: suite.words.iter().map(|w| (*w).to_owned()).collect() });
+    }
+    let archive = root.join("target/vm/initramfs.cpio");
+    image::write(&archive, &kernel, &runs)?;
+    let size = fs::metadata(&archive).map(|m| m.len() >> 20).unwrap_or_default();
+    say(&format!("+ qemu: {} with {size} MiB of initramfs\n", kernel.version));
+    boot(&kernel, &archive, &suites, tally)
+}
+
+/// A kernel image and its modules.
+pub struct Kernel {
+    /// What `uname -r` will say.
+    pub version: String,
+    image: PathBuf,
+    /// `lib/modules/VERSION`
+    modules: PathBuf,
+}
+
+/// The kernel, unpacked below `target/`; an error is the reason why there is no guest here.
+fn prerequisites(root: &Path) -> Result<Kernel, String> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err("the guest is x86-64, this machine is not".to_owned());
+    }
+    if output("qemu-system-x86_64", &["--version"]).is_err() {
+        return Err("no qemu on this machine (Debian: qemu-system-x86)".to_owned());
+    }
+    let dir = root.join("target/vm");
+    fs::create_dir_all(&dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
+    if let Some(kernel) = unpacked(&dir) {
+        return Ok(kernel);
+    }
+    // The package is only unpacked: installing it would build this machine an initramfs.
+    let depends = output("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
+    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    let package = package.ok_or("Debian's linux-image-cloud-amd64 is not to be had; run: apt-get update")?;
+    let package = format!("linux-image-{}", package.trim());
+    let done = Command::new("apt-get").args(["download", "-qq", &package]).current_dir(&dir).status();
+    if !done.is_ok_and(|status| status.success()) {
+        return Err(format!("apt-get download {package} failed"));
+    }
+    for entry in fs::read_dir(&dir).map_err(|error| error.to_string())?.filter_map(Result::ok) {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "deb") {
+            let (from, to) = (path.display().to_string(), dir.join("kernel").display().to_string());
+            output("dpkg-deb", &["-x", &from, &to])?;
+        }
+    }
+    unpacked(&dir).ok_or_else(|| format!("{package} holds no kernel"))
+}
+
+fn unpacked(dir: &Path) -> Option<Kernel> {
+    let boot = fs::read_dir(dir.join("kernel/boot")).ok()?;
+    let image = boot
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .find(|p| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))?;
+    let version = image.file_name()?.to_string_lossy().strip_prefix("vmlinuz-")?.to_owned();
+    let modules = ["lib/modules", "usr/lib/modules"].map(|p| dir.join("kernel").join(p).join(&version));
+    let modules = modules.into_iter().find(|path| path.is_dir())?;
+    Some(Kernel { version, image, modules })
+}
+
+/// What a program prints; an error names it.
+fn output(program: &str, words: &[&str]) -> Result<String, String> {
+    let output =
+        Command::new(program).args(words).output().map_err(|error| format!("start {program}: {error}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{program} {}: {}", words.join(" "), text.trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Builds a test program; gives its path.
+fn build(suite: &Suite) -> Result<PathBuf, String> {
+    let words =
+        ["test", "--no-run", "-j2", "--message-format=json", "-p", suite.package, "--test", suite.test];
+    say(&format!("+ cargo {}\n", words.join(" ")));
+    let output = Command::new("cargo")
+        .args(words)
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("start cargo: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut programs = messages.filter(|m| m["target"]["name"] == suite.test);
+    let program = programs.find_map(|m| m["executable"].as_str().map(PathBuf::from));
+    program.ok_or_else(|| format!("cargo built no test {} of {}", suite.test, suite.package))
+}
+
+/// Ends the guest with the value.
+struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn boot(kernel: &Kernel, archive: &Path, suites: &[&Suite], tally: &mut Tally) -> Result<(), String> {
+    let start = Instant::now();
+    let mut child = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+        .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel"])
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(archive)
+        // loglevel 3: the kernel's complaints, not its news.
+        .args(["-append", "console=ttyS0 loglevel=3 panic=-1 random.trust_cpu=on"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("start qemu-system-x86_64: {error}"))?;
+    let Some(console) = child.stdout.take() else { return Err("qemu has no console".to_owned()) };
+    let guest = Guest(child);
+    let (lines, console_lines) = mpsc::sync_channel(1024);
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut verdict = None;
+    let mut last = String::new();
+    let mut strict = false;
+    let mut refused = Vec::new();
+    loop {
+        let left = PATIENCE.saturating_sub(start.elapsed());
+        match console_lines.recv_timeout(left) {
+            Ok(line) => {
+                if let Some(word) = line.strip_prefix(guest::DONE) {
+                    verdict = Some(word.trim().to_owned());
+                } else if let Some(number) = line.strip_prefix(guest::RUNS) {
+                    let suite = number.trim().parse().ok().and_then(|n: usize| suites.get(n));
+                    strict = suite.is_some_and(|suite| suite.strict);
+                } else if strict && line.starts_with("SKIP ") {
+                    refused.push(line.clone());
+                } else if let Some(news) = line.strip_prefix(guest::SAYS) {
+                    say(&format!("vm: {news}\n"));
+                } else if tally.line(&line) {
+                    say(&format!("{line}\n"));
+                }
+                if !line.trim().is_empty() {
+                    last = line;
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                return Err(format!("the guest did not end within {PATIENCE:?}; its last line: {last}"));
+            }
+        }
+    }
+    drop(guest);
+    say(&format!("vm: {:.0} s in all\n", start.elapsed().as_secs_f64()));
+    match verdict.as_deref() {
+        Some("0") if refused.is_empty() => Ok(()),
+        Some("0") => Err(format!("skipped in the guest, which has what they need: {}", refused.join("; "))),
+        Some(failed) => Err(format!("{failed} test programs failed in the guest")),
+        None => Err(format!("the guest ended without a verdict; its last line: {last}")),
+    }
+}
