@@ -13,11 +13,13 @@ use std::process::{Command, ExitCode};
 /// Debian packages the tests use as foreign witnesses and peers. The programs themselves need none.
 pub const PACKAGES: &[&str] = &[
     "conntrack",
+    "containerd",
     "containernetworking-plugins",
     "etcd-client",
     "etcd-server",
     "ethtool",
     "iproute2",
+    "iputils-ping",
     "iptables",
     "nftables",
     "procps",

@@ -6,6 +6,8 @@
 mod bad_input;
 mod cluster;
 mod faults;
+mod machine;
 mod nat;
+mod runtime;
 mod tutorials;
 mod world;

@@ -139,8 +139,15 @@ impl Host {
         if !env.iter().any(|(name, _)| *name == "LODEN_STORE") {
             command.env_remove("LODEN_STORE");
         }
+        let since = length(&log);
         let child = self.netns.run(|| command.spawn()).unwrap().unwrap();
-        Agent { child, log, subnet_file: self.subnet_file() }
+        let pid = child.id();
+        Agent { child, pid, log, since, subnet_file: self.subnet_file() }
+    }
+
+    /// `LODEN_STORE` of the hosts of this world.
+    pub fn store(&self) -> &str {
+        &self.store
     }
 
     /// What a program prints inside the host; fails the test if the program fails.
@@ -188,16 +195,35 @@ impl Host {
 /// A running agent; killed when dropped.
 pub struct Agent {
     child: Child,
+    /// The agent itself, where `child` is a program that waits for it.
+    pid: u32,
     log: PathBuf,
+    /// Where in the log, which earlier agents wrote too, its own words begin.
+    since: usize,
     subnet_file: PathBuf,
 }
 
 impl Agent {
+    /// Started by a command that is not the agent itself; `pid` finds the agent.
+    pub fn by(
+        mut command: Command,
+        log: &Path,
+        subnet_file: PathBuf,
+        pid: impl FnOnce(&Child) -> u32,
+    ) -> Agent {
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let since = length(log);
+        let child = command.stderr(stderr).spawn().unwrap();
+        let pid = pid(&child);
+        Agent { child, pid, log: log.to_owned(), since, subnet_file }
+    }
+
     /// Waits until it has written its file and says that it is ready.
     pub fn ready(&self) {
         until("the agent to be ready", || {
             let log = self.log();
-            if self.subnet_file.exists() && log.contains("flannel is ready") { Ok(()) } else { Err(log) }
+            let own = log.get(self.since..).unwrap_or_default();
+            if self.subnet_file.exists() && own.contains("flannel is ready") { Ok(()) } else { Err(log) }
         });
     }
 
@@ -219,7 +245,7 @@ impl Agent {
 
     /// Sends SIGTERM and gives the exit status.
     pub fn terminate(mut self) -> i32 {
-        sh_here(&format!("kill -TERM {}", self.child.id()));
+        sh_here(&format!("kill -TERM {}", self.pid));
         until("the agent to end", || match self.child.try_wait().unwrap() {
             Some(status) => Ok(status.code().unwrap_or(-1)),
             None => Err(self.log()),
@@ -236,13 +262,16 @@ impl Agent {
 
     /// As `kill -9`.
     pub fn kill(mut self) {
-        self.child.kill().unwrap();
+        sh_here(&format!("kill -KILL {}", self.pid));
         self.child.wait().unwrap();
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if self.pid != self.child.id() && self.alive() {
+            let _ = Command::new("kill").args(["-KILL", &self.pid.to_string()]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -317,7 +346,12 @@ impl Drop for Etcd {
     }
 }
 
-fn run(mut command: Command, shown: &str) -> String {
+fn length(file: &Path) -> usize {
+    fs::read(file).map_or(0, |text| text.len())
+}
+
+/// What a command prints; fails the test if it fails.
+pub fn run(mut command: Command, shown: &str) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
     assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
