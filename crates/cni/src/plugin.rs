@@ -5,6 +5,7 @@ mod flannel;
 mod host_local;
 mod loopback;
 mod portmap;
+mod tuning;
 
 use model::cni::{CniResult, Error, version};
 
@@ -74,6 +75,15 @@ pub const ALL: &[Plugin] = &[
         check: portmap::check,
         status: portmap::status,
         gc: portmap::gc,
+    },
+    Plugin {
+        name: "tuning",
+        versions: version::ALL,
+        add: tuning::add,
+        del: tuning::del,
+        check: tuning::check,
+        status: tuning::status,
+        gc: tuning::gc,
     },
 ];
 

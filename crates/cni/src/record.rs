@@ -121,6 +121,13 @@ pub fn all(plugin: &str, call: &Call) -> Vec<Record> {
     texts.filter_map(|text| Record::parse(&text)).filter(|r| r.plugin == plugin).collect()
 }
 
+/// The records of the call's network by one plugin that belong to no valid attachment.
+pub fn stale(plugin: &str, call: &Call, valid: &[(String, String)]) -> Vec<Record> {
+    let mut records = all(plugin, call);
+    records.retain(|r| !valid.iter().any(|(id, ifname)| *id == r.container_id && *ifname == r.ifname));
+    records
+}
+
 fn path(plugin: &str, call: &Call) -> PathBuf {
     directory(call).join(file_name(plugin, &call.env.container_id, &call.env.ifname))
 }

@@ -20,6 +20,7 @@ pub mod members;
 pub mod portmap;
 pub mod range;
 pub mod result;
+pub mod tuning;
 pub mod version;
 
 pub use args::Args;

@@ -14,3 +14,4 @@ mod loopback;
 mod mixed;
 mod parallel;
 mod portmap;
+mod tuning;
