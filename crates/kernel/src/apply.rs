@@ -222,6 +222,7 @@ impl Kernel {
                 let lower = vxlan.lower.map(|dev| index_of(dev, &run.indexes)).transpose()?;
                 NewKind::Vxlan { vxlan, lower }
             }
+            LinkKind::Ipip(ipip) => NewKind::Ipip(ipip),
             LinkKind::Bridge(bridge) => NewKind::Bridge { vlan_filtering: bridge.vlan_filtering },
             LinkKind::Other(kind) if !kind.is_empty() => NewKind::Plain(kind),
             LinkKind::Veth(_) | LinkKind::Other(_) => {

@@ -9,7 +9,7 @@ mod encode;
 use std::os::fd::BorrowedFd;
 
 use model::{IfName, Mac};
-use plan::state::{Link, Vxlan};
+use plan::state::{Ipip, Link, Vxlan};
 
 pub use decode::{decode, decode_vlans};
 pub use encode::{change, create, delete, delete_group, dump, dump_vlans, get, get_by_name, set_port, vlan};
@@ -34,6 +34,12 @@ mod number {
     pub const VXLAN_ZERO_CSUM6_TX: u16 = 19;
     pub const VXLAN_ZERO_CSUM6_RX: u16 = 20;
     pub const VXLAN_GBP: u16 = 23;
+
+    pub const IPTUN_LOCAL: u16 = 2;
+    pub const IPTUN_REMOTE: u16 = 3;
+    pub const IPTUN_TTL: u16 = 4;
+    pub const IPTUN_TOS: u16 = 5;
+    pub const IPTUN_PMTUDISC: u16 = 10;
     // IFLA_BR_…
     pub const BR_VLAN_FILTERING: u16 = 7;
     // VETH_INFO_PEER
@@ -166,6 +172,8 @@ pub enum NewKind<'a> {
         /// Index of the device outer packets leave through.
         lower: Option<u32>,
     },
+    /// An ipip device.
+    Ipip(&'a Ipip),
     /// A macvlan device.
     Macvlan {
         /// Index of the device below.

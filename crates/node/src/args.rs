@@ -312,9 +312,6 @@ pub fn unsupported(options: &Options) -> Vec<String> {
             ));
         }
     }
-    if options.ip_blackhole_route {
-        refusals.push("--ip-blackhole-route is not built yet in this version: leave it away".to_owned());
-    }
     refusals
 }
 

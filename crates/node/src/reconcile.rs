@@ -205,6 +205,7 @@ impl<K: Kernel> Reconciler<K> {
         if let Some(own) = &inputs.own {
             let tables = rules::tables(conf, &own.subnets, self.choice);
             wanted.extend(tables.into_iter().map(|t| Object::Nft(Box::new(t))));
+            wanted.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
         let sysctls = wanted.iter().filter_map(|(key, _)| match key {
             Key::Sysctl(path) => Some(path.clone()),

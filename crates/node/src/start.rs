@@ -100,6 +100,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
         forward: options.iptables_forward_rules,
+        blackhole: options.ip_blackhole_route,
     };
     let kernel = Host::open(&options)?;
     let mut outcome = Outlet::new(options, health);

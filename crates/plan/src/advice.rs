@@ -48,7 +48,13 @@ pub fn advice(step: &Step, errno: i32) -> Option<String> {
 }
 
 fn link_advice(link: &Link, errno: i32) -> Option<String> {
-    let LinkKind::Vxlan(vxlan) = &link.kind else { return None };
+    let vxlan = match &link.kind {
+        LinkKind::Vxlan(vxlan) => vxlan,
+        LinkKind::Ipip(_) if errno == EOPNOTSUPP => {
+            return Some("this kernel has no ipip: modprobe ipip, or use the backend vxlan".to_owned());
+        }
+        _ => return None,
+    };
     match errno {
         EEXIST => Some(format!(
             "another device has VNI {} on port {}; find it with `ip -d link show type vxlan`, remove it or choose \

@@ -4,7 +4,9 @@
 //! Adding a backend is one file below `backend/` with its table of expectations, and a line in
 //! [`from_config`].
 
+pub mod alloc;
 pub mod hostgw;
+pub mod ipip;
 pub mod vxlan;
 
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use std::net::IpAddr;
 use model::{IfName, Lease, LeaseAttrs, NetConf, Subnets};
 
 use crate::facts::{Facts, Families};
-use crate::state::{Nexthop, Object, Route, State, Via};
+use crate::state::{Link, LinkKind, Nexthop, Object, Route, State, Via};
 
 /// A peer that cannot be reached as its lease says, and why: one sentence with the way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,12 +74,14 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
             Ok(Box::new(vxlan::Vxlan::new(config, families)?))
         }
         "host-gw" => Ok(Box::new(hostgw::HostGw { families })),
+        "ipip" => Ok(Box::new(ipip::Ipip::new(&conf.backend, families)?)),
+        "alloc" => Ok(Box::new(alloc::Alloc { families })),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "udp" | "wireguard" | "ipip" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => Err(format!(
-            "network config: backend {:?} is not built yet in this version; use \"vxlan\" or \"host-gw\"{}",
+        "udp" | "wireguard" | "ipsec" | "extension" | "tencent-vpc" => Err(format!(
+            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\" or \"ipip\"{}",
             conf.backend_type,
             if conf.backend_type == "udp" {
                 " (without a Backend key flannel means udp, and so do we)"
@@ -91,18 +95,31 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
             conf.backend_type
         )),
         _ => Err(format!(
-            "network config: unknown backend type {:?}; this version knows \"vxlan\" and \"host-gw\"",
+            "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"ipip\" and \
+             \"alloc\"",
             conf.backend_type
         )),
     }
 }
 
-/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`. The name is how a process
-/// without memory knows its devices, as with flannel.
+/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`, `flannel.ipip`. The name is how
+/// a process without memory knows its devices, as with flannel.
 pub fn is_our_device(name: IfName) -> bool {
     let name = name.as_str();
+    if name == ipip::DEVICE {
+        return true;
+    }
     let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether a device of one of our names is also of the kind we make under it.
+pub fn is_our_link(link: &Link) -> bool {
+    match link.kind {
+        LinkKind::Vxlan(_) => is_our_device(link.name) && link.name.as_str() != ipip::DEVICE,
+        LinkKind::Ipip(_) => link.name.as_str() == ipip::DEVICE,
+        _ => false,
+    }
 }
 
 /// Lays a backend's gateway routes: plain ones for few peers, through nexthop objects for many, since
@@ -186,6 +203,7 @@ mod tests {
         for (name, ours) in [
             ("flannel.1", true),
             ("flannel-v6.42", true),
+            ("flannel.ipip", true),
             ("flannel.", false),
             ("flannel.x", false),
             ("flannel-wg", false),

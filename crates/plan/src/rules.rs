@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use model::{Family, NetConf, Subnets};
 
 use crate::state::{
-    Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Statement, TableKey, Verdict,
+    Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Route, Statement, TableKey, Verdict, Via,
 };
 
 /// The mark kube-proxy sets on what it will masquerade itself.
@@ -24,6 +24,18 @@ pub struct Choice {
     pub fully_random: bool,
     /// `--iptables-forward-rules`
     pub forward: bool,
+    /// `--ip-blackhole-route`
+    pub blackhole: bool,
+}
+
+/// Metric of blackhole routes in both families. A bridge's connected route (0 in IPv4, 256 in IPv6) goes
+/// before it, so both can stand; with the same metric the second is refused (F-10).
+const BLACKHOLE_METRIC: u32 = 1024;
+
+/// Routes that keep traffic for pods which are not here from leaving by the default route.
+pub fn blackholes(own: &Subnets, choice: Choice) -> impl Iterator<Item = Route> {
+    let nets = own.nets().filter(move |_| choice.blackhole);
+    nets.map(|net| Route { priority: BLACKHOLE_METRIC, ..Route::ours(net, Via::Blackhole) })
 }
 
 /// The names of the tables, whether wanted or not: what a scope must own to remove them (F-137).

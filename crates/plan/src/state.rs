@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::{Family, IfName, Mac};
 
-pub use link::{Bridge, Link, LinkFit, LinkKind, Veth, Vxlan};
+pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
 pub use nft::{
     Chain, ChainType, Hook, Match, NftFamily, NftTable, Rule as NftRule, Statement, TableKey, Verdict,
 };
@@ -372,10 +372,10 @@ impl Scope {
             return true;
         }
         let flannels = match route.via {
-            Via::Gateway { dev, onlink: true, gateway } => {
-                self.devices.contains(&dev) && gateway == route.dst.addr()
-            }
-            Via::Gateway { dev, onlink: false, .. } => self.uplink == Some(dev),
+            // vxlan leads through an address of the subnet itself, ipip through the peer's own.
+            Via::Gateway { dev, onlink: true, .. } if self.devices.contains(&dev) => true,
+            // ipip keeps `onlink` where it routes directly, host-gw and vxlan do not (F-92).
+            Via::Gateway { dev, .. } => self.uplink == Some(dev),
             _ => false,
         };
         self.adopt

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use model::IfName;
-use plan::state::{Bridge, Link, LinkKind, Veth, Vxlan};
+use plan::state::{Bridge, Ipip, Link, LinkKind, Veth, Vxlan};
 
 use super::number::*;
 use super::{BridgeVlan, LinkInfo, PortFlags};
@@ -74,6 +74,11 @@ fn link_kind(kind: &str, data: Attrs<'_>, lower: Option<u32>) -> LinkKind {
             l2miss: flag(VXLAN_L2MISS),
             group: address(VXLAN_GROUP, VXLAN_GROUP6),
         }),
+        "ipip" => {
+            // 0.0.0.0 stands for none.
+            let address = |attr| data.find(attr).and_then(|a| a.ip()).filter(|ip| !ip.is_unspecified());
+            LinkKind::Ipip(Ipip { local: address(IPTUN_LOCAL), remote: address(IPTUN_REMOTE) })
+        }
         "bridge" => LinkKind::Bridge(Bridge { vlan_filtering: flag(BR_VLAN_FILTERING) }),
         "veth" => LinkKind::Veth(Veth { peer_index: lower }),
         other => LinkKind::Other(other.to_owned()),

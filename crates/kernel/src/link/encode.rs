@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use model::IfName;
-use plan::state::Vxlan;
+use plan::state::{Ipip, Vxlan};
 
 use super::number::*;
 use super::{BridgeVlan, End, LinkChange, NewKind, NewLink, PortFlags, VlanOp};
@@ -38,6 +38,7 @@ pub fn create(new: &NewLink<'_>) -> Message {
             NewKind::Veth(_) => "veth",
             NewKind::Bridge { .. } => "bridge",
             NewKind::Vxlan { .. } => "vxlan",
+            NewKind::Ipip(_) => "ipip",
             NewKind::Macvlan { .. } => "macvlan",
             NewKind::Vlan { .. } => "vlan",
             NewKind::Plain(kind) => kind,
@@ -53,6 +54,7 @@ pub fn create(new: &NewLink<'_>) -> Message {
             // A kernel built without VLAN filtering refuses the attribute even when it says "off".
             NewKind::Bridge { vlan_filtering: false } | NewKind::Plain(_) => m,
             NewKind::Vxlan { vxlan, lower } => m.nest(libc::IFLA_INFO_DATA, |m| vxlan_data(m, vxlan, *lower)),
+            NewKind::Ipip(ipip) => m.nest(libc::IFLA_INFO_DATA, |m| ipip_data(m, ipip)),
             NewKind::Macvlan { mode, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.attr_u32(MACVLAN_MODE, *mode);
             }),
@@ -116,6 +118,19 @@ fn vxlan_data(m: &mut Message, vxlan: &Vxlan, lower: Option<u32>) {
     }
     if vxlan.gbp {
         m.attr_flag(VXLAN_GBP);
+    }
+}
+
+/// Everything the kernel would otherwise choose is inherited from the inner packet, "do not fragment" is
+/// not set: what fits the device fits the outer packet (flannel.md 6.6).
+fn ipip_data(m: &mut Message, ipip: &Ipip) {
+    for (attr, address) in [(IPTUN_LOCAL, ipip.local), (IPTUN_REMOTE, ipip.remote)] {
+        if let Some(ip) = address {
+            m.attr_ip(attr, ip);
+        }
+    }
+    for attr in [IPTUN_TTL, IPTUN_TOS, IPTUN_PMTUDISC] {
+        m.attr_u8(attr, 0);
     }
 }
 

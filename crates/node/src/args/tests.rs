@@ -89,7 +89,6 @@ fn every_flag_is_there_and_what_is_not_built_is_refused() {
     assert_eq!(unsupported(&options("", &[])), [""; 0]);
     for line in [
         "--kube-subnet-mgr",
-        "--ip-blackhole-route",
         "--kube-api-url=https://192.0.2.1:6443",
         "--kube-annotation-prefix=example.org",
         "--kubeconfig-file=/etc/kubeconfig",

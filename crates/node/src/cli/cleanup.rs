@@ -2,7 +2,7 @@
 //! itself never tears the data path down.
 
 use kernel::Kernel;
-use plan::state::{LinkKind, Scope};
+use plan::state::Scope;
 use plan::{State, backend, diff, rules};
 
 use super::{complain, print};
@@ -10,7 +10,7 @@ use super::{complain, print};
 const USAGE: &str = "\
 usage: loden cleanup [--dry-run]
 
-Removes the devices flannel.N and flannel-v6.N of kind vxlan with all that is on them, routes and
+Removes the devices flannel.N, flannel-v6.N and flannel.ipip with all that is on them, routes and
 nexthop objects of protocol 76, and the nftables tables flannel-ipv4 and flannel-ipv6. Pods on this
 host lose their way to other hosts. Stop the agent first, or it puts everything back.
 
@@ -40,9 +40,7 @@ pub fn main(words: &[String]) -> u8 {
 fn clean(dry: bool) -> Result<(), String> {
     let mut kernel = Kernel::open().map_err(|error| format!("{error}; run it as root"))?;
     let links = kernel.rtnl().links().map_err(|error| error.to_string())?;
-    let ours = links
-        .into_iter()
-        .filter(|l| matches!(l.link.kind, LinkKind::Vxlan(_)) && backend::is_our_device(l.link.name));
+    let ours = links.into_iter().filter(|l| backend::is_our_link(&l.link));
     let scope = Scope {
         devices: ours.map(|l| l.link.name).collect(),
         tables: rules::table_keys().into(),

@@ -163,7 +163,6 @@ fn what_is_not_built_is_refused_in_a_sentence() {
     let host = &world.hosts[0];
     for (flag, status, sentence) in [
         ("--kube-subnet-mgr", 1, "--kube-subnet-mgr is not built yet"),
-        ("--ip-blackhole-route", 1, "--ip-blackhole-route is not built yet"),
         ("--nonsense", 2, "flag provided but not defined: -nonsense"),
         ("--subnet-lease-renew-margin=2000", 1, "out of acceptable range"),
         ("--healthz-port=99999", 1, "99999 is not a port"),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking and print skips")]
 
+mod backends;
 mod bad_input;
 mod cluster;
 mod faults;

@@ -155,6 +155,14 @@ impl Host {
         sh(&self.netns, command)
     }
 
+    /// What a program prints inside the host, or what it complained about.
+    pub fn try_sh(&self, command: &str) -> Result<String, String> {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let output = self.netns.run(|| Command::new(words[0]).args(&words[1..]).output()).unwrap().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// What a program that prints JSON says, inside the host.
     pub fn json(&self, command: &str) -> Value {
         let text = self.sh(command);

@@ -1,8 +1,8 @@
 use model::{NetConf, Subnets};
 
-use super::{Choice, tables};
+use super::{Choice, blackholes, tables};
 
-const ALL: Choice = Choice { masquerade: true, fully_random: true, forward: true };
+const ALL: Choice = Choice { masquerade: true, fully_random: true, forward: true, blackhole: true };
 
 fn conf(text: &str) -> NetConf {
     NetConf::parse(text).and_then(NetConf::validate).expect("a valid configuration")
@@ -76,4 +76,13 @@ fn only_what_is_asked_for() {
     assert_eq!(names(Choice { masquerade: false, ..ALL }), ["forward"]);
     assert_eq!(names(Choice { forward: false, ..ALL }), ["postrtg"]);
     assert_eq!(names(Choice { masquerade: false, forward: false, ..ALL }), [""; 0]);
+}
+
+#[test]
+fn a_blackhole_for_each_subnet_goes_after_a_bridges_route() {
+    let own = Subnets { v4: "10.244.1.0/24".parse().ok(), v6: "fd00:1::/64".parse().ok() };
+    let text = |choice| blackholes(&own, choice).map(|route| route.to_string()).collect::<Vec<_>>();
+    let want = ["blackhole 10.244.1.0/24 metric 1024 proto 76", "blackhole fd00:1::/64 proto 76"];
+    assert_eq!(text(ALL), want);
+    assert_eq!(text(Choice { blackhole: false, ..ALL }), [""; 0]);
 }

@@ -29,6 +29,8 @@ pub struct Link {
 pub enum LinkKind {
     /// RFC 7348 tunnel end point.
     Vxlan(Vxlan),
+    /// IPv4 in IPv4 (RFC 2003), one device for all peers.
+    Ipip(Ipip),
     /// Ethernet bridge.
     Bridge(Bridge),
     /// Virtual Ethernet pair.
@@ -42,6 +44,7 @@ impl LinkKind {
     pub fn name(&self) -> &str {
         match self {
             LinkKind::Vxlan(_) => "vxlan",
+            LinkKind::Ipip(_) => "ipip",
             LinkKind::Bridge(_) => "bridge",
             LinkKind::Veth(_) => "veth",
             LinkKind::Other(kind) => kind,
@@ -68,6 +71,16 @@ pub struct Vxlan {
     pub l2miss: bool,
     /// Multicast or default remote address; never wanted, but compared.
     pub group: Option<IpAddr>,
+}
+
+/// Attributes of an ipip device that flannel sets or compares (flannel.md 6.6). The outer destination
+/// comes from the route's gateway, hop limit and type of service from the inner packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ipip {
+    /// Outer source address.
+    pub local: Option<IpAddr>,
+    /// A fixed peer; never wanted, but compared.
+    pub remote: Option<IpAddr>,
 }
 
 /// Attributes of a bridge.
@@ -108,6 +121,14 @@ impl Link {
             if want.learning != have.learning {
                 return LinkFit::Change;
             }
+        } else if let (LinkKind::Ipip(want), LinkKind::Ipip(have)) = (&self.kind, &actual.kind) {
+            for (what, want, have) in
+                [("local address", want.local, have.local), ("remote address", want.remote, have.remote)]
+            {
+                if want != have {
+                    return LinkFit::Recreate(format!("{what} is {}, not {}", text(&have), text(&want)));
+                }
+            }
         } else if self.kind.name() != actual.kind.name() {
             let other = if actual.kind.name().is_empty() { "physical" } else { actual.kind.name() };
             return LinkFit::Foreign(format!("is a {other} device, not a {} one", self.kind.name()));
@@ -127,9 +148,6 @@ impl Link {
 impl Vxlan {
     /// The first attribute that cannot be changed on a living device and differs.
     fn incompatible(&self, have: &Vxlan) -> Option<String> {
-        fn text<T: fmt::Display>(value: &Option<T>) -> String {
-            value.as_ref().map_or_else(|| "none".to_owned(), T::to_string)
-        }
         if self.vni != have.vni {
             return Some(format!("vni is {}, not {}", have.vni, self.vni));
         }
@@ -153,6 +171,10 @@ impl Vxlan {
         }
         None
     }
+}
+
+fn text<T: fmt::Display>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(|| "none".to_owned(), T::to_string)
 }
 
 impl fmt::Display for Link {
@@ -183,6 +205,14 @@ impl fmt::Display for Link {
                 }
                 write!(f, " dstport {} {}learning", v.port, if v.learning { "" } else { "no" })?;
                 f.write_str(if v.gbp { " gbp" } else { "" })
+            }
+            LinkKind::Ipip(ipip) => {
+                for (word, address) in [("local", ipip.local), ("remote", ipip.remote)] {
+                    if let Some(address) = address {
+                        write!(f, " {word} {address}")?;
+                    }
+                }
+                f.write_str(" nopmtudisc")
             }
             LinkKind::Bridge(b) => f.write_str(if b.vlan_filtering { " vlan_filtering 1" } else { "" }),
             LinkKind::Veth(_) | LinkKind::Other(_) => Ok(()),
