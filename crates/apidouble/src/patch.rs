@@ -1,0 +1,272 @@
+//! The patch forms: merge (RFC 7396), JSON patch (RFC 6902), and Kubernetes' strategic merge.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::kind::{ENDPOINTSLICES, Kind, NODES, PODS, SERVICES};
+use crate::refusal::Refusal;
+
+/// Content types of patches, as error messages list them.
+pub const FORMS: &str = "application/json-patch+json, application/merge-patch+json, \
+                         application/apply-patch+yaml, application/strategic-merge-patch+json";
+
+/// How a list is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Merge {
+    /// Elements are objects; this field tells which is which.
+    By(&'static str),
+    /// A set of plain values.
+    Set,
+}
+
+/// Lists that are merged instead of replaced. Paths lead through lists without a step of their own.
+const MERGED: &[(Option<&Kind>, &str, Merge)] = &[
+    (None, "metadata.finalizers", Merge::Set),
+    (None, "metadata.ownerReferences", Merge::By("uid")),
+    (None, "status.conditions", Merge::By("type")),
+    (Some(&NODES), "status.addresses", Merge::By("type")),
+    (Some(&NODES), "spec.podCIDRs", Merge::Set),
+    (Some(&PODS), "status.podIPs", Merge::By("ip")),
+    (Some(&PODS), "status.hostIPs", Merge::By("ip")),
+    (Some(&PODS), "spec.containers", Merge::By("name")),
+    (Some(&PODS), "spec.containers.ports", Merge::By("containerPort")),
+    (Some(&PODS), "spec.containers.env", Merge::By("name")),
+    (Some(&PODS), "spec.containers.volumeMounts", Merge::By("mountPath")),
+    (Some(&PODS), "spec.initContainers", Merge::By("name")),
+    (Some(&PODS), "spec.volumes", Merge::By("name")),
+    (Some(&PODS), "spec.imagePullSecrets", Merge::By("name")),
+    (Some(&PODS), "spec.hostAliases", Merge::By("ip")),
+    (Some(&SERVICES), "spec.ports", Merge::By("port")),
+];
+
+fn merge_of(kind: &Kind, path: &str) -> Option<Merge> {
+    // EndpointSlice has no merged lists, and no conditions of its own at this path.
+    let found = MERGED.iter().find(|(of, at, _)| *at == path && of.is_none_or(|of| of == kind));
+    found.filter(|_| *kind != ENDPOINTSLICES || path.starts_with("metadata")).map(|(_, _, merge)| *merge)
+}
+
+/// Applies a patch of content type `form` to `value`.
+pub fn apply(kind: &Kind, form: &str, mut value: Value, patch: &Value) -> Result<Value, Refusal> {
+    match form {
+        "application/merge-patch+json" => {
+            merge(&mut value, patch);
+            Ok(value)
+        }
+        "application/json-patch+json" => json_patch(value, patch),
+        "application/strategic-merge-patch+json" => {
+            let fields = patch.as_object().ok_or_else(|| {
+                Refusal::bad_request("json: cannot unmarshal the patch into Go value of type map")
+            })?;
+            strategic(kind, "", &mut value, fields)?;
+            Ok(value)
+        }
+        _ => Err(Refusal::unsupported_media_type(FORMS)),
+    }
+}
+
+/// RFC 7396.
+pub fn merge(value: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *value = patch.clone();
+        return;
+    };
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    let Some(target) = value.as_object_mut() else { return };
+    for (field, change) in fields {
+        if change.is_null() {
+            target.remove(field);
+        } else {
+            merge(target.entry(field.clone()).or_insert(Value::Null), change);
+        }
+    }
+}
+
+/// Strategic merge of the fields of one object at `path`.
+fn strategic(kind: &Kind, path: &str, value: &mut Value, patch: &Map<String, Value>) -> Result<(), Refusal> {
+    match patch.get("$patch").and_then(Value::as_str) {
+        Some("replace") => {
+            let rest = patch.iter().filter(|(field, _)| *field != "$patch");
+            *value = Value::Object(rest.map(|(k, v)| (k.clone(), v.clone())).collect());
+            return Ok(());
+        }
+        Some("delete") => {
+            *value = Value::Object(Map::new());
+            return Ok(());
+        }
+        Some("merge") | None => {}
+        Some(other) => return Err(Refusal::bad_request(format!("unknown patch type found: {other}"))),
+    }
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    let Some(target) = value.as_object_mut() else { return Ok(()) };
+    let order: BTreeMap<&str, &Value> = patch
+        .iter()
+        .filter_map(|(field, wanted)| Some((field.strip_prefix("$setElementOrder/")?, wanted)))
+        .collect();
+    for (field, change) in patch {
+        if let Some(list) = field.strip_prefix("$deleteFromPrimitiveList/") {
+            let gone = change.as_array().cloned().unwrap_or_default();
+            if let Some(held) = target.get_mut(list).and_then(Value::as_array_mut) {
+                held.retain(|element| !gone.contains(element));
+            }
+            continue;
+        }
+        if field.starts_with('$') {
+            continue;
+        }
+        let here = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+        match change {
+            Value::Null => {
+                target.remove(field);
+            }
+            Value::Object(fields) => {
+                strategic(kind, &here, target.entry(field.clone()).or_insert(Value::Null), fields)?;
+            }
+            Value::Array(elements) => {
+                let held = target.entry(field.clone()).or_insert(Value::Null);
+                merge_list(kind, &here, held, elements)?;
+            }
+            plain => {
+                target.insert(field.clone(), plain.clone());
+            }
+        }
+    }
+    for (field, wanted) in order {
+        let here = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+        if let (Some(held), Some(wanted)) =
+            (target.get_mut(field).and_then(Value::as_array_mut), wanted.as_array())
+        {
+            sort_like(merge_of(kind, &here), held, wanted);
+        }
+    }
+    Ok(())
+}
+
+fn merge_list(kind: &Kind, path: &str, held: &mut Value, elements: &[Value]) -> Result<(), Refusal> {
+    let Some(how) = merge_of(kind, path) else {
+        *held = Value::Array(elements.to_vec());
+        return Ok(());
+    };
+    if !held.is_array() {
+        *held = Value::Array(Vec::new());
+    }
+    let Some(list) = held.as_array_mut() else { return Ok(()) };
+    if how == Merge::Set {
+        list.extend(elements.iter().filter(|element| !list.contains(element)).cloned().collect::<Vec<_>>());
+        return Ok(());
+    }
+    let Merge::By(key) = how else { return Ok(()) };
+    if elements.iter().any(|element| element["$patch"] == "replace") {
+        let rest = elements.iter().filter(|element| element["$patch"] != "replace");
+        *list = rest.cloned().collect();
+        return Ok(());
+    }
+    for element in elements {
+        let Some(fields) = element.as_object() else {
+            return Err(Refusal::bad_request("cannot merge a list of objects with something else"));
+        };
+        let Some(name) = fields.get(key) else {
+            return Err(Refusal::bad_request(format!(
+                "map: {element} does not contain declared merge key: {key}"
+            )));
+        };
+        let place = list.iter().position(|held| &held[key] == name);
+        if fields.get("$patch").and_then(Value::as_str) == Some("delete") {
+            list.retain(|held| &held[key] != name);
+            continue;
+        }
+        let place = place.unwrap_or_else(|| {
+            list.push(Value::Null);
+            list.len() - 1
+        });
+        strategic(kind, path, &mut list[place], fields)?;
+    }
+    Ok(())
+}
+
+/// Brings `list` into the order of `wanted`; what that does not name stays behind.
+fn sort_like(how: Option<Merge>, list: &mut [Value], wanted: &[Value]) {
+    let rank = |element: &Value| {
+        let same = |wanted: &Value| match how {
+            Some(Merge::By(key)) => wanted[key] == element[key],
+            _ => wanted == element,
+        };
+        wanted.iter().position(same).unwrap_or(wanted.len())
+    };
+    list.sort_by_key(rank);
+}
+
+/// RFC 6902.
+fn json_patch(mut value: Value, patch: &Value) -> Result<Value, Refusal> {
+    let wrong = |why: String| Refusal::new(422, "Invalid", why);
+    let steps = patch.as_array().ok_or_else(|| {
+        Refusal::bad_request("json: cannot unmarshal object into Go value of type jsonpatch.Patch")
+    })?;
+    for step in steps {
+        let text = |field: &str| step[field].as_str().unwrap_or_default().to_owned();
+        let (op, path) = (text("op"), text("path"));
+        let missing = || {
+            wrong(format!(
+                "the server rejected our request due to an error in our request: {op} {path}: missing value"
+            ))
+        };
+        match op.as_str() {
+            "add" => insert(&mut value, &path, step["value"].clone()).ok_or_else(missing)?,
+            "remove" => drop(remove(&mut value, &path).ok_or_else(missing)?),
+            "replace" => *value.pointer_mut(&path).ok_or_else(missing)? = step["value"].clone(),
+            "test" if value.pointer(&path).unwrap_or(&Value::Null) == &step["value"] => {}
+            "test" => return Err(wrong(format!("testing value {path} failed: test failed"))),
+            "move" => {
+                let moved = remove(&mut value, &text("from")).ok_or_else(missing)?;
+                insert(&mut value, &path, moved).ok_or_else(missing)?;
+            }
+            "copy" => {
+                let copied = value.pointer(&text("from")).cloned().ok_or_else(missing)?;
+                insert(&mut value, &path, copied).ok_or_else(missing)?;
+            }
+            _ => return Err(wrong(format!("Unexpected kind: {op}"))),
+        }
+    }
+    Ok(value)
+}
+
+/// The object or list that holds the last step of a JSON pointer (RFC 6901), and that step.
+fn parent<'a>(value: &'a mut Value, path: &str) -> Option<(&'a mut Value, String)> {
+    let (above, last) = path.rsplit_once('/')?;
+    Some((value.pointer_mut(above)?, last.replace("~1", "/").replace("~0", "~")))
+}
+
+fn insert(value: &mut Value, path: &str, new: Value) -> Option<()> {
+    if path.is_empty() {
+        *value = new;
+        return Some(());
+    }
+    match parent(value, path)? {
+        (Value::Object(fields), last) => drop(fields.insert(last, new)),
+        (Value::Array(list), last) if last == "-" => list.push(new),
+        (Value::Array(list), last) => {
+            let place = last.parse::<usize>().ok().filter(|place| *place <= list.len())?;
+            list.insert(place, new);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn remove(value: &mut Value, path: &str) -> Option<Value> {
+    match parent(value, path)? {
+        (Value::Object(fields), last) => fields.remove(&last),
+        (Value::Array(list), last) => {
+            let place = last.parse::<usize>().ok().filter(|place| *place < list.len())?;
+            Some(list.remove(place))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+use serde_json::{Value, json};
+
+use super::apply;
+use crate::kind::{NODES, PODS};
+
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+const JSON: &str = "application/json-patch+json";
+
+fn node() -> Value {
+    json!({
+        "metadata": {"name": "n", "annotations": {"a": "1", "b": "2"}},
+        "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "t"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "False"}]},
+    })
+}
+
+/// (form, patch, pointer, what is there afterwards)
+#[test]
+fn each_form_changes_what_it_should() {
+    let table = [
+        (
+            STRATEGIC,
+            json!({"metadata": {"annotations": {"a": null, "c": "3"}}}),
+            "/metadata/annotations",
+            json!({"b": "2", "c": "3"}),
+        ),
+        (
+            STRATEGIC,
+            json!({"status": {"conditions": [{"type": "NetworkUnavailable", "status": "False"}]}}),
+            "/status/conditions",
+            json!([{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "False"}, {"type": "NetworkUnavailable", "status": "False"}]),
+        ),
+        (
+            STRATEGIC,
+            json!({"status": {"conditions": [{"type": "Ready", "reason": "R"}]}}),
+            "/status/conditions/0",
+            json!({"type": "Ready", "status": "True", "reason": "R"}),
+        ),
+        (
+            STRATEGIC,
+            json!({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}),
+            "/status/conditions",
+            json!([{"type": "DiskPressure", "status": "False"}]),
+        ),
+        (
+            STRATEGIC,
+            json!({"status": {"$setElementOrder/conditions": [{"type": "DiskPressure"}, {"type": "Ready"}]}}),
+            "/status/conditions/0/type",
+            json!("DiskPressure"),
+        ),
+        (
+            STRATEGIC,
+            json!({"metadata": {"annotations": {"$patch": "replace", "z": "9"}}}),
+            "/metadata/annotations",
+            json!({"z": "9"}),
+        ),
+        (STRATEGIC, json!({"spec": {"taints": [{"key": "u"}]}}), "/spec/taints", json!([{"key": "u"}])),
+        (
+            STRATEGIC,
+            json!({"spec": {"podCIDRs": ["fd00::/64"]}}),
+            "/spec/podCIDRs",
+            json!(["10.244.1.0/24", "fd00::/64"]),
+        ),
+        (
+            STRATEGIC,
+            json!({"spec": {"$deleteFromPrimitiveList/podCIDRs": ["10.244.1.0/24"]}}),
+            "/spec/podCIDRs",
+            json!([]),
+        ),
+        (
+            MERGE,
+            json!({"status": {"conditions": [{"type": "X"}]}}),
+            "/status/conditions",
+            json!([{"type": "X"}]),
+        ),
+        (
+            MERGE,
+            json!({"metadata": {"annotations": {"a": null}}}),
+            "/metadata/annotations",
+            json!({"b": "2"}),
+        ),
+        (
+            JSON,
+            json!([{"op": "add", "path": "/metadata/annotations/x~1y", "value": "1"}]),
+            "/metadata/annotations/x~1y",
+            json!("1"),
+        ),
+        (
+            JSON,
+            json!([{"op": "remove", "path": "/metadata/annotations/a"}]),
+            "/metadata/annotations",
+            json!({"b": "2"}),
+        ),
+        (
+            JSON,
+            json!([{"op": "test", "path": "/metadata/name", "value": "n"}, {"op": "add", "path": "/spec/taints/-", "value": 1}]),
+            "/spec/taints/1",
+            json!(1),
+        ),
+        (
+            JSON,
+            json!([{"op": "move", "from": "/metadata/annotations/a", "path": "/metadata/annotations/d"}]),
+            "/metadata/annotations",
+            json!({"b": "2", "d": "1"}),
+        ),
+    ];
+    for (form, patch, pointer, wanted) in table {
+        let patched = apply(&NODES, form, node(), &patch).unwrap();
+        assert_eq!(patched.pointer(pointer), Some(&wanted), "{form} {patch}");
+    }
+}
+
+#[test]
+fn patches_that_cannot_be_are_refused() {
+    let table = [
+        (STRATEGIC, json!([]), 400),
+        (STRATEGIC, json!({"status": {"conditions": [{"status": "True"}]}}), 400),
+        (STRATEGIC, json!({"metadata": {"$patch": "frobnicate"}}), 400),
+        (JSON, json!({}), 400),
+        (JSON, json!([{"op": "remove", "path": "/metadata/none"}]), 422),
+        (JSON, json!([{"op": "test", "path": "/metadata/name", "value": "other"}]), 422),
+        ("text/plain", json!({}), 415),
+    ];
+    for (form, patch, code) in table {
+        assert_eq!(apply(&NODES, form, node(), &patch).unwrap_err().code, code, "{form} {patch}");
+    }
+}
+
+#[test]
+fn lists_inside_lists_are_merged_too() {
+    let pod = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 80}]}]}});
+    let patch = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 81}]}]}});
+    let patched = apply(&PODS, STRATEGIC, pod, &patch).unwrap();
+    assert_eq!(
+        patched["spec"]["containers"][0]["ports"],
+        json!([{"containerPort": 80}, {"containerPort": 81}])
+    );
+}
