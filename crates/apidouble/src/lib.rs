@@ -14,6 +14,7 @@ mod call;
 mod check;
 mod client;
 mod clock;
+mod cluster;
 mod discovery;
 mod door;
 mod fault;
@@ -21,6 +22,8 @@ mod kind;
 mod list;
 mod options;
 mod patch;
+pub mod program;
+mod real;
 mod refusal;
 mod sample;
 mod serve;
@@ -42,9 +45,11 @@ use tokio::sync::{mpsc, oneshot, watch as slot};
 pub use access::Rule;
 pub use call::Call;
 pub use client::{Answer, Client, Reply};
+pub use cluster::{Cluster, FLANNEL, Stage, Who, path_of};
 pub use door::{Bind, Door};
 pub use fault::{Effect, Pick, Stroke};
 pub use kind::*;
+pub use real::Real;
 pub use refusal::Refusal;
 pub use sample::{full_node, node};
 pub use shared::Seen;
@@ -114,16 +119,7 @@ impl Double {
 
     /// A kubeconfig for this server, with a token unless it is empty.
     pub fn kubeconfig(&self, token: &str) -> String {
-        let cluster = if self.tls {
-            let bytes = self.ca_pem().as_bytes();
-            format!(r#"{{"server":"{}","certificate-authority-data":"{}"}}"#, self.url(), base64(bytes))
-        } else {
-            format!(r#"{{"server":"{}"}}"#, self.url())
-        };
-        let user = if token.is_empty() { "{}".to_owned() } else { format!(r#"{{"token":"{token}"}}"#) };
-        format!(
-            r#"{{"apiVersion":"v1","kind":"Config","current-context":"double","clusters":[{{"name":"double","cluster":{cluster}}}],"users":[{{"name":"user","user":{user}}}],"contexts":[{{"name":"double","context":{{"cluster":"double","user":"user"}}}}]}}"#
-        )
+        cluster::kubeconfig(&self.url(), self.ca_pem(), token)
     }
 
     /// A client of this server, with a token unless it is empty.

@@ -65,6 +65,60 @@ pub fn apply(kind: &Kind, form: &str, mut value: Value, patch: &Value) -> Result
     }
 }
 
+/// What a manager applies (server-side apply, one writer): `new`, and without what it applied last and does
+/// not any more. Fields of others stay; conflicts between managers are not looked for.
+pub fn server_side(
+    kind: &Kind,
+    mut value: Value,
+    last: Option<&Value>,
+    new: &Value,
+) -> Result<Value, Refusal> {
+    let mut patch = new.clone();
+    if let Some(last) = last {
+        without(kind, "", last, &mut patch);
+    }
+    let fields = patch.as_object().ok_or_else(|| Refusal::bad_request("error decoding YAML: no object"))?;
+    strategic(kind, "", &mut value, fields)?;
+    Ok(value)
+}
+
+/// Adds to `patch` the removal of what is in `last` and not in `patch`.
+fn without(kind: &Kind, path: &str, last: &Value, patch: &mut Value) {
+    let (Some(last), Some(patch)) = (last.as_object(), patch.as_object_mut()) else { return };
+    for (field, held) in last {
+        let here = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
+        match (patch.get_mut(field), merge_of(kind, &here)) {
+            (None, Some(Merge::By(_))) if held.is_array() => {
+                let mut none = Value::Array(Vec::new());
+                without_elements(kind, &here, held, &mut none);
+                patch.insert(field.clone(), none);
+            }
+            (None, _) if held.is_object() => {
+                let mut none = Value::Object(Map::new());
+                without(kind, &here, held, &mut none);
+                patch.insert(field.clone(), none);
+            }
+            (None, _) => drop(patch.insert(field.clone(), Value::Null)),
+            (Some(new), Some(Merge::By(_))) => without_elements(kind, &here, held, new),
+            (Some(new), _) => without(kind, &here, held, new),
+        }
+    }
+}
+
+fn without_elements(kind: &Kind, path: &str, last: &Value, patch: &mut Value) {
+    let (Some(Merge::By(key)), Some(last), Some(patch)) =
+        (merge_of(kind, path), last.as_array(), patch.as_array_mut())
+    else {
+        return;
+    };
+    for held in last {
+        match patch.iter_mut().find(|new| new[key] == held[key]) {
+            Some(new) => without(kind, path, held, new),
+            None => patch.push(serde_json::json!({key: held[key], "$patch": "delete"})),
+        }
+    }
+}
+
 /// RFC 7396.
 pub fn merge(value: &mut Value, patch: &Value) {
     let Some(fields) = patch.as_object() else {

@@ -202,6 +202,7 @@ fn write(inner: &mut Inner, sent: &Sent<'_>, kind: &'static Kind, key: &Key, par
             let stored = world.write(kind, key, part, |_| Ok(new))?;
             Ok((200, Body::of(stored.json.clone())))
         }
+        "patch" if sent.content_type == "application/apply-patch+yaml" => apply(inner, sent, kind, key, part),
         "patch" => {
             let change = sent.json()?;
             let stored =
@@ -237,6 +238,26 @@ fn write(inner: &mut Inner, sent: &Sent<'_>, kind: &'static Kind, key: &Key, par
         }
         _ => Err(Refusal::method_not_allowed()),
     }
+}
+
+/// Server-side apply; of YAML only what is JSON as well.
+fn apply(inner: &mut Inner, sent: &Sent<'_>, kind: &'static Kind, key: &Key, part: Part) -> Answer {
+    let Some(manager) = sent.call.option("fieldManager") else {
+        let (field, cause, message) =
+            ("fieldManager", "FieldValueRequired", "Required value: is required for apply patch");
+        return Err(Refusal::invalid_as("meta.k8s.io", "PatchOptions", "", field, cause, message));
+    };
+    let new = sent.json()?;
+    let managed = (kind, key.clone(), manager.to_owned());
+    let exists = inner.world.get(kind, key).is_ok();
+    let stored = if exists || part == Part::Status {
+        let last = inner.applied.get(&managed);
+        inner.world.write(kind, key, part, |old| patch::server_side(kind, old, last, &new))?
+    } else {
+        inner.world.create(kind, &key.0, new.clone())?
+    };
+    inner.applied.insert(managed, new);
+    Ok((if exists { 200 } else { 201 }, Body::of(stored.json.clone())))
 }
 
 fn check_deletion(inner: &Inner, kind: &'static Kind, key: &Key, wanted: &Value) -> Result<(), Refusal> {

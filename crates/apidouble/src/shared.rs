@@ -1,15 +1,18 @@
 //! What all requests of one server share, behind one lock that is never held while waiting.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::access::Access;
 use crate::call::Call;
 use crate::fault::{Effect, Fault, Stroke};
-use crate::world::World;
+use crate::kind::Kind;
+use crate::world::{Key, World};
 
 /// A request that came, whatever became of it.
 #[derive(Clone, Debug)]
@@ -49,6 +52,8 @@ pub struct Inner {
     pub streaming: bool,
     /// Pause between bookmarks.
     pub bookmark_every: Duration,
+    /// What each manager of fields applied last (server-side apply).
+    pub applied: BTreeMap<(&'static Kind, Key, String), Value>,
 }
 
 /// The state, and the bell that rings when it changes.
@@ -70,6 +75,7 @@ impl Default for Shared {
             streaming: true,
             // Servers send one about every minute.
             bookmark_every: Duration::from_secs(60),
+            applied: BTreeMap::new(),
         };
         Self { inner: Mutex::new(inner), bell: watch::Sender::new(0) }
     }

@@ -137,3 +137,14 @@ fn lists_inside_lists_are_merged_too() {
         json!([{"containerPort": 80}, {"containerPort": 81}])
     );
 }
+
+#[test]
+fn what_a_manager_applies_no_more_goes_and_what_others_wrote_stays() {
+    let first = json!({"metadata": {"annotations": {"mine": "1", "also": "1"}}, "status": {"conditions": [{"type": "Mine", "status": "True"}]}});
+    let after_first = super::server_side(&NODES, node(), None, &first).unwrap();
+    assert_eq!(after_first["metadata"]["annotations"], json!({"a": "1", "b": "2", "mine": "1", "also": "1"}));
+    let second = json!({"metadata": {"annotations": {"mine": "2"}}});
+    let after_second = super::server_side(&NODES, after_first, Some(&first), &second).unwrap();
+    assert_eq!(after_second["metadata"]["annotations"], json!({"a": "1", "b": "2", "mine": "2"}));
+    assert_eq!(after_second["status"], node()["status"]);
+}
