@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
@@ -15,63 +15,75 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+use crate::board::{Board, Topic};
+use crate::outputs::LINES;
+
 /// The loop waits at most a resync period; twice that without a sign of life means that it hangs.
 const SILENCE: Duration = Duration::from_millis(2 * crate::reconcile::RESYNC_MS + 30_000);
 
-/// The two answers, as the rest of the process sets them.
+/// What the two answers are made of.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
-    /// The node's pods can be reached and reach others.
-    ready: AtomicBool,
     beat_ms: AtomicU64,
-}
-
-impl Default for Health {
-    fn default() -> Health {
-        Health { started: Instant::now(), ready: AtomicBool::new(false), beat_ms: AtomicU64::new(0) }
-    }
+    board: Arc<Board>,
 }
 
 impl Health {
-    /// The loop lives; `ready` is its newest word.
-    pub fn beat(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
+    /// Answers from this board.
+    pub fn new(board: Arc<Board>) -> Health {
+        Health { started: Instant::now(), beat_ms: AtomicU64::new(0), board }
+    }
+
+    /// The loop lives.
+    pub fn beat(&self) {
         self.beat_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn answer(&self, path: &str) -> (StatusCode, &'static str) {
+    /// Flannel's bodies; while not ready, the troubles follow, one a line.
+    fn answer(&self, path: &str) -> (StatusCode, Bytes) {
         let silent = self.started.elapsed().as_millis() as u64 - self.beat_ms.load(Ordering::Relaxed);
-        match path {
+        let (status, text) = match path {
             "/healthz" if u128::from(silent) > SILENCE.as_millis() => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "flanneld hangs: its loop has not run for over a minute; restart it",
             ),
             "/healthz" => (StatusCode::OK, "flanneld is running"),
-            "/readyz" if self.ready.load(Ordering::Relaxed) => (StatusCode::OK, "flanneld is ready"),
-            "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
+            "/readyz" => {
+                let now = self.board.now();
+                if now.ready {
+                    (StatusCode::OK, "flanneld is ready")
+                } else {
+                    let mut lines = vec!["flanneld is not ready yet".to_owned()];
+                    lines.extend(now.sentences(LINES));
+                    return (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n").into());
+                }
+            }
             _ => (StatusCode::NOT_FOUND, "404 page not found"),
-        }
+        };
+        (status, Bytes::from_static(text.as_bytes()))
     }
 }
 
+/// Distance of tries to open the port.
+const REBIND: Duration = Duration::from_secs(1);
+
 /// Serves for ever; cancel by dropping.
 pub async fn serve(address: SocketAddr, health: Arc<Health>) {
-    let mut said = false;
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
-            Err(error) if !said => {
-                tracing::error!(
+            Err(error) => health.board.set(
+                Topic::HealthPort,
+                format!(
                     "listen on {address} for health checks: {error}; the network goes on without, tried again every \
-                     5 s: free the port or choose another --healthz-port"
-                );
-                said = true;
-            }
-            Err(_) => {}
+                     second: free the port or choose another --healthz-port"
+                ),
+            ),
         }
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(REBIND).await;
     };
+    health.board.clear(&Topic::HealthPort);
     tracing::info!("Start healthz server on {address}");
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -84,7 +96,7 @@ pub async fn serve(address: SocketAddr, health: Arc<Health>) {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
                 let (status, text) = health.answer(request.uri().path());
                 async move {
-                    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+                    let mut response = Response::new(Full::new(text));
                     *response.status_mut() = status;
                     let kind = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
                     response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
@@ -105,13 +117,24 @@ mod tests {
 
     #[test]
     fn answers_are_flannels() {
-        let health = Health::default();
-        assert_eq!(health.answer("/healthz"), (StatusCode::OK, "flanneld is running"));
-        assert_eq!(health.answer("/readyz").0, StatusCode::SERVICE_UNAVAILABLE);
-        health.beat(true);
-        assert_eq!(health.answer("/readyz"), (StatusCode::OK, "flanneld is ready"));
-        health.beat(false);
-        assert_eq!(health.answer("/readyz").1, "flanneld is not ready yet");
-        assert_eq!(health.answer("/").0, StatusCode::NOT_FOUND);
+        let board = Arc::new(Board::default());
+        let health = Health::new(board.clone());
+        let answer = |path: &str| {
+            let (status, text) = health.answer(path);
+            (status.as_u16(), String::from_utf8_lossy(&text).into_owned())
+        };
+        let is = |path: &str, status: u16, text: &str| assert_eq!(answer(path), (status, text.to_owned()));
+        is("/healthz", 200, "flanneld is running");
+        is("/readyz", 503, "flanneld is not ready yet");
+        board.set(Topic::Lease, "acquire lease: none is free");
+        board.set(Topic::Config, "fetch network config: there is none");
+        let lines =
+            "flanneld is not ready yet\nfetch network config: there is none\nacquire lease: none is free";
+        is("/readyz", 503, lines);
+        board.ready(true);
+        is("/readyz", 200, "flanneld is ready");
+        board.ready(false);
+        is("/readyz", 503, lines);
+        assert_eq!(answer("/").0, 404);
     }
 }

@@ -1,6 +1,8 @@
 //! `loden`: the agent and the command line; `flanneld` when called by that name.
 
 mod args;
+mod board;
+mod bridged;
 mod cli;
 mod health;
 mod host;

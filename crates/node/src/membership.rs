@@ -2,64 +2,71 @@
 //! others. Everything is tried again for as long as the process lives; what worked goes on working.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::{LeaseAttrs, NetConf, Subnets};
-use store::{Held, LeaseStore, Remembered, Request, StoreError, View};
+use store::{Held, LeaseStore, Remembered, Request, Standing, StoreError, View};
 use tokio::sync::watch;
 
+use crate::board::{Board, Topic};
+use crate::bridged;
 use crate::inputs::Inbox;
 use crate::reconcile::Report;
 
-/// Distance of tries while something is missing that an operator has to bring.
+/// Distance of tries while something is missing that an operator has to bring: counted from the start of
+/// one try to that of the next, give or take a tenth, so that a cluster does not ask in step.
 const RETRY: Duration = Duration::from_secs(1);
-/// Distance of renewals after a failed one (flannel.md 3.3 has one minute; a store that comes back
-/// should see us sooner).
-const RENEW_RETRY: Duration = Duration::from_secs(10);
+/// The same for renewals, which nobody waits for; doubles with each failure, up to the last.
+const RENEW_RETRY: [Duration; 2] = [RETRY, Duration::from_secs(10)];
 
 /// What the membership needs besides the store.
 pub struct Member {
     /// Where results go.
     pub inbox: Arc<Inbox>,
+    /// Where troubles go.
+    pub board: Arc<Board>,
     /// Where our lease's attributes come from.
     pub reports: watch::Receiver<Report>,
+    /// How the node fares, for the store to show.
+    pub standing: watch::Receiver<Standing>,
     /// Subnets of an earlier run.
     pub previous: Subnets,
     /// `--subnet-lease-renew-margin`.
     pub margin: Duration,
+    /// Whether services may be used here by pods on a bridge, see [`bridged`].
+    pub services: fn(&NetConf) -> bool,
+    /// How often the store is asked whether the configuration is still the one in use.
+    pub recheck: Duration,
 }
 
-/// Says a trouble once, and once more when it is over.
-struct Said {
-    what: &'static str,
-    last: Option<String>,
-}
+/// Distance between two tries.
+struct Pace(Instant);
 
-impl Said {
-    fn new(what: &'static str) -> Said {
-        Said { what, last: None }
+impl Pace {
+    fn start() -> Pace {
+        Pace(Instant::now())
     }
 
-    fn trouble(&mut self, text: String) {
-        if self.last.as_ref() != Some(&text) {
-            tracing::error!("{}: {text}", self.what);
-            self.last = Some(text);
-        }
-    }
-
-    fn over(&mut self) {
-        if self.last.take().is_some() {
-            tracing::info!("{}: works again", self.what);
-        }
+    /// Waits until `every` after the last call, a little at least.
+    async fn wait(&mut self, every: Duration) {
+        // Any number will do that differs between nodes and tries.
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+        let every = every.mul_f64(0.9 + f64::from(nanos % 1024) / 5120.0);
+        tokio::time::sleep(every.saturating_sub(self.0.elapsed()).max(Duration::from_millis(100))).await;
+        self.0 = Instant::now();
     }
 }
 
 impl Member {
     /// Runs for ever; cancel by dropping.
-    pub async fn run<S: LeaseStore>(mut self, store: S) {
+    pub async fn run<S: LeaseStore>(self, store: S) {
         tracing::info!("Created subnet manager: {}", store.name());
-        let conf = self.configuration(&store).await;
-        let remembered = self.remembered(&store).await;
+        tokio::join!(store.announce(self.standing.clone()), self.work(&store));
+    }
+
+    async fn work<S: LeaseStore>(mut self, store: &S) {
+        let conf = self.configuration(store).await;
+        let remembered = self.remembered(store).await;
         self.inbox.update(|inputs| {
             inputs.remembered = remembered;
             inputs.conf = Some(conf.clone());
@@ -67,49 +74,52 @@ impl Member {
         let (feed, view) = watch::channel(View::default());
         tokio::join!(
             store.watch(&feed),
-            forward(view.clone(), self.inbox.clone()),
-            self.hold(&store, &conf, view)
+            forward(view.clone(), self.inbox.clone(), self.board.clone()),
+            look_at_bridges(&conf, self.services, self.board.clone()),
+            watch_configuration(store, &conf, self.recheck, self.board.clone()),
+            self.hold(store, &conf, view)
         );
     }
 
     /// What the registry knows of us from before.
     async fn remembered<S: LeaseStore>(&self, store: &S) -> Remembered {
-        let mut said = Said::new("read what this node published before");
+        let mut pace = Pace::start();
         loop {
             match store.remembered().await {
                 Ok(remembered) => {
-                    said.over();
+                    self.board.clear(&Topic::Remembered);
                     return remembered;
                 }
-                Err(error) => said.trouble(error.to_string()),
+                Err(error) => {
+                    self.board
+                        .set(Topic::Remembered, format!("read what this node published before: {error}"));
+                }
             }
-            tokio::time::sleep(RETRY).await;
+            pace.wait(RETRY).await;
         }
     }
 
     /// Waits for a configuration that makes sense.
     async fn configuration<S: LeaseStore>(&self, store: &S) -> NetConf {
-        let mut said = Said::new("fetch network config");
+        let mut pace = Pace::start();
         loop {
-            match store.config().await {
-                Err(error) => said.trouble(error.to_string()),
-                Ok(text) => match usable(&text) {
-                    Err(error) => said.trouble(error),
-                    Ok(conf) => {
-                        said.over();
-                        tracing::info!("Found network config - Backend type: {}", conf.backend_type);
-                        if !conf.enable_nftables {
-                            tracing::warn!(
-                                "EnableNFTables is off, and iptables mode is not built yet: masquerade and forward \
-                                 rules of the same meaning are kept in nftables; accepts there do not overrule a DROP \
-                                 in iptables' FORWARD, such as Docker's"
-                            );
-                        }
-                        return conf;
+            let found = store.config().await.map_err(|error| error.to_string());
+            match found.and_then(|text| usable(&text)) {
+                Err(error) => self.board.set(Topic::Config, format!("fetch network config: {error}")),
+                Ok(conf) => {
+                    self.board.clear(&Topic::Config);
+                    tracing::info!("Found network config - Backend type: {}", conf.backend_type);
+                    if !conf.enable_nftables {
+                        tracing::warn!(
+                            "EnableNFTables is off, and iptables mode is not built yet: masquerade and forward rules \
+                             of the same meaning are kept in nftables; accepts there do not overrule a DROP in \
+                             iptables' FORWARD, such as Docker's"
+                        );
                     }
-                },
+                    return conf;
+                }
             }
-            tokio::time::sleep(RETRY).await;
+            pace.wait(RETRY).await;
         }
     }
 
@@ -138,29 +148,27 @@ impl Member {
     }
 
     async fn acquire<S: LeaseStore>(&mut self, store: &S, conf: &NetConf) -> Held {
-        let mut said = Said::new("acquire lease");
-        let mut wait = Duration::from_millis(200);
+        let mut pace = Pace::start();
         loop {
             let request = Request { attrs: self.attrs().await, previous: self.previous };
             match store.acquire(conf, &request).await {
                 Ok(held) => {
-                    said.over();
+                    self.board.clear(&Topic::Lease);
                     tracing::info!("Acquired lease {}", held.lease.subnets);
                     return held;
                 }
-                Err(error) => said.trouble(error.to_string()),
+                Err(error) => self.board.set(Topic::Lease, format!("acquire lease: {error}")),
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(10));
+            pace.wait(RETRY).await;
         }
     }
 
     /// Returns when the lease is lost.
     async fn keep<S: LeaseStore>(&mut self, store: &S, held: &mut Held, view: &mut watch::Receiver<View>) {
-        let mut said = Said::new("renew lease");
-        let mut failed = false;
+        let [first, last] = RENEW_RETRY;
+        let mut failed: Option<Duration> = None;
         loop {
-            let due = if failed { RENEW_RETRY } else { renewal_in(held.expires, self.margin) };
+            let due = failed.unwrap_or_else(|| renewal_in(held.expires, self.margin));
             let mut check = false;
             tokio::select! {
                 () = tokio::time::sleep(due) => {}
@@ -183,8 +191,8 @@ impl Member {
             let attrs = self.reports.borrow().attrs.clone().unwrap_or_else(|| held.lease.attrs.clone());
             match store.renew(held, &attrs).await {
                 Ok(renewed) => {
-                    said.over();
-                    failed = false;
+                    self.board.clear(&Topic::Renewal);
+                    failed = None;
                     if renewed.lease != held.lease {
                         self.inbox.update(|inputs| inputs.own = Some(renewed.lease.clone()));
                     }
@@ -194,14 +202,53 @@ impl Member {
                     *held = renewed;
                 }
                 Err(StoreError::Lost(text)) => {
+                    self.board.clear(&Topic::Renewal);
                     tracing::error!("lost the lease {}: {text}; taking a new one", held.lease.subnets);
                     return;
                 }
                 Err(error) => {
-                    failed = true;
-                    said.trouble(error.to_string());
+                    failed = Some(failed.map_or(first, |wait| (wait * 2).min(last)));
+                    self.board.set(Topic::Renewal, format!("renew lease: {error}"));
                 }
             }
+        }
+    }
+}
+
+async fn look_at_bridges(conf: &NetConf, services: fn(&NetConf) -> bool, board: Arc<Board>) {
+    if services(conf) {
+        bridged::watch(conf, board).await;
+    }
+}
+
+/// Says when the store's configuration is no longer the one in use. It is not applied to a running agent:
+/// devices and subnets of the old one would have to go under running pods, and all nodes together
+/// (decision 0091).
+async fn watch_configuration<S: LeaseStore>(store: &S, used: &NetConf, every: Duration, board: Arc<Board>) {
+    let mut pace = Pace::start();
+    loop {
+        pace.wait(every).await;
+        let goes_on = "this agent goes on with the one it started with";
+        let trouble = match store.config().await {
+            Ok(text) => match usable(&text) {
+                Ok(conf) if conf == *used => None,
+                Ok(_) => Some(format!(
+                    "the network config in {} was changed and {goes_on}; restart the agents of all nodes to use the \
+                     new one: kubectl -n kube-flannel rollout restart daemonset, or systemctl restart flanneld",
+                    store.name()
+                )),
+                Err(error) => Some(format!(
+                    "the network config in {} was changed and cannot be used, {goes_on}: {error}",
+                    store.name()
+                )),
+            },
+            Err(StoreError::NoConfig(text)) => Some(format!("{text}; {goes_on}")),
+            // That the store cannot be reached is said by those who need it.
+            Err(_) => continue,
+        };
+        match trouble {
+            Some(trouble) => board.set(Topic::ConfigChange, trouble),
+            None => board.clear(&Topic::ConfigChange),
         }
     }
 }
@@ -223,13 +270,12 @@ fn renewal_in(expires: Option<SystemTime>, margin: Duration) -> Duration {
 }
 
 /// Hands each new view to the loop.
-async fn forward(mut view: watch::Receiver<View>, inbox: Arc<Inbox>) {
-    let mut said = Said::new("watch leases");
+async fn forward(mut view: watch::Receiver<View>, inbox: Arc<Inbox>, board: Arc<Board>) {
     while view.changed().await.is_ok() {
         let view = view.borrow_and_update().clone();
         match &view.trouble {
-            Some(trouble) => said.trouble(trouble.clone()),
-            None => said.over(),
+            Some(trouble) => board.set(Topic::Watch, trouble.as_str()),
+            None => board.clear(&Topic::Watch),
         }
         inbox.update(|inputs| inputs.view = view);
     }

@@ -1,40 +1,128 @@
-//! What the agent tells the world: `subnet.env`, systemd, readiness, the log.
+//! What the agent tells the world: `subnet.env`, the troubles beside it, systemd, the registry.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Writes a file so that a reader sees the old or the new content and never a part: temporary file in
-/// the same directory, fsync, rename. Directory 0755, file 0644 whatever the umask (flannel.md 8.1).
+use store::Standing;
+use tokio::sync::watch;
+
+use crate::board::{Board, Troubles};
+
+/// Writes a file so that a reader sees the old or the new content and never a part, even if the power
+/// fails in between: temporary file in the same directory, fsync, rename. Directory 0755, file 0644 whatever
+/// the umask (flannel.md 8.1).
 ///
 /// # Errors
-/// One sentence that names the file.
-pub fn write_atomically(path: &Path, content: &str) -> Result<(), String> {
+/// What the disk said; the old content stands then.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let (dir_mode, file_mode) = (0o755, 0o644);
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().ok_or_else(|| format!("write {}: not a file name", path.display()))?;
+    let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
     let temporary = dir.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let write = || -> io::Result<()> {
         if !dir.exists() {
-            fs::create_dir_all(dir)?;
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+            DirBuilder::new().recursive(true).mode(dir_mode).create(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(dir_mode))?;
         }
-        let mut file = File::create(&temporary)?;
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.write_all(content.as_bytes())?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(file_mode))?;
+        file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(dir)?.sync_all()
     };
-    write().map_err(|error| {
-        // The temporary file may not exist; then there is nothing to remove.
-        let _ = fs::remove_file(&temporary);
+    // The temporary file may not exist; then there is nothing to remove.
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// [`replace`] for the subnet file.
+///
+/// # Errors
+/// One sentence that names the file.
+pub fn write_subnet_file(path: &Path, content: &str) -> Result<(), String> {
+    replace(path, content.as_bytes()).map_err(|error| {
         format!(
             "write {}: {error}; pods cannot start until it can be written: free or remount the disk",
             path.display()
         )
     })
+}
+
+/// Where the CNI plugins find the troubles: beside the subnet file, with `.trouble` after its name.
+pub fn trouble_file(subnet_file: &str) -> PathBuf {
+    let mut name = OsString::from(subnet_file);
+    name.push(model::cni::flannel::TROUBLE_SUFFIX);
+    PathBuf::from(name)
+}
+
+/// Lines shown in files, answers and registries; the log has all.
+pub const LINES: usize = 20;
+/// Distance of tries to write the troubles.
+const REWRITE: Duration = Duration::from_secs(1);
+
+/// Shows the board to the service manager, the CNI plugins and the store, for ever; cancel by dropping.
+pub async fn show(board: Arc<Board>, file: PathBuf, notify: Option<String>, store: watch::Sender<Standing>) {
+    let mut seen = board.follow();
+    let mut status = String::new();
+    // Whatever lies there is of an earlier run.
+    let mut written: Option<Vec<String>> = None;
+    loop {
+        let now = seen.borrow_and_update().clone();
+        let lines = now.sentences(LINES);
+        store.send_if_modified(|standing| {
+            let next = Standing { ready: now.ready, troubles: lines.clone() };
+            std::mem::replace(standing, next.clone()) != next
+        });
+        let next = status_line(&now);
+        if status != next {
+            sd_notify(notify.as_deref(), &format!("STATUS={next}"));
+            status = next;
+        }
+        if written.as_ref() != Some(&lines) {
+            // A disk that hangs must not hold up leases.
+            let (path, content) = (file.clone(), lines.clone());
+            let done = tokio::task::spawn_blocking(move || write_troubles(&path, &content)).await;
+            // That the disk cannot be written is said of the subnet file, which is in the same place.
+            written = matches!(done, Ok(Ok(()))).then_some(lines);
+        }
+        tokio::select! {
+            changed = seen.changed() => if changed.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(REWRITE), if written.is_none() => {}
+        }
+    }
+}
+
+/// One sentence a line, the gravest first; no file when nothing is wrong.
+fn write_troubles(path: &Path, lines: &[String]) -> io::Result<()> {
+    if lines.is_empty() {
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    replace(path, (lines.join("\n") + "\n").as_bytes())
+}
+
+/// Who does not run has nothing to say.
+pub fn withdraw_troubles(path: &Path) {
+    let _ = fs::remove_file(path);
+}
+
+/// What `systemctl status` shows.
+fn status_line(now: &Troubles) -> String {
+    let state = if now.ready { "ready" } else { "not ready yet" };
+    match (now.troubles.values().next(), now.troubles.len()) {
+        (Some(first), 1) => format!("{state}: {}", first.text),
+        (Some(first), n) => format!("{state}: {} (and {} more)", first.text, n - 1),
+        (None, _) => state.to_owned(),
+    }
 }
 
 /// Sends a state such as `READY=1` to the service manager, if one asked for it (sd_notify(3)).

@@ -25,10 +25,13 @@ use plan::tracker::Tracker;
 use plan::{Facts, Key, Object, State, Step, diff, handover};
 use store::Remembered;
 
+use crate::board::Topic;
 use crate::inputs::Inputs;
 
 /// Everything is read and compared again at least this often.
 pub const RESYNC_MS: u64 = 30_000;
+/// While the host is not understood, or the kernel does not answer, it is asked again this often.
+const ASK_AGAIN_MS: u64 = 1_000;
 
 /// The border to the kernel, real or simulated.
 pub trait Kernel {
@@ -60,7 +63,9 @@ pub struct Report {
     /// Subnets left out, and why.
     pub left_out: BTreeMap<String, String>,
     /// What is wrong now, one sentence each.
-    pub troubles: Vec<String>,
+    pub troubles: BTreeMap<Topic, String>,
+    /// Whether the round came so far as to look at every object.
+    pub looked: bool,
     /// Steps done, as commands.
     pub done: Vec<String>,
     /// What happened to devices that deserves a warning.
@@ -80,6 +85,8 @@ pub struct Reconciler<K> {
     actual: Option<State>,
     /// A step failed: what we believe may be wrong.
     stale: bool,
+    /// Facts or kernel could not be read: when to try again.
+    again_ms: Option<u64>,
     read_ms: u64,
     swept: bool,
     tracker: Tracker,
@@ -97,6 +104,7 @@ impl<K: Kernel> Reconciler<K> {
             pinned: BTreeMap::new(),
             actual: None,
             stale: false,
+            again_ms: None,
             read_ms: 0,
             swept: false,
             tracker: Tracker::default(),
@@ -110,19 +118,21 @@ impl<K: Kernel> Reconciler<K> {
 
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
-        let resync = self.read_ms + if self.facts.is_some() { RESYNC_MS } else { 2_000 };
-        self.tracker.next_retry_ms().map_or(resync, |retry| retry.min(resync))
+        let due = [Some(self.read_ms + RESYNC_MS), self.again_ms, self.tracker.next_retry_ms()];
+        due.into_iter().flatten().min().unwrap_or_default()
     }
 
     /// One round.
     pub fn round(&mut self, inputs: &Inputs, now_ms: u64) -> Report {
         let mut report = Report::default();
         let resync = now_ms >= self.read_ms + RESYNC_MS;
-        if let Err(trouble) = self.understand(inputs, resync) {
-            self.read_ms = now_ms;
-            report.troubles.push(trouble);
+        let again = self.again_ms.is_some_and(|at| at <= now_ms);
+        if let Err(trouble) = self.understand(inputs, resync || again) {
+            (self.read_ms, self.again_ms) = (now_ms, Some(now_ms + ASK_AGAIN_MS));
+            report.troubles.insert(Topic::Host, trouble);
             return report;
         }
+        self.again_ms = None;
         let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else {
             self.read_ms = now_ms;
             return report;
@@ -139,10 +149,12 @@ impl<K: Kernel> Reconciler<K> {
             Ok(()) => self.swept |= sweep,
             Err(error) => {
                 self.actual = None;
-                report.troubles.push(error);
+                (self.read_ms, self.again_ms) = (now_ms, Some(now_ms + ASK_AGAIN_MS));
+                report.troubles.insert(Topic::Kernel, error);
             }
         }
         self.settle(&wanted, &mut report);
+        report.looked = true;
         report.converged = sweep && self.actual.is_some() && self.swept && !self.critical_failure();
         report.objects = wanted.len();
         report
@@ -242,9 +254,7 @@ impl<K: Kernel> Reconciler<K> {
             let message = format!(
                 "device {device} {why} and not ours to remove; remove it with `ip link delete {device}` or rename it"
             );
-            if self.tracker.failed(Key::Link(*device), message.clone(), now_ms) {
-                report.notes.push(message);
-            }
+            self.tracker.failed(Key::Link(*device), message, now_ms);
         }
         let links = self.ready(found.links, sweep, now_ms);
         let rest = if links.is_empty() {
@@ -324,9 +334,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 Err(message) => {
                     self.stale = true;
-                    if self.tracker.failed(step.key(), message.clone(), now_ms) {
-                        report.notes.push(message);
-                    }
+                    self.tracker.failed(step.key(), message, now_ms);
                 }
             }
         }
@@ -334,20 +342,26 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Forgets failures that are over and reports those that are not.
     fn settle(&mut self, wanted: &State, report: &mut Report) {
-        let actual = self.actual.get_or_insert_default();
-        let over = self.tracker.settle(|key| match (wanted.get(key), actual.get(key)) {
+        let Some(actual) = &self.actual else {
+            // What the kernel holds is not known, so neither is what is over.
+            return self.tell(report);
+        };
+        self.tracker.settle(|key| match (wanted.get(key), actual.get(key)) {
             (Some(Object::Link(want)), Some(Object::Link(have))) => {
                 want.fit(have) != plan::state::LinkFit::Same
             }
             (Some(Object::Nft(want)), Some(Object::Nft(have))) => !want.same(have),
             (want, have) => want != have,
         });
-        report.notes.extend(over.iter().map(|key| format!("repaired after failures: {key:?}")));
-        report.troubles.extend(self.tracker.iter().map(|(_, failure)| failure.message.clone()));
+        self.tell(report);
     }
 
-    /// Without these no pod can work; a peer's entries concern that peer alone.
+    fn tell(&self, report: &mut Report) {
+        let topic = |key: &Key| Topic::Object(format!("{key:?}"));
+        report.troubles.extend(self.tracker.iter().map(|(key, f)| (topic(key), f.message.clone())));
+    }
+
     fn critical_failure(&self) -> bool {
-        self.tracker.iter().any(|(key, _)| matches!(key, Key::Nft(_) | Key::Link(_) | Key::Addr(..)))
+        self.tracker.iter().any(|(key, _)| key.is_critical())
     }
 }

@@ -5,19 +5,21 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::Subnets;
 use model::codec::subnet_env;
+use model::{NetConf, Subnets};
 use plan::rules::Choice;
 use store::embedded::EmbeddedStore;
 use store::etcd::EtcdStore;
-use store::{LeaseStore as _, StoreError};
+use store::{LeaseStore as _, Standing, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::{self, Options, Outcome};
+use crate::board::{Board, Topic};
 use crate::health::{self, Health};
 use crate::host::{self, Host};
 use crate::inputs::Inbox;
@@ -84,12 +86,32 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let previous = previous_subnets(&options);
 
     let inbox = Arc::new(Inbox::default());
-    let health = Arc::new(Health::default());
+    let board = Arc::new(Board::default());
+    let health = Arc::new(Health::new(board.clone()));
     let (reports, seen) = watch::channel(Report::default());
+    let (announced, standing) = watch::channel(Standing::default());
     let margin = Duration::from_secs(60 * u64::try_from(options.subnet_lease_renew_margin).unwrap_or(60));
-    let member = Member { inbox: inbox.clone(), reports: seen, previous, margin };
+    let (recheck, services) = habits(&store);
+    let member = Member {
+        inbox: inbox.clone(),
+        board: board.clone(),
+        reports: seen,
+        standing,
+        previous,
+        margin,
+        services,
+        recheck,
+    };
 
-    let waiting = Waiting { inbox: inbox.clone(), health: health.clone(), health_address };
+    let troubles = outputs::trouble_file(&options.subnet_file);
+    let waiting = Waiting {
+        inbox: inbox.clone(),
+        board: board.clone(),
+        health: health.clone(),
+        health_address,
+        troubles: troubles.clone(),
+        announced,
+    };
     let async_side = std::thread::Builder::new()
         .name("stores".to_owned())
         .spawn(move || waiting.run(store, member))
@@ -103,13 +125,13 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         blackhole: options.ip_blackhole_route,
     };
     let kernel = Host::open(&options)?;
-    let mut outcome = Outlet::new(options, health);
+    let mut outcome = Outlet::new(options, board, health);
     let mut reconciler = Reconciler::new(kernel, choice);
     let mut succeeded = false;
     let start = Instant::now();
     loop {
         let due = start + Duration::from_millis(reconciler.due_ms());
-        let due = if outcome.unwritten.is_some() { due.min(Instant::now() + REWRITE) } else { due };
+        let due = if outcome.unwritten { due.min(Instant::now() + REWRITE) } else { due };
         let inputs = inbox.wait(due, SETTLE);
         if inputs.stop {
             break;
@@ -130,7 +152,19 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     drop(reports);
     // The async side ends by itself after the signal; a panic in it has been printed.
     let _ = async_side.join();
+    outputs::withdraw_troubles(&troubles);
     Ok(())
+}
+
+/// What depends on the kind of store: how often to ask for its configuration again (a file costs little, a
+/// registry has thousands of nodes), and whether services may be used (see [`Member::services`]).
+fn habits(store: &Store) -> (Duration, fn(&NetConf) -> bool) {
+    match store {
+        // Not known with etcd; flannel looks unless it runs with nftables.
+        Store::Etcd(_) => (Duration::from_secs(60), |conf| !conf.enable_nftables),
+        // One machine, or the lab.
+        Store::Embedded(_) => (Duration::from_secs(10), |_| false),
+    }
 }
 
 /// Once, when our rules stand: those of a flanneld before us go.
@@ -151,8 +185,13 @@ fn succeed_flanneld() {
 /// Everything that waits on networks, on one thread.
 struct Waiting {
     inbox: Arc<Inbox>,
+    board: Arc<Board>,
     health: Arc<Health>,
     health_address: Option<SocketAddr>,
+    /// The file the CNI plugins read.
+    troubles: PathBuf,
+    /// To the store.
+    announced: watch::Sender<Standing>,
 }
 
 impl Waiting {
@@ -166,11 +205,14 @@ impl Waiting {
                 return;
             }
         };
+        let notify = std::env::var("NOTIFY_SOCKET").ok();
+        let shown = outputs::show(self.board.clone(), self.troubles.clone(), notify, self.announced.clone());
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async {
             tokio::select! {
                 () = signals() => tracing::info!("shutting down, the data path stays as it is"),
                 () = self.health() => {}
+                () = shown => {}
                 () = membership(store, member) => {}
             }
         });
@@ -292,28 +334,28 @@ fn previous_subnets(options: &Options) -> Subnets {
 /// Hands reports to the world.
 struct Outlet {
     options: Options,
+    board: Arc<Board>,
     health: Arc<Health>,
     notify: Option<String>,
     written: Option<String>,
-    /// Why the subnet file could not be written last time.
-    unwritten: Option<String>,
+    /// The subnet file could not be written last time.
+    unwritten: bool,
     ready: bool,
     left_out: std::collections::BTreeMap<String, String>,
-    troubles: Vec<String>,
 }
 
 impl Outlet {
-    fn new(options: Options, health: Arc<Health>) -> Outlet {
+    fn new(options: Options, board: Arc<Board>, health: Arc<Health>) -> Outlet {
         let notify = std::env::var("NOTIFY_SOCKET").ok();
         Outlet {
             options,
+            board,
             health,
             notify,
             written: None,
-            unwritten: None,
+            unwritten: false,
             ready: false,
             left_out: Default::default(),
-            troubles: Vec::new(),
         }
     }
 
@@ -335,27 +377,27 @@ impl Outlet {
             tracing::warn!("not ready any more, see above");
         }
         self.ready = ready;
-        self.health.beat(ready);
+        self.board.ready(ready);
+        self.health.beat();
     }
 
     /// Written when it differs; looked at again when somebody removed it.
     fn subnet_file(&mut self, text: String) -> bool {
-        let path = std::path::Path::new(&self.options.subnet_file);
+        let path = Path::new(&self.options.subnet_file);
         if self.written.as_ref() == Some(&text) && path.exists() {
             return true;
         }
-        match outputs::write_atomically(path, &text) {
+        let written = outputs::write_subnet_file(path, &text);
+        self.unwritten = written.is_err();
+        match written {
             Ok(()) => {
+                self.board.clear(&Topic::SubnetFile);
                 tracing::info!("Wrote subnet file to {}", path.display());
                 self.written = Some(text);
-                self.unwritten = None;
                 true
             }
             Err(error) => {
-                if self.unwritten.as_ref() != Some(&error) {
-                    tracing::error!("{error}");
-                }
-                self.unwritten = Some(error);
+                self.board.set(Topic::SubnetFile, error);
                 self.written = None;
                 false
             }
@@ -367,12 +409,7 @@ impl Outlet {
         for note in &report.notes {
             tracing::warn!("{note}");
         }
-        for trouble in
-            report.troubles.iter().filter(|t| !self.troubles.contains(t) && !report.notes.contains(t))
-        {
-            tracing::error!("{trouble}");
-        }
-        self.troubles.clone_from(&report.troubles);
+        self.board.round(&report.troubles, report.looked);
         for (subnets, why) in report.left_out.iter().filter(|(s, why)| self.left_out.get(*s) != Some(*why)) {
             tracing::warn!("peer {subnets} is left out: {why}");
         }

@@ -51,6 +51,11 @@ impl Key {
             _ => None,
         }
     }
+
+    /// Whether no pod can work without it; other entries concern one peer alone.
+    pub fn is_critical(&self) -> bool {
+        matches!(self, Key::Nft(_) | Key::Link(_) | Key::Addr(..))
+    }
 }
 
 /// One object of the kernel.

@@ -11,6 +11,9 @@ use crate::state::Key;
 const FIRST_RETRY_MS: u64 = 500;
 /// The longest distance between two tries.
 const LAST_RETRY_MS: u64 = 30_000;
+/// The same for what no pod can do without: what an operator puts right, such as a module loaded or a port
+/// freed, is not always news from the kernel, and shall show within two seconds.
+const LAST_CRITICAL_RETRY_MS: u64 = 1_000;
 
 /// A step that keeps failing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +42,13 @@ impl Tracker {
 
     /// Notes a failure. Gives whether it is news: the first of its kind for this object.
     pub fn failed(&mut self, key: Key, message: String, now_ms: u64) -> bool {
+        let limit = if key.is_critical() { LAST_CRITICAL_RETRY_MS } else { LAST_RETRY_MS };
         let new = Failure { message: String::new(), since_ms: now_ms, count: 0, retry_ms: now_ms };
         let failure = self.failures.entry(key).or_insert(new);
         let news = failure.message != message;
         failure.message = message;
         failure.count += 1;
-        let distance = FIRST_RETRY_MS.saturating_mul(1 << (failure.count - 1).min(10)).min(LAST_RETRY_MS);
+        let distance = FIRST_RETRY_MS.saturating_mul(1 << (failure.count - 1).min(10)).min(limit);
         failure.retry_ms = now_ms + distance;
         news
     }
@@ -84,23 +88,29 @@ mod tests {
 
     #[test]
     fn distance_grows_to_a_limit_and_settles() {
-        let key = Key::Link(IfName::fixed("flannel.1"));
-        let mut tracker = Tracker::default();
-        let mut now = 1_000;
-        let mut distances = Vec::new();
-        for n in 0..8 {
-            assert!(tracker.ready(&key, now));
-            assert_eq!(tracker.failed(key.clone(), "device or resource busy".to_owned(), now), n == 0);
-            assert!(!tracker.ready(&key, now));
-            let next = tracker.next_retry_ms().expect("a failure is tracked");
-            distances.push(next - now);
-            now = next;
+        let dev = IfName::fixed("flannel.1");
+        let neigh = Key::Neigh(dev, "10.244.2.0".parse().expect("an address"));
+        for (key, want) in [
+            (neigh, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]),
+            (Key::Link(dev), [500, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000]),
+        ] {
+            let mut tracker = Tracker::default();
+            let mut now = 1_000;
+            let mut distances = Vec::new();
+            for n in 0..8 {
+                assert!(tracker.ready(&key, now));
+                assert_eq!(tracker.failed(key.clone(), "device or resource busy".to_owned(), now), n == 0);
+                assert!(!tracker.ready(&key, now));
+                let next = tracker.next_retry_ms().expect("a failure is tracked");
+                distances.push(next - now);
+                now = next;
+            }
+            assert_eq!(distances, want, "{key:?}");
+            assert!(tracker.failed(key.clone(), "no such device".to_owned(), now), "another message is news");
+            tracker.forgive();
+            assert!(tracker.ready(&key, 0));
+            assert_eq!(tracker.settle(|_| false), [key]);
+            assert_eq!(tracker.next_retry_ms(), None);
         }
-        assert_eq!(distances, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
-        assert!(tracker.failed(key.clone(), "no such device".to_owned(), now), "another message is news");
-        tracker.forgive();
-        assert!(tracker.ready(&key, 0));
-        assert_eq!(tracker.settle(|_| false), [key]);
-        assert_eq!(tracker.next_retry_ms(), None);
     }
 }

@@ -9,6 +9,9 @@ use ipnet::IpNet;
 
 /// Where the agent writes what it learnt.
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// What the name of the file of the agent's troubles has after that of the subnet file. It holds one
+/// sentence a line, the gravest first, and is there while something is wrong (decision 0088).
+pub const TROUBLE_SUFFIX: &str = ".trouble";
 /// Where the delegate's document is kept between ADD and DEL.
 pub const DATA_DIR: &str = "/var/lib/cni/flannel";
 

@@ -10,5 +10,6 @@ mod faults;
 mod machine;
 mod nat;
 mod runtime;
+mod troubles;
 mod tutorials;
 mod world;

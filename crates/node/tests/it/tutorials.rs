@@ -176,7 +176,7 @@ fn a_store_outage_stops_nothing_and_ends_by_itself() {
     let address = two.subnet("FLANNEL_SUBNET").network();
     until("the tunnel", || one.greet(two, address));
     drop(etcd);
-    agents[0].says("watch leases:");
+    agents[0].says("watch leases in etcd at ");
     // Repairs go on without the store.
     one.sh("ip route flush proto 76");
     until("the tunnel without a store", || one.greet(two, address));

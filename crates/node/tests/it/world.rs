@@ -110,6 +110,27 @@ impl Host {
         self.dir.join("subnet.env")
     }
 
+    /// What the agent says is wrong, in the file for the CNI plugins.
+    pub fn troubles(&self) -> String {
+        fs::read_to_string(self.dir.join("subnet.env.trouble")).unwrap_or_default()
+    }
+
+    /// Status and body of a path of the health endpoint.
+    pub fn http(&self, port: u16, path: &str) -> Result<(u16, String), String> {
+        let mut stream = self
+            .netns
+            .run(|| TcpStream::connect(("127.0.0.1", port)))
+            .unwrap()
+            .map_err(|e| format!("connect to port {port}: {e}"))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .map_err(|e| e.to_string())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|e| e.to_string())?;
+        let (head, body) = text.split_once("\r\n\r\n").ok_or("no answer")?;
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
+        Ok((status, body.to_owned()))
+    }
+
     pub fn put_config(&self, config: &str) {
         let mut child =
             self.loden(&["config", "put", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -131,11 +152,34 @@ impl Host {
 
     /// The same with an environment of its own.
     pub fn agent_in(&self, flags: &[&str], env: &[(&str, &str)]) -> Agent {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.arg0("flanneld");
+        self.agent_by(command, flags, env)
+    }
+
+    /// An agent that sees the files of `dir` as `/proc/sys/net/bridge`: with none the kernel has no
+    /// br_netfilter. The mount is in a namespace of the agent alone.
+    pub fn agent_with_bridge_files(&self, dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> Agent {
+        let mut command = Command::new("unshare");
+        let mount =
+            format!("mount --bind {} /proc/sys/net/bridge && exec -a flanneld \"$0\" \"$@\"", dir.display());
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "bash",
+            "-c",
+            &mount,
+            env!("CARGO_BIN_EXE_loden"),
+        ]);
+        self.agent_by(command, flags, env)
+    }
+
+    fn agent_by(&self, mut command: Command, flags: &[&str], env: &[(&str, &str)]) -> Agent {
         let log = self.dir.join("log");
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-        command.arg0("flanneld").arg(format!("--subnet-file={}", self.subnet_file().display()));
-        command.args(flags).envs(env.iter().copied()).env_remove("NOTIFY_SOCKET").stderr(stderr);
+        command.arg(format!("--subnet-file={}", self.subnet_file().display()));
+        command.env_remove("NOTIFY_SOCKET").args(flags).envs(env.iter().copied()).stderr(stderr);
         if !env.iter().any(|(name, _)| *name == "LODEN_STORE") {
             command.env_remove("LODEN_STORE");
         }
@@ -237,6 +281,11 @@ impl Agent {
 
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// How often the log has a text.
+    pub fn count(&self, text: &str) -> usize {
+        self.log().matches(text).count()
     }
 
     /// Waits for a text in the log.
