@@ -6,11 +6,11 @@
 //! is the only link was written by upstream.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use model::cni::flannel::{Flannel, SubnetEnv, data_dir};
+use model::cni::flannel::{Flannel, SubnetEnv, TROUBLE_SUFFIX, data_dir};
 use model::cni::{CniResult, Error, code, is_identifier};
 use model::gojson::Json;
 
@@ -76,14 +76,22 @@ pub fn del(call: &Call) -> Result<(), Error> {
 pub fn check(call: &Call) -> Result<(), Error> {
     let conf = parse(call)?;
     let scratch = Scratch::new(&conf.data_dir, &call.env);
-    let missing = || Error::internal(format!("no attachment: {} is missing", scratch.own.display()));
+    let missing = || {
+        let error = Error::internal(format!("no attachment: {} is missing", scratch.own.display()));
+        // A pod that was never attached, because the node was not ready.
+        match subnet_env(&conf.subnet_file) {
+            Err(why) => error.details(why.to_string()),
+            Ok(_) => error,
+        }
+    };
     let bytes = scratch.read()?.ok_or_else(missing)?;
     let document = Json::parse(&bytes)
         .map_err(|e| Error::new(code::DECODE, format!("read {}: {e}", scratch.own.display())))?;
     run(call, document)
 }
 
-/// Code 50 while the agent has not written `subnet.env`; else the delegate's STATUS (F-153).
+/// Code 50 while there is no `subnet.env` that can be used, for then no ADD succeeds; else the delegate's
+/// STATUS (F-153). What else the agent finds wrong does not keep pods from being added.
 ///
 /// # Errors
 /// As said.
@@ -116,14 +124,32 @@ fn parse(call: &Call) -> Result<Flannel, Error> {
 }
 
 fn compose(call: &Call, conf: &Flannel) -> Result<Json, Error> {
-    let file = &conf.subnet_file;
+    let env = subnet_env(&conf.subnet_file)?;
+    conf.compose(&env, &call.network, &call.cni_version).map_err(Error::config)
+}
+
+/// Reads the subnet file. When it cannot be used, the agent's own words say why if it left any.
+fn subnet_env(file: &str) -> Result<SubnetEnv, Error> {
+    let told = agent_says(file);
     let text = fs::read_to_string(file).map_err(|e| {
-        let way_out =
-            "the flannel agent writes it once it has a lease: see that it runs on this node and read its log";
+        let way_out = told.clone().unwrap_or_else(|| {
+            "the flannel agent writes it once it has a lease: see that it runs on this node and read its log".to_owned()
+        });
         Error::internal(format!("read {file}: {e}")).details(way_out)
     })?;
-    let env = SubnetEnv::parse(&text, file).map_err(Error::internal)?;
-    conf.compose(&env, &call.network, &call.cni_version).map_err(Error::config)
+    SubnetEnv::parse(&text, file).map_err(|why| Error::internal(why).details(told.unwrap_or_default()))
+}
+
+/// What the agent says is wrong, from the file it keeps while something is (decision 0088).
+fn agent_says(subnet_file: &str) -> Option<String> {
+    /// A sentence is some hundred bytes; whatever else lies there must not fill the runtime's log.
+    const LIMIT: u64 = 4096;
+    let mut text = Vec::new();
+    let file = fs::File::open(format!("{subnet_file}{TROUBLE_SUFFIX}")).ok()?;
+    file.take(LIMIT).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let first = text.lines().next()?.trim();
+    (!first.is_empty()).then(|| format!("the agent says: {first}"))
 }
 
 fn delegate_type(document: &Json) -> Result<String, Error> {

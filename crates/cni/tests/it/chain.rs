@@ -209,3 +209,46 @@ fn status_names_the_missing_subnet_file() {
     }
     assert_eq!(host.files("flannel"), [""; 0]);
 }
+
+/// The agent's file beside `subnet.env` tells why that is not there, or not what it should be.
+#[test]
+fn errors_carry_what_the_agent_says() {
+    const SAYS: &str = "fetch network config: there is none; write it: etcdctl put";
+    let host = Host::new();
+    let chain = conflist(&host, "1.1.0");
+    let (_netns, pod) = pod("c1");
+    let file = host.path("subnet.env");
+    std::fs::write(format!("{file}.trouble"), format!("{SAYS}\nrenew lease: refused\n")).unwrap();
+    let missing = format!("read {file}: No such file or directory (os error 2); the agent says: {SAYS}");
+    for (env, want) in [
+        (None, missing.clone()),
+        (
+            Some("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"),
+            format!(
+                "{file} is missing FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET; the agent \
+             says: {SAYS}"
+            ),
+        ),
+    ] {
+        match env {
+            None => std::fs::remove_file(&file).unwrap(),
+            Some(text) => drop(host.subnet_env(text)),
+        }
+        for (verb, code) in [("ADD", 999), ("STATUS", 50)] {
+            let answer = host.call("flannel", verb, &pod, &chain[0].1);
+            assert_eq!(answer.error(), (code, want.clone()), "{verb}");
+        }
+        let (code, text) =
+            host.call("flannel", "CHECK", &pod, &with(&chain[0].1, "prevResult", Json::empty())).error();
+        assert_eq!(code, 999);
+        assert!(text.contains("no attachment") && text.ends_with(&want), "{text}");
+    }
+    // What is wrong elsewhere concerns nobody who can be served; an empty file says nothing.
+    host.subnet_env(ENV);
+    assert!(host.call("flannel", "STATUS", &pod, &chain[0].1).ok);
+    std::fs::write(format!("{file}.trouble"), "\n").unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let (_, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
+    assert!(text.ends_with("see that it runs on this node and read its log"), "{text}");
+    assert_eq!(host.files("flannel"), [""; 0]);
+}
