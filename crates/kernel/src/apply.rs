@@ -252,12 +252,12 @@ impl Kernel {
         fn different<T: PartialEq + Copy>(want: Option<T>, have: Option<T>) -> Option<T> {
             want.filter(|_| want != have)
         }
-        let learning = match (&wanted.kind, &now.link.kind) {
-            (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => {
-                different(Some(want.learning), Some(have.learning))
-            }
-            _ => None,
-        };
+        let (mut learning, mut local, mut lower) = (None, None, None);
+        if let (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) = (&wanted.kind, &now.link.kind) {
+            learning = different(Some(want.learning), Some(have.learning));
+            local = different(want.local, have.local);
+            lower = want.lower.filter(|_| want.moves_from(have));
+        }
         let change = LinkChange {
             mac: different(wanted.mac, now.link.mac),
             mtu: different(wanted.mtu, now.link.mtu),
@@ -267,6 +267,8 @@ impl Kernel {
                 .map(|dev| index_of(dev, indexes))
                 .transpose()?,
             vxlan_learning: learning,
+            vxlan_local: local,
+            vxlan_lower: lower.map(|dev| index_of(dev, indexes)).transpose()?,
             ..LinkChange::default()
         };
         for message in link::change(now.index, &change) {

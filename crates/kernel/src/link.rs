@@ -6,6 +6,7 @@
 mod decode;
 mod encode;
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use model::{IfName, Mac};
@@ -219,6 +220,10 @@ pub struct LinkChange<'a> {
     pub alias: Option<&'a str>,
     /// Learning of a vxlan device.
     pub vxlan_learning: Option<bool>,
+    /// Outer source address of a vxlan device, of the family it has.
+    pub vxlan_local: Option<IpAddr>,
+    /// Index of the device outer packets of a vxlan device leave through.
+    pub vxlan_lower: Option<u32>,
     /// VLAN filtering of a bridge.
     pub vlan_filtering: Option<bool>,
 }

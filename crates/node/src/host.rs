@@ -12,9 +12,9 @@ use kernel::monitor::{Event, Monitor};
 use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
 use model::{Family, IfName, NetConf};
 use plan::advice::advice;
-use plan::facts::Families;
-use plan::state::{Scope, TABLE_MAIN};
-use plan::uplink::{self, Iface, IfaceAddress, Routing, Selectors};
+use plan::facts::{Addresses, Families};
+use plan::state::{LinkKind, Scope, TABLE_MAIN};
+use plan::uplink::{self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Routing, Selectors, Situation};
 use plan::{Facts, State, Step, backend, rules};
 use store::Remembered;
 
@@ -22,11 +22,16 @@ use crate::args::Options;
 use crate::inputs::{Inbox, News};
 use crate::reconcile;
 
+/// Ways to another choice that the log names; `loden status --why` has all.
+const HINTS: usize = 4;
+
 /// The kernel of this host, seen through the operator's choice of interface.
 pub struct Host {
     kernel: Kernel,
     selectors: Selectors,
     machine_id: String,
+    /// The interface chosen last, which stands while nothing better is there.
+    last: Option<Choice>,
     said: Vec<String>,
 }
 
@@ -44,14 +49,17 @@ impl Host {
             can_reach: options.iface_can_reach.clone(),
             public_ip: options.public_ip.clone(),
             public_ipv6: options.public_ipv6.clone(),
+            registry: Addresses::default(),
         };
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
-        Ok(Host { kernel, selectors, machine_id, said: Vec::new() })
+        Ok(Host { kernel, selectors, machine_id, last: None, said: Vec::new() })
     }
 
     fn interfaces(links: &[LinkInfo], addresses: &[AddrInfo]) -> Vec<Iface> {
         /// `IFA_F_TEMPORARY`, include/uapi/linux/if_addr.h
         const TEMPORARY: u32 = 0x01;
+        /// `IFA_F_DADFAILED`
+        const DUPLICATE: u32 = 0x08;
         /// `IFA_F_DEPRECATED`
         const DEPRECATED: u32 = 0x20;
         let of = |link: &LinkInfo| {
@@ -60,39 +68,65 @@ impl Host {
                 net: a.net,
                 deprecated: a.flags & DEPRECATED != 0,
                 permanent: a.flags & AddrInfo::PERMANENT != 0,
+                // In IPv4 the bit says "secondary".
                 temporary: a.net.addr().is_ipv6() && a.flags & TEMPORARY != 0,
+                duplicate: a.flags & DUPLICATE != 0,
             };
             Iface {
                 name: link.link.name,
                 index: link.index,
                 mtu: link.link.mtu.unwrap_or_default(),
+                up: link.link.up,
                 addresses: own.map(address).collect(),
             }
         };
         links.iter().map(of).collect()
     }
 
-    fn default_route(&mut self, family: Family) -> Result<Option<u32>, String> {
+    fn default_routes(&mut self, family: Family) -> Result<Vec<DefaultRoute>, String> {
         let filter = RouteFilter { family: Some(family), table: Some(TABLE_MAIN), ..RouteFilter::default() };
         let routes = self.kernel.rtnl().routes(filter).map_err(|error| error.to_string())?;
-        let unicast = |r: &&RouteInfo| r.dst.prefix_len() == 0 && r.kind == 1;
-        Ok(routes.iter().find(unicast).and_then(|r| r.dev))
+        let unicast = routes.iter().filter(|r| r.dst.prefix_len() == 0 && r.kind == 1);
+        let route = |r: &RouteInfo| DefaultRoute {
+            dev: r.dev.filter(|_| !r.multipath),
+            metric: r.priority.unwrap_or_default(),
+        };
+        Ok(unicast.map(route).collect())
     }
 
     fn routing(&mut self, families: Families) -> Result<Routing, String> {
         let mut routing = Routing::default();
         for family in families.iter() {
-            let index = self.default_route(family)?;
+            let routes = self.default_routes(family)?;
             match family {
-                Family::V4 => routing.default_v4 = index,
-                Family::V6 => routing.default_v6 = index,
+                Family::V4 => routing.defaults_v4 = routes,
+                Family::V6 => routing.defaults_v6 = routes,
             }
         }
-        if let Ok(target) = self.selectors.can_reach.parse::<IpAddr>() {
+        if let Some(target) = model::addr::parse_ip(&self.selectors.can_reach) {
             let found = self.kernel.rtnl().lookup(&[target]).map_err(|error| error.to_string())?;
-            routing.reach = found.first().copied().flatten().map(|l| (l.dev, l.src));
+            routing.reach = found.first().copied().flatten().map(|l| Reach { dev: l.dev, source: l.src });
         }
         Ok(routing)
+    }
+
+    /// The interface for traffic between hosts (flannel.md 5), and the log's lines about it.
+    fn choose(&mut self, situation: &Situation) -> Result<Choice, String> {
+        let decision = uplink::follow(&self.selectors, situation, self.last.as_ref());
+        let choice = decision.map_err(|refusal| refusal.message)?;
+        let name = choice.uplink.name;
+        let mut lines: Vec<String> =
+            choice.why.steps.iter().filter(|s| s.taken).map(ToString::to_string).collect();
+        lines.extend(choice.why.otherwise.iter().take(HINTS).cloned());
+        if self.said != lines {
+            lines.iter().for_each(|line| tracing::info!("Using interface {name}: {line}"));
+            if let Some(kept) = &choice.kept {
+                tracing::warn!("interface {name} stays in use as it is: {kept}");
+            }
+            self.said = lines;
+        }
+        self.last = Some(choice.clone());
+        Ok(choice)
     }
 
     /// Which of the peers' addresses the kernel reaches without a gateway.
@@ -127,26 +161,15 @@ impl reconcile::Kernel for Host {
         let links = self.kernel.rtnl().links().map_err(text)?;
         let addresses = self.kernel.rtnl().addresses(None).map_err(text)?;
         let routing = self.routing(families)?;
-        let interfaces: Vec<Iface> = {
-            // A device of ours must never be chosen to carry itself.
-            let others: Vec<LinkInfo> =
-                links.iter().filter(|l| !devices.contains(&l.link.name)).cloned().collect();
-            Host::interfaces(&others, &addresses)
-        };
-        let mut selectors = self.selectors.clone();
-        if let Some(ip) = remembered.public_ip {
-            selectors.public_ip = ip.to_string();
-        }
-        if let Some(ip) = remembered.public_ip6 {
-            selectors.public_ipv6 = ip.to_string();
-        }
-        let choice = uplink::choose(&selectors, families, &interfaces, &routing)?;
-        if self.said != choice.why {
-            for why in &choice.why {
-                tracing::info!("Using interface {}: {why}", choice.uplink.name);
-            }
-            self.said.clone_from(&choice.why);
-        }
+        let tunnels = links.iter().filter(|l| devices.contains(&l.link.name));
+        let local = tunnels.filter_map(|l| match &l.link.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.local,
+            _ => None,
+        });
+        let ifaces = Host::interfaces(&links, &addresses);
+        let situation = Situation { families, ifaces, routing, held: local.collect() };
+        self.selectors.registry = Addresses { v4: remembered.public_ip, v6: remembered.public_ip6 };
+        let choice = self.choose(&situation)?;
         let names: BTreeMap<u32, IfName> = links.iter().map(|l| (l.index, l.link.name)).collect();
         let on_link = self.on_link(&names, peers)?;
         let local: BTreeSet<IpAddr> = addresses.iter().map(|a| a.net.addr()).collect();
@@ -215,7 +238,8 @@ fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
             }
             Event::Neigh(dev) | Event::Fdb(dev) => News { host: false, ours: backend::is_our_device(*dev) },
             Event::Route(key, protocol) => News {
-                host: key.dst.prefix_len() == 0,
+                // The default route, or the way to the address of --iface-can-reach.
+                host: key.dst.prefix_len() == 0 || inputs.reach.is_some_and(|ip| key.dst.contains(&ip)),
                 // A route of someone else to a destination of ours may have replaced ours.
                 ours: *protocol == plan::ROUTE_PROTOCOL
                     || inputs

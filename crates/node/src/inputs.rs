@@ -1,6 +1,7 @@
 //! What the loop decides from: one slot each for the configuration, our lease, the peers and news from
 //! the kernel. Writers replace, the loop takes the newest; ten thousand events become one round.
 
+use std::net::IpAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Inputs {
     pub view: View,
     /// The interface that carries the traffic between hosts, as the loop knows it.
     pub uplink: Option<IfName>,
+    /// The address of `--iface-can-reach`, the way to which decides about the interface.
+    pub reach: Option<IpAddr>,
     /// News from the kernel, cleared when taken.
     pub news: News,
     /// The process shall end.

@@ -80,6 +80,8 @@ pub struct Reconciler<K> {
     choice: Choice,
     conf: Option<(NetConf, Box<dyn Backend>)>,
     facts: Option<Facts>,
+    /// Why the host is not understood now; the facts of before stand, so that what works goes on.
+    lost: Option<String>,
     asked: Vec<IpAddr>,
     pinned: BTreeMap<IfName, Mac>,
     actual: Option<State>,
@@ -100,6 +102,7 @@ impl<K: Kernel> Reconciler<K> {
             choice,
             conf: None,
             facts: None,
+            lost: None,
             asked: Vec::new(),
             pinned: BTreeMap::new(),
             actual: None,
@@ -132,7 +135,7 @@ impl<K: Kernel> Reconciler<K> {
             report.troubles.insert(Topic::Host, trouble);
             return report;
         }
-        self.again_ms = None;
+        self.again_ms = self.lost.is_some().then_some(now_ms + ASK_AGAIN_MS);
         let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else {
             self.read_ms = now_ms;
             return report;
@@ -154,8 +157,10 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         self.settle(&wanted, &mut report);
+        report.troubles.extend(self.lost.clone().map(|trouble| (Topic::Host, trouble)));
         report.looked = true;
-        report.converged = sweep && self.actual.is_some() && self.swept && !self.critical_failure();
+        let understood = self.lost.is_none() && self.actual.is_some();
+        report.converged = sweep && understood && self.swept && !self.critical_failure();
         report.objects = wanted.len();
         report
     }
@@ -177,14 +182,24 @@ impl<K: Kernel> Reconciler<K> {
                 .flat_map(|l| [l.attrs.public_ip.map(IpAddr::V4), l.attrs.public_ip6.map(IpAddr::V6)]);
             asked = publics.flatten().collect::<BTreeSet<_>>().into_iter().collect();
         }
-        if resync || inputs.news.host || self.facts.is_none() || asked != self.asked {
-            let mut facts = self.kernel.facts(conf, &inputs.remembered, &backend.devices(), &asked)?;
+        let unknown = self.facts.is_none() || self.lost.is_some();
+        if resync || inputs.news.host || unknown || asked != self.asked {
+            let facts = self.kernel.facts(conf, &inputs.remembered, &backend.devices(), &asked);
+            let mut facts = match facts.and_then(|facts| backend.check(&facts).map(|()| facts)) {
+                Ok(facts) => facts,
+                // An interface that is away for a moment must not stop what goes on without it.
+                Err(trouble) if self.facts.is_some() => {
+                    self.lost = Some(trouble);
+                    return Ok(());
+                }
+                Err(trouble) => return Err(trouble),
+            };
+            let away = self.lost.take().is_some();
             facts.pinned_macs = self.pinned.clone();
             facts.nexthops_in_use =
                 self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);
-            backend.check(&facts)?;
             self.asked = asked;
-            if self.facts.as_ref() != Some(&facts) {
+            if away || self.facts.as_ref() != Some(&facts) {
                 // The host is another one now: what failed may succeed, and what stood may be gone.
                 self.tracker.forgive();
                 self.stale = true;

@@ -117,6 +117,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         .spawn(move || waiting.run(store, member))
         .map_err(|error| format!("start a thread: {error}"))?;
 
+    inbox.update(|inputs| inputs.reach = model::addr::parse_ip(&options.iface_can_reach));
     host::listen(inbox.clone());
     let choice = Choice {
         masquerade: options.ip_masq,
@@ -341,6 +342,8 @@ struct Outlet {
     /// The subnet file could not be written last time.
     unwritten: bool,
     ready: bool,
+    /// MTU last written.
+    mtu: u32,
     left_out: std::collections::BTreeMap<String, String>,
 }
 
@@ -355,6 +358,7 @@ impl Outlet {
             written: None,
             unwritten: false,
             ready: false,
+            mtu: 0,
             left_out: Default::default(),
         }
     }
@@ -364,6 +368,7 @@ impl Outlet {
         let mut ready = report.converged;
         if let (true, Some(conf), Some(own)) = (report.converged, &inputs.conf, &inputs.own) {
             let text = subnet_env::write(conf, &own.subnets, report.mtu, self.options.ip_masq);
+            self.tell_mtu(report.mtu);
             ready = self.subnet_file(text);
         }
         if ready && !self.ready {
@@ -379,6 +384,17 @@ impl Outlet {
         self.ready = ready;
         self.board.ready(ready);
         self.health.beat();
+    }
+
+    /// Pods keep the MTU they were made with: an interface of theirs is in their own hands.
+    fn tell_mtu(&mut self, mtu: u32) {
+        let before = std::mem::replace(&mut self.mtu, mtu);
+        if before != 0 && before != mtu {
+            tracing::warn!(
+                "MTU for pods is {mtu} now, it was {before}; pods made before keep {before} until they are made anew{}",
+                if mtu < before { ", and depend on path MTU discovery till then" } else { "" }
+            );
+        }
     }
 
     /// Written when it differs; looked at again when somebody removed it.

@@ -7,7 +7,7 @@ use std::fmt;
 
 use model::IfName;
 
-use crate::state::{Link, LinkFit, Object, State, Via};
+use crate::state::{Link, LinkFit, LinkKind, Object, State, Via};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +123,17 @@ impl fmt::Display for Step {
                 if let Some(master) = link.master {
                     write!(f, " master {master}")?;
                 }
-                f.write_str(if link.up { " up" } else { "" })
+                f.write_str(if link.up { " up" } else { "" })?;
+                let LinkKind::Vxlan(vxlan) = &link.kind else { return Ok(()) };
+                // The kernel takes a vxlan device's own attributes only apart from the others.
+                write!(f, " && ip link set {} type vxlan", link.name)?;
+                if let Some(local) = vxlan.local {
+                    write!(f, " local {local}")?;
+                }
+                if let Some(lower) = vxlan.lower {
+                    write!(f, " dev {lower}")?;
+                }
+                f.write_str(if vxlan.learning { " learning" } else { " nolearning" })
             }
             Step::Delete(object) => match object {
                 Object::Nft(table) => write!(f, "nft delete table {}", table.key),

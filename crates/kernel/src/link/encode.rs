@@ -166,21 +166,34 @@ pub fn change(index: u32, change: &LinkChange<'_>) -> Vec<Message> {
     }
     let mut messages = vec![m];
     // Apart, because a vxlan device refuses an MTU beside its own attributes ("Cannot change mtu").
-    for (kind, attr, value) in [
-        ("vxlan", VXLAN_LEARNING, change.vxlan_learning),
-        ("bridge", BR_VLAN_FILTERING, change.vlan_filtering),
-    ] {
-        if let Some(on) = value {
-            let mut m = Message::new(libc::RTM_NEWLINK, 0);
-            m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
-            m.nest(libc::IFLA_LINKINFO, |m| {
-                m.attr_text(libc::IFLA_INFO_KIND, kind);
-                m.nest(libc::IFLA_INFO_DATA, |m| {
-                    m.attr_u8(attr, u8::from(on));
-                });
-            });
-            messages.push(m);
-        }
+    let mut own = |kind: &str, attributes: &dyn Fn(&mut Message)| {
+        let mut m = Message::new(libc::RTM_NEWLINK, 0);
+        m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
+        m.nest(libc::IFLA_LINKINFO, |m| {
+            m.attr_text(libc::IFLA_INFO_KIND, kind);
+            m.nest(libc::IFLA_INFO_DATA, |m| attributes(m));
+        });
+        messages.push(m);
+    };
+    let (learning, local, lower) = (change.vxlan_learning, change.vxlan_local, change.vxlan_lower);
+    if learning.is_some() || local.is_some() || lower.is_some() {
+        // Address and lower device in one message: no packet leaves with half of the two.
+        own("vxlan", &|m| {
+            if let Some(on) = learning {
+                m.attr_u8(VXLAN_LEARNING, u8::from(on));
+            }
+            if let Some(local) = local {
+                m.attr_ip(if local.is_ipv4() { VXLAN_LOCAL } else { VXLAN_LOCAL6 }, local);
+            }
+            if let Some(lower) = lower {
+                m.attr_u32(VXLAN_LINK, lower);
+            }
+        });
+    }
+    if let Some(on) = change.vlan_filtering {
+        own("bridge", &|m| {
+            m.attr_u8(BR_VLAN_FILTERING, u8::from(on));
+        });
     }
     messages
 }

@@ -131,9 +131,10 @@ fn a_device_is_out_of_sight_when_its_deletion_is_announced() {
 fn vxlan_devices_are_like_flannels() {
     let (netns, mut rtnl, veth) = wired();
     // More than the lower device's MTU less the outer headers (50 or 70 bytes) is cut by the kernel.
-    for (device, local, kind, mtu) in
-        [("flannel.1", "192.0.2.1", "local", 1450), ("flannel-v6.1", "2001:db8::1", "local6", 1430)]
-    {
+    for (device, local, kind, mtu, moved) in [
+        ("flannel.1", "192.0.2.1", "local", 1450, "192.0.2.9"),
+        ("flannel-v6.1", "2001:db8::1", "local6", 1430, "2001:db8::9"),
+    ] {
         let vxlan = Vxlan {
             vni: 1,
             port: 8472,
@@ -170,12 +171,15 @@ fn vxlan_devices_are_like_flannels() {
             mac: Some(Mac([14, 0, 0, 0, 0, 2])),
             mtu: Some(1400),
             vxlan_learning: Some(true),
+            vxlan_local: Some(ip(moved)),
+            vxlan_lower: Some(1),
             ..LinkChange::default()
         };
         rtnl.set_link(info.index, &change).unwrap();
         let after = rtnl.link_by_name(name(device)).unwrap().unwrap();
         assert_eq!((after.link.mac, after.link.mtu), (change.mac, change.mtu));
-        assert!(matches!(after.link.kind, LinkKind::Vxlan(v) if v.learning));
+        let LinkKind::Vxlan(vxlan) = &after.link.kind else { panic!("{after:?}") };
+        assert_eq!((vxlan.learning, vxlan.local, vxlan.lower), (true, Some(ip(moved)), Some(name("lo"))));
         assert!(after.link.up);
     }
 }

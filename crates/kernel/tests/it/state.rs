@@ -211,6 +211,9 @@ fn whatever_is_disturbed_comes_back() {
         "ip link set flannel.1 address 0e:00:00:00:00:55",
         "ip link set flannel.1 mtu 1300",
         "ip link set flannel.1 type vxlan learning",
+        "ip link set flannel.1 type vxlan local 192.0.2.2 dev lo",
+        "ip link set flannel.1 type vxlan local 192.0.2.2",
+        "ip link set flannel-v6.1 type vxlan local 2001:db8::2",
         "ip link del flannel.1",
         "ip link del flannel-v6.1",
     ] {

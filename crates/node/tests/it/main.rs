@@ -12,4 +12,5 @@ mod nat;
 mod runtime;
 mod troubles;
 mod tutorials;
+mod uplink;
 mod world;

@@ -31,7 +31,7 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
 pub struct World {
     pub hosts: Vec<Host>,
     pub dir: TempDir,
-    _hub: Netns,
+    hub: Netns,
 }
 
 /// One host: `eth0` with 192.0.2.(10+n)/24 and 2001:db8::(10+n)/64, default routes to .1.
@@ -53,14 +53,10 @@ impl World {
             let netns = Netns::create().unwrap();
             let path = dir.path().join(format!("host{number}"));
             fs::create_dir(&path).unwrap();
-            let peer = netns.path();
-            // The far end is made inside the host at once; `ip` wants a process id or a name, so move it.
-            sh(&hub, &format!("ip link add h{number} type veth peer name e{number}"));
-            sh(&hub, &format!("ip link set e{number} netns {}", peer.display()));
-            sh(&hub, &format!("ip link set h{number} master wire up"));
+            wire(&hub, &netns, number);
             for command in [
                 "ip link set lo up",
-                &format!("ip link set e{number} name eth0 up"),
+                "ip link set eth0 up",
                 &format!("ip addr add {} dev eth0", format_args!("192.0.2.{}/24", 10 + number)),
                 &format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", 10 + number),
                 "ip route add default via 192.0.2.1",
@@ -72,7 +68,12 @@ impl World {
             Host { netns, number, dir: path, store: store.clone() }
         };
         let hosts = (1..=hosts).map(host).collect();
-        World { hosts, dir, _hub: hub }
+        World { hosts, dir, hub }
+    }
+
+    /// A new `eth0`, down and without addresses, for a host whose old one was deleted.
+    pub fn rewire(&self, host: &Host) {
+        wire(&self.hub, &host.netns, host.number);
     }
 
     /// Hosts with the network configuration already in the embedded store.
@@ -90,6 +91,15 @@ impl World {
         }
         agents
     }
+}
+
+/// Lays a wire from the hub to a host's `eth0`.
+fn wire(hub: &Netns, netns: &Netns, number: usize) {
+    // The far end is made inside the hub; `ip` wants a process id or a name, so move it.
+    sh(hub, &format!("ip link add h{number} type veth peer name e{number}"));
+    sh(hub, &format!("ip link set e{number} netns {}", netns.path().display()));
+    sh(hub, &format!("ip link set h{number} master wire up"));
+    sh(netns, &format!("ip link set e{number} name eth0"));
 }
 
 impl Host {

@@ -68,17 +68,20 @@ fn devices_are_kept_changed_made_anew_or_left_alone() {
         ("learning", vxlan(|v| v.learning = true), &["ip link set"], ""),
         ("vni", vxlan(|v| v.vni = 7), &["ip link delete", "ip link add"], "vni is 7, not 1"),
         ("port", vxlan(|v| v.port = 4789), &["ip link delete", "ip link add"], "port is 4789, not 8472"),
+        ("lower", vxlan(|v| v.lower = Some(IfName::fixed("eth1"))), &["ip link set"], ""),
+        ("no lower", vxlan(|v| v.lower = None), &[], ""),
+        ("local", vxlan(|v| v.local = Some([192, 0, 2, 11].into())), &["ip link set"], ""),
         (
-            "lower",
-            vxlan(|v| v.lower = Some(IfName::fixed("eth1"))),
+            "local of the other family",
+            vxlan(|v| v.local = "2001:db8::1".parse().ok()),
             &["ip link delete", "ip link add"],
-            "lower device is eth1, not eth0",
+            "local address is 2001:db8::1, not 192.0.2.10",
         ),
         (
-            "local",
-            vxlan(|v| v.local = Some([192, 0, 2, 11].into())),
+            "no local",
+            vxlan(|v| v.local = None),
             &["ip link delete", "ip link add"],
-            "local address is 192.0.2.11, not 192.0.2.10",
+            "local address is none, not 192.0.2.10",
         ),
         ("gbp", vxlan(|v| v.gbp = true), &["ip link delete", "ip link add"], "gbp is on"),
         ("foreign", bridge, &[], "is a bridge device, not a vxlan one"),
@@ -89,6 +92,15 @@ fn devices_are_kept_changed_made_anew_or_left_alone() {
             found.recreated.iter().chain(&found.foreign).map(|(_, why)| why.as_str()).collect();
         assert_eq!(texts.join(""), said, "{name}");
     }
+}
+
+#[test]
+fn a_device_that_moves_is_shown_as_two_commands() {
+    let wanted: State = [link(|_| ())].into_iter().collect();
+    let actual = vxlan(|v| v.local = Some([192, 0, 2, 11].into()));
+    let steps = diff(&wanted, &[actual].into_iter().collect()).links;
+    let own = " && ip link set flannel.1 type vxlan local 192.0.2.10 dev eth0 nolearning";
+    assert!(steps[0].to_string().ends_with(own), "{}", steps[0]);
 }
 
 #[test]

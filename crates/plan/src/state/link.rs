@@ -112,13 +112,18 @@ pub enum LinkFit {
 
 impl Link {
     /// Compares a device with what is wanted, by flannel's own list of what makes a vxlan device
-    /// incompatible (flannel.md 6.2), and beyond it the attributes flannel never repairs (F-76).
+    /// incompatible (flannel.md 6.2), and beyond it the attributes flannel never repairs (F-76). Unlike
+    /// flannel we move a living device to another address or lower device: what is on it stays, and so do
+    /// the pods' connections (decision 0092).
     pub fn fit(&self, actual: &Link) -> LinkFit {
         if let (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) = (&self.kind, &actual.kind) {
             if let Some(difference) = want.incompatible(have) {
                 return LinkFit::Recreate(difference);
             }
-            if want.learning != have.learning {
+            if want.learning != have.learning
+                || want.moves_from(have)
+                || (want.local.is_some() && want.local != have.local)
+            {
                 return LinkFit::Change;
             }
         } else if let (LinkKind::Ipip(want), LinkKind::Ipip(have)) = (&self.kind, &actual.kind) {
@@ -146,6 +151,11 @@ impl Link {
 }
 
 impl Vxlan {
+    /// Whether the device below is another one. A device without one is left so, as flannel does.
+    pub fn moves_from(&self, have: &Vxlan) -> bool {
+        self.lower.is_some() && have.lower.is_some() && self.lower != have.lower
+    }
+
     /// The first attribute that cannot be changed on a living device and differs.
     fn incompatible(&self, have: &Vxlan) -> Option<String> {
         if self.vni != have.vni {
@@ -154,10 +164,8 @@ impl Vxlan {
         if self.port != have.port {
             return Some(format!("port is {}, not {}", have.port, self.port));
         }
-        if self.lower.is_some() && have.lower.is_some() && self.lower != have.lower {
-            return Some(format!("lower device is {}, not {}", text(&have.lower), text(&self.lower)));
-        }
-        if self.local.is_some() && self.local != have.local {
+        // The kernel changes a local address to one of the same family only.
+        if self.local.is_some_and(|want| have.local.is_none_or(|ip| ip.is_ipv4() != want.is_ipv4())) {
             return Some(format!("local address is {}, not {}", text(&have.local), text(&self.local)));
         }
         if have.group.is_some() && self.group != have.group {
