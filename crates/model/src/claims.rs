@@ -5,6 +5,7 @@
 //! not cost the good one. Knows no backend: whether an address or data is *missing* is the backend's
 //! business.
 
+pub mod doubles;
 pub mod nodes;
 #[cfg(test)]
 mod tests;

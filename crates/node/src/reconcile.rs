@@ -62,6 +62,8 @@ pub struct Report {
     pub peers: usize,
     /// Subnets left out, and why.
     pub left_out: BTreeMap<String, String>,
+    /// Nodes that announce the same and must not, one sentence each.
+    pub doubles: Vec<String>,
     /// What is wrong now, one sentence each.
     pub troubles: BTreeMap<Topic, String>,
     /// Whether the round came so far as to look at every object.
@@ -227,6 +229,8 @@ impl<K: Kernel> Reconciler<K> {
         report.left_out.extend(plan.rejected.into_iter().map(|r| (r.subnets.to_string(), r.reason)));
         report.peers = peers.len();
         report.left_out.extend(claims.rejected);
+        let doubles = claims::doubles::find(inputs.own.as_ref(), &inputs.view.peers);
+        report.doubles = doubles.iter().map(|double| double.sentence(&inputs.view.names)).collect();
 
         let mut wanted = plan.state;
         if let Some(own) = &inputs.own {

@@ -345,6 +345,7 @@ struct Outlet {
     /// MTU last written.
     mtu: u32,
     left_out: std::collections::BTreeMap<String, String>,
+    doubles: Vec<String>,
 }
 
 impl Outlet {
@@ -360,6 +361,7 @@ impl Outlet {
             ready: false,
             mtu: 0,
             left_out: Default::default(),
+            doubles: Vec::new(),
         }
     }
 
@@ -426,6 +428,10 @@ impl Outlet {
             tracing::warn!("{note}");
         }
         self.board.round(&report.troubles, report.looked);
+        for double in report.doubles.iter().filter(|double| !self.doubles.contains(double)) {
+            tracing::warn!("{double}");
+        }
+        self.doubles.clone_from(&report.doubles);
         for (subnets, why) in report.left_out.iter().filter(|(s, why)| self.left_out.get(*s) != Some(*why)) {
             tracing::warn!("peer {subnets} is left out: {why}");
         }

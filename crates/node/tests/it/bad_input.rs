@@ -158,6 +158,29 @@ fn one_corrupt_lease_costs_only_its_own_peer() {
 }
 
 #[test]
+fn nodes_that_announce_the_same_address_are_named_and_kept() {
+    let world = World::with_config(3, GOOD);
+    let agents = world.start(&[]);
+    let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    until("a peer", || one.greet(three, three.subnet("FLANNEL_SUBNET").network()));
+    // A machine cloned from the second: its address and its tunnel's address under another subnet.
+    let key = format!("{}-24", two.subnet("FLANNEL_SUBNET").network());
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    let copy = "INSERT INTO lease (key, value, expires) SELECT '10.244.0.0-24', value, expires FROM lease WHERE key = ?1";
+    connection.execute(copy, [&key]).unwrap();
+    drop(connection);
+    let subnet = two.subnet("FLANNEL_SUBNET");
+    let both = format!("the node of 10.244.0.0/24 and the node of {subnet}");
+    agents[0].says(&format!("{both} announce the same public address 192.0.2.12"));
+    agents[0].says(&format!("{both} have the same IPv4 VTEP address"));
+    agents[1].says(&format!(
+        "this node ({subnet}) and the node of 10.244.0.0/24 announce the same public address"
+    ));
+    one.greet(three, three.subnet("FLANNEL_SUBNET").network()).expect("the other peer is unharmed");
+    until("traffic with the one that is there", || two.greet(one, one.subnet("FLANNEL_SUBNET").network()));
+}
+
+#[test]
 fn what_is_not_built_is_refused_in_a_sentence() {
     let world = World::with_config(1, GOOD);
     let host = &world.hosts[0];

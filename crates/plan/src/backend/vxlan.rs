@@ -6,6 +6,7 @@
 //! same after a reboot.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use model::codec::vtep::{self, Vtep};
 use model::config::VxlanConf;
@@ -128,8 +129,9 @@ impl Vxlan {
                  machine id and delete its {dev}"
             ));
         }
-        if let Some(other) = out.macs.insert((dev, mac), subnet) {
-            out.macs.insert((dev, mac), other);
+        // A node with two leases, one of them left over, says the same in both; all of it can be had.
+        let (other, theirs) = *out.macs.entry((dev, mac)).or_insert((subnet, public));
+        if theirs != public {
             return Err(format!(
                 "its VTEP address {} is also that of {other}, as on cloned machines; give one of the two \
                  another machine id and delete its {dev}",
@@ -147,7 +149,7 @@ impl Vxlan {
 struct Entries {
     state: state::State,
     routes: Routes,
-    macs: BTreeMap<(IfName, Mac), ipnet::IpNet>,
+    macs: BTreeMap<(IfName, Mac), (ipnet::IpNet, IpAddr)>,
 }
 
 impl Backend for Vxlan {

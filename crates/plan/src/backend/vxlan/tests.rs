@@ -107,6 +107,16 @@ fn bad_peers_are_left_out_by_name() {
     }
 }
 
+/// A node whose subnet changed has its old lease for a day: both say the same, and both can be had.
+#[test]
+fn a_node_with_two_leases_is_reached_by_both() {
+    let peers =
+        ["10.244.2.0/24", "10.244.3.0/24"].map(|net| lease(net, "192.0.2.12", "vxlan", [&vtep(9), ""]));
+    let got = text(&backend(V4, |_| ()), &facts(), Some(&own()), &peers);
+    assert!(!got.contains("left out"), "{got}");
+    assert_eq!((got.matches("bridge fdb").count(), got.matches("ip route").count()), (1, 2), "{got}");
+}
+
 #[test]
 fn without_a_lease_only_the_device_is_wanted() {
     let peers = [lease("10.244.2.0/24", "192.0.2.12", "vxlan", [&vtep(2), ""])];
