@@ -4,6 +4,7 @@
 //! on stdin, the answer goes to stdout (cni.md 1). `loden-cni install --bin-dir DIR` puts it in place.
 
 mod arena;
+mod copy;
 mod delegate;
 mod install;
 mod lock;
@@ -22,7 +23,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: loden-cni install --bin-dir DIR    put the program and a link for each plugin into DIR
+usage: loden-cni install --bin-dir DIR [--keep]
+                                          put the program and a link for each plugin into DIR;
+                                          --keep leaves plugins of others, but for flannel
+       loden-cni cp -f SOURCE DEST        copy a file into place, as flannel's init containers do
+       loden-cni install-conf SOURCE DEST the same for a configuration
        loden-cni PLUGIN                   act as a CNI plugin (cni.md 1: environment and stdin)
        loden-cni --version
 plugins:";
@@ -39,8 +44,14 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = args.collect();
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Some(tool) = copy::by_name(&base_name(&called)) {
+        return finish(tool(&words));
+    }
     match words.as_slice() {
-        ["install", "--bin-dir", _] => install(Path::new(&args[2])),
+        ["install", "--bin-dir", _] => install(Path::new(&args[2]), false),
+        ["install", "--bin-dir", _, "--keep"] => install(Path::new(&args[2]), true),
+        ["cp", words @ ..] => finish(copy::cp(words)),
+        ["install-conf", words @ ..] => finish(copy::install_conf(words)),
         ["--version" | "version"] => say(&format!("loden-cni {}", env!("CARGO_PKG_VERSION")), true),
         ["--help" | "-h" | "help"] => say(&usage(), true),
         [name] => match plugin::by_name(name) {
@@ -60,8 +71,16 @@ fn usage() -> String {
     format!("{USAGE} {}", names.join(" "))
 }
 
-fn install(dir: &Path) -> ExitCode {
-    match install::install(dir) {
+/// Tools say nothing when all is well.
+fn finish(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => say(&error, false),
+    }
+}
+
+fn install(dir: &Path, keep: bool) -> ExitCode {
+    match install::install(dir, keep) {
         Ok(report) => say(&report, true),
         Err(error) => say(&format!("loden-cni install: {error}"), false),
     }

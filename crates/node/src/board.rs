@@ -28,6 +28,8 @@ pub enum Topic {
     Object(String),
     /// `subnet.env` cannot be written.
     SubnetFile,
+    /// The CNI configuration cannot be put in place.
+    CniConf,
     /// The leases of others cannot be followed.
     Watch,
     /// The own lease cannot be extended, or what it says cannot be published.
@@ -62,6 +64,7 @@ impl Topic {
             Topic::Kernel => "read the kernel's state",
             Topic::Object(key) => key,
             Topic::SubnetFile => "write the subnet file",
+            Topic::CniConf => "put the CNI configuration in place",
             Topic::Watch => "watch leases",
             Topic::Renewal => "renew lease",
             Topic::ConfigChange => "run on the network config of the store",

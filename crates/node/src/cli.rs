@@ -2,10 +2,13 @@
 
 mod cleanup;
 mod config;
+mod docker_opts;
 
 use std::io::Write as _;
 
 use crate::start;
+
+pub use docker_opts::main as docker_opts;
 
 const USAGE: &str = "\
 Loden: the network under Kubernetes and Docker hosts; a drop-in for flannel.
@@ -17,11 +20,12 @@ usage: loden COMMAND [ARGUMENT]...
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
   cleanup             remove everything of ours from this host's kernel: devices, routes, rules
+  mk-docker-opts      write Docker's options from subnet.env (`loden mk-docker-opts -h`)
   version             print the version
   help                print this
 
 The store is chosen by LODEN_STORE (`sqlite:PATH`, or `etcd` with the FLANNELD_ETCD_* variables).
-Called as `flanneld`, this program is the agent.
+Called as `flanneld`, this program is the agent; as `mk-docker-opts.sh`, that script of flannel.
 ";
 
 /// Runs a command; gives the exit status.
@@ -36,6 +40,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "lab" => u8::try_from(lab::main(words)).unwrap_or(1),
         "config" => config::main(&words),
         "cleanup" => cleanup::main(&words),
+        "mk-docker-opts" => docker_opts(&words),
         "version" | "-version" | "--version" => print(&format!("loden {}\n", start::VERSION)),
         "help" | "-h" | "-help" | "--help" => print(USAGE),
         flag if flag.starts_with('-') => {

@@ -1,9 +1,12 @@
-//! `loden`: the agent and the command line; `flanneld` when called by that name.
+//! `loden`: the agent and the command line; by the names `flanneld`, `flanneld-start` and
+//! `mk-docker-opts.sh` it is what flannel and the distributions ship under them.
 
 mod args;
 mod board;
 mod bridged;
 mod cli;
+mod cniconf;
+mod distro;
 mod health;
 mod host;
 mod inputs;
@@ -21,10 +24,14 @@ fn main() -> ExitCode {
     let program = words.next().unwrap_or_default();
     let name = program.rsplit('/').next().unwrap_or_default();
     let rest: Vec<String> = words.collect();
-    let code = if name == "flanneld" {
-        start::agent(&program, &rest, start::Personality::Flanneld)
-    } else {
-        cli::main(&program, rest)
+    let code = match name {
+        "flanneld" => start::agent(&program, &rest, start::Personality::Flanneld),
+        "flanneld-start" => {
+            let words = distro::words(|name| std::env::var(name).ok(), rest);
+            start::agent(&program, &words, start::Personality::Flanneld)
+        }
+        "mk-docker-opts" | "mk-docker-opts.sh" => cli::docker_opts(&rest),
+        _ => cli::main(&program, rest),
     };
     ExitCode::from(code)
 }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::args::{self, Options, Outcome};
 use crate::board::{Board, Topic};
+use crate::cniconf::CniConf;
 use crate::health::{self, Health};
 use crate::host::{self, Host};
 use crate::inputs::Inbox;
@@ -339,8 +340,9 @@ struct Outlet {
     health: Arc<Health>,
     notify: Option<String>,
     written: Option<String>,
-    /// The subnet file could not be written last time.
+    /// The subnet file or the CNI configuration could not be written last time.
     unwritten: bool,
+    cni_conf: Option<CniConf>,
     ready: bool,
     /// MTU last written.
     mtu: u32,
@@ -358,6 +360,7 @@ impl Outlet {
             notify,
             written: None,
             unwritten: false,
+            cni_conf: CniConf::from_environment(|name| std::env::var(name).ok()),
             ready: false,
             mtu: 0,
             left_out: Default::default(),
@@ -372,6 +375,15 @@ impl Outlet {
             let text = subnet_env::write(conf, &own.subnets, report.mtu, self.options.ip_masq);
             self.tell_mtu(report.mtu);
             ready = self.subnet_file(text);
+        }
+        if let (true, Some(cni_conf)) = (ready, &mut self.cni_conf) {
+            let kept = cni_conf.keep(Instant::now());
+            self.unwritten = kept.is_err();
+            ready = kept.is_ok();
+            match kept {
+                Ok(()) => self.board.clear(&Topic::CniConf),
+                Err(error) => self.board.set(Topic::CniConf, error),
+            }
         }
         if ready && !self.ready {
             tracing::info!(

@@ -39,6 +39,11 @@ pub fn write(conf: &NetConf, subnets: &Subnets, mtu: u32, ip_masq: bool) -> Stri
     out
 }
 
+/// The variables of such a file by dotenv rules; lines that are none are passed over.
+pub fn variables(text: &str) -> std::collections::BTreeMap<String, String> {
+    dotenv::read(text).0
+}
+
 /// What an earlier start of the agent left behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Previous {

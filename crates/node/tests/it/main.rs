@@ -6,6 +6,7 @@
 mod backends;
 mod bad_input;
 mod cluster;
+mod docker_opts;
 mod faults;
 mod machine;
 mod nat;
