@@ -8,6 +8,20 @@ const VXLAN: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network
 
 /// Everything ours that a foreign witness sees, as sorted lines without counters and indexes.
 fn picture(host: &Host) -> Vec<String> {
+    let mut lines = data_path(host);
+    lines.extend(rules(&try_sh(host, "nft list ruleset")));
+    lines.sort();
+    lines
+}
+
+/// Lines of a rule set. Who owns a table depends on who runs, not on what it holds.
+pub fn rules(listing: &str) -> Vec<String> {
+    let lines = listing.lines().map(|l| l.split('#').next().unwrap_or_default().trim().to_owned());
+    lines.filter(|l| !l.starts_with("flags") && !l.is_empty()).collect()
+}
+
+/// Devices, what is on them, and routes.
+pub fn data_path(host: &Host) -> Vec<String> {
     let mut lines = Vec::new();
     for device in ["flannel.1", "flannel-v6.1"] {
         for command in [
@@ -19,23 +33,21 @@ fn picture(host: &Host) -> Vec<String> {
         ] {
             // The index differs when a device was made anew; a device that is gone has no lines.
             let text = try_sh(host, &command);
-            lines.extend(
-                text.lines().map(|l| l.split_once(": ").map_or(l, |(_, rest)| rest).trim().to_owned()),
-            );
+            let without_index = |line: &str| match line.split_once(": ") {
+                Some((index, rest)) if index.parse::<u32>().is_ok() => rest.trim().to_owned(),
+                _ => line.trim().to_owned(),
+            };
+            lines.extend(text.lines().map(without_index));
         }
     }
     lines.extend(try_sh(host, "ip route show proto 76").lines().map(|l| l.trim().to_owned()));
     lines.extend(try_sh(host, "ip -6 route show proto 76").lines().map(|l| l.trim().to_owned()));
-    // Who owns a table depends on who runs, not on what it holds.
-    let rules = try_sh(host, "nft list ruleset");
-    let rules = rules.lines().map(|l| l.split('#').next().unwrap_or_default().trim().to_owned());
-    lines.extend(rules.filter(|l| !l.starts_with("flags")));
     lines.retain(|l| !l.is_empty());
     lines.sort();
     lines
 }
 
-fn try_sh(host: &Host, command: &str) -> String {
+pub fn try_sh(host: &Host, command: &str) -> String {
     let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
     let output =
         host.netns.run(|| std::process::Command::new(&words[0]).args(&words[1..]).output()).unwrap().unwrap();
@@ -102,14 +114,14 @@ fn what_is_deleted_or_altered_comes_back() {
     assert!(worst.0 < Duration::from_secs(5), "{worst:?}");
 }
 
-fn difference(wanted: &[String], now: &[String]) -> String {
+pub fn difference(wanted: &[String], now: &[String]) -> String {
     let missing = wanted.iter().filter(|l| !now.contains(l)).map(|l| format!("- {l}"));
     let extra = now.iter().filter(|l| !wanted.contains(l)).map(|l| format!("+ {l}"));
     missing.chain(extra).collect::<Vec<_>>().join("\n")
 }
 
 /// Objects that look a little like ours and are not.
-const FOREIGN: &[&str] = &[
+pub const FOREIGN: &[&str] = &[
     "ip route add 10.244.250.0/24 via 192.0.2.77 dev eth0 proto static",
     "ip route add 10.99.0.0/16 via 192.0.2.77 dev eth0",
     "ip route add 10.244.251.0/24 dev lo proto 77",
@@ -122,7 +134,7 @@ const FOREIGN: &[&str] = &[
     "nft add chain ip mine forward { type filter hook forward priority 5 ; }",
 ];
 
-fn foreign_picture(host: &Host) -> String {
+pub fn foreign_picture(host: &Host) -> String {
     [
         "ip route show table all proto static",
         "ip route show table main 10.99.0.0/16",

@@ -9,6 +9,7 @@ mod cluster;
 mod docker_opts;
 mod faults;
 mod machine;
+mod migrate;
 mod nat;
 mod runtime;
 mod troubles;
