@@ -19,7 +19,7 @@ usage: loden COMMAND [ARGUMENT]...
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
-  cleanup             remove everything of ours from this host's kernel: devices, routes, rules
+  cleanup             remove what is ours from this host: the kernel, on request files, pods, flannel
   mk-docker-opts      write Docker's options from subnet.env (`loden mk-docker-opts -h`)
   version             print the version
   help                print this

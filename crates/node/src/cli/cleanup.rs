@@ -1,34 +1,129 @@
-//! `loden cleanup`: removes from this host's kernel what the agent made, and nothing else. The agent
-//! itself never tears the data path down.
+//! `loden cleanup`: takes from this host what the agent made, and nothing else; on request also what pods,
+//! files and a flanneld before us left. Everything is looked for every time: what stays is named with the
+//! reason and the flag that takes it (decision 0101). The agent itself never tears the data path down.
+
+mod act;
+mod files;
+mod flannel;
+mod iptables;
+mod pods;
+
+use std::path::PathBuf;
 
 use kernel::Kernel;
 use plan::state::Scope;
 use plan::{State, backend, diff, rules};
 
 use super::{complain, print};
+use act::Act;
 
 const USAGE: &str = "\
-usage: loden cleanup [--dry-run]
+usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
 Removes the devices flannel.N, flannel-v6.N and flannel.ipip with all that is on them, routes and
 nexthop objects of protocol 76, and the nftables tables flannel-ipv4 and flannel-ipv6. Pods on this
-host lose their way to other hosts. Stop the agent first, or it puts everything back.
+host lose their way to other hosts. Stop the agent first, or it puts everything back. What else is
+of ours or of flannel is named at the end, with the flag that removes it.
 
+  --files      also the agent's files: subnet.env, /var/lib/loden and /run/loden but the registry
+  --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
+               the network's configuration, the plugins. Refused while pods are attached
+  --flannel    also what a flanneld left: its iptables chains and rules, its host-gw routes
+  --registry   also the embedded registry, which may hold the leases of the whole cluster
+  --all        the four together
+  --only       only the parts named, not the devices, routes and rules of the agent, which may go on
+               running: `loden cleanup --only --flannel` after a change from flannel
   --dry-run    print the commands that would do it, change nothing
+
+  --subnet-file PATH      where subnet.env is (/run/flannel/subnet.env)
+  --cni-conf-dir PATH     where the runtime's network configurations are (/etc/cni/net.d)
+  --cni-bin-dir PATH      where the plugins are (/opt/cni/bin)
 ";
 
-/// Runs the command; gives the exit status: 0 when nothing is left, 1 otherwise.
-pub fn main(words: &[String]) -> u8 {
-    let dry = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        ["--dry-run"] => true,
-        ["-h" | "-help" | "--help" | "help"] => return print(USAGE),
-        _ => {
-            complain(USAGE);
-            return 2;
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Options {
+    dry_run: bool,
+    only: bool,
+    files: bool,
+    cni: bool,
+    flannel: bool,
+    registry: bool,
+    subnet_file: PathBuf,
+    conf_dir: PathBuf,
+    bin_dir: PathBuf,
+}
+
+impl Options {
+    /// `None` for a word that is not understood.
+    fn parse(words: &[String]) -> Option<Options> {
+        let mut options = Options {
+            dry_run: false,
+            only: false,
+            files: false,
+            cni: false,
+            flannel: false,
+            registry: false,
+            subnet_file: "/run/flannel/subnet.env".into(),
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dir: "/opt/cni/bin".into(),
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word.as_str(), None),
+            };
+            let place = match name {
+                "--subnet-file" => &mut options.subnet_file,
+                "--cni-conf-dir" => &mut options.conf_dir,
+                "--cni-bin-dir" => &mut options.bin_dir,
+                _ if value.is_some() => return None,
+                "--dry-run" => {
+                    options.dry_run = true;
+                    continue;
+                }
+                "--only" => {
+                    options.only = true;
+                    continue;
+                }
+                "--files" | "--cni" | "--flannel" | "--registry" | "--all" => {
+                    let is = |flag| name == flag || name == "--all";
+                    options.files |= is("--files");
+                    options.cni |= is("--cni");
+                    options.flannel |= is("--flannel");
+                    options.registry |= is("--registry");
+                    continue;
+                }
+                _ => return None,
+            };
+            *place = value.or_else(|| words.next().map(String::as_str))?.into();
         }
+        let parts = [options.files, options.cni, options.flannel, options.registry];
+        (!options.only || parts.contains(&true)).then_some(options)
+    }
+}
+
+/// What one look found.
+#[derive(Debug, Default)]
+struct Found {
+    acts: Vec<Act>,
+    /// What no flag takes, one sentence each.
+    kept: Vec<String>,
+}
+
+/// Runs the command; gives the exit status: 0 when nothing is left of what was asked for, 1 otherwise.
+pub fn main(words: &[String]) -> u8 {
+    if let [word] = words
+        && ["-h", "-help", "--help", "help"].contains(&word.as_str())
+    {
+        return print(USAGE);
+    }
+    let Some(options) = Options::parse(words) else {
+        complain(USAGE);
+        return 2;
     };
-    match clean(dry) {
+    match clean(&options) {
         Ok(()) => 0,
         Err(error) => {
             complain(&format!("loden cleanup: {error}\n"));
@@ -37,8 +132,47 @@ pub fn main(words: &[String]) -> u8 {
     }
 }
 
-fn clean(dry: bool) -> Result<(), String> {
+fn clean(options: &Options) -> Result<(), String> {
     let mut kernel = Kernel::open().map_err(|error| format!("{error}; run it as root"))?;
+    let pods = pods::look(&mut kernel, options)?;
+    if let Some(refusal) = pods.attached.filter(|_| options.cni) {
+        return Err(refusal);
+    }
+    let mut acts = if options.only { Vec::new() } else { agents(&mut kernel)? };
+    let mut kept = Vec::new();
+    let parts = [
+        (options.cni, "--cni", "pods need it", pods.found),
+        (options.flannel, "--flannel", "flanneld made it", flannel::look(&mut kernel, options)?),
+        (options.files, "--files", "the node keeps its subnet by it", files::look(options)),
+        (options.registry, "--registry", "it may hold the whole cluster's leases", files::registry()),
+    ];
+    for (wanted, flag, why, found) in parts {
+        kept.extend(found.kept.into_iter().map(|line| format!("kept: {line}\n")));
+        if wanted {
+            acts.extend(found.acts);
+        } else {
+            kept.extend(found.acts.iter().map(|act| format!("kept, {why} ({flag}): {act}\n")));
+        }
+    }
+    kept.extend(forwarding().into_iter().map(|line| format!("kept: {line}\n")));
+    if acts.is_empty() {
+        print("nothing of what was asked for is on this host\n");
+    }
+    let mut failures = Vec::new();
+    for act in acts {
+        print(&format!("{act}\n"));
+        if !options.dry_run
+            && let Err(error) = act.run(&mut kernel)
+        {
+            failures.push(error);
+        }
+    }
+    print(&kept.concat());
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// What the agent made in the kernel.
+fn agents(kernel: &mut Kernel) -> Result<Vec<Act>, String> {
     let links = kernel.rtnl().links().map_err(|error| error.to_string())?;
     let ours = links.into_iter().filter(|l| backend::is_our_link(&l.link));
     let scope = Scope {
@@ -50,17 +184,47 @@ fn clean(dry: bool) -> Result<(), String> {
     let actual = kernel.read(&scope, &nothing).map_err(|error| error.to_string())?;
     let found = diff(&nothing, &actual);
     // What is on a device goes with it; the routes first, so that no packet meets half a path.
-    let steps: Vec<_> = found.rest.into_iter().chain(found.links).collect();
-    if steps.is_empty() {
-        print("nothing of ours is on this host\n");
-        return Ok(());
+    Ok(found.rest.into_iter().chain(found.links).map(|step| Act::Step(Box::new(step))).collect())
+}
+
+/// The bridge plugin turns forwarding on, and nobody knows who else counts on it now.
+fn forwarding() -> Vec<String> {
+    let on = |key: &str| kernel::sysctl::read(key).is_ok_and(|value| value.trim() == "1");
+    let keys = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+    let line = |key: &str| {
+        let key = key.replace('/', ".");
+        format!("{key} is 1, pods need it and other programs may: sysctl -w {key}=0 turns it off")
+    };
+    keys.into_iter().filter(|key| on(key)).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Option<Options> {
+        Options::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
-    let shown: String = steps.iter().map(|step| format!("{step}\n")).collect();
-    print(&shown);
-    if dry {
-        return Ok(());
+
+    #[test]
+    fn flags_are_read() {
+        let none = parse("").unwrap();
+        assert!(![none.dry_run, none.files, none.cni, none.flannel, none.registry].contains(&true));
+        let all = Options { files: true, cni: true, flannel: true, registry: true, ..none.clone() };
+        for (text, wanted) in [
+            ("--dry-run --files", Some(Options { dry_run: true, files: true, ..none.clone() })),
+            ("--all", Some(all)),
+            ("--subnet-file /a", Some(Options { subnet_file: "/a".into(), ..none.clone() })),
+            ("--cni --cni-conf-dir=/b", Some(Options { cni: true, conf_dir: "/b".into(), ..none.clone() })),
+            ("--cni-bin-dir=/c", Some(Options { bin_dir: "/c".into(), ..none })),
+            ("--cni-bin-dir", None),
+            ("--only --flannel", Some(Options { only: true, flannel: true, ..parse("").unwrap() })),
+            ("--only", None),
+            ("--cni=yes", None),
+            ("--everything", None),
+            ("files", None),
+        ] {
+            assert_eq!(parse(text), wanted, "{text}");
+        }
     }
-    let answers = kernel.apply(&steps).into_iter();
-    let failures: Vec<String> = answers.filter_map(|answer| answer.err().map(|e| e.to_string())).collect();
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }

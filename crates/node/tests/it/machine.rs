@@ -62,9 +62,18 @@ impl Machine {
 
     /// A program inside, in the host's network namespace.
     pub fn command(&self, program: &str) -> Command {
+        self.enter("--net", program)
+    }
+
+    /// A program inside that has another host's network.
+    pub fn command_on(&self, host: &Host, program: &str) -> Command {
+        self.enter(&format!("--net={}", host.netns.path().display()), program)
+    }
+
+    fn enter(&self, net: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         let pid = self.init.to_string();
-        command.args(["--target", &pid, "--mount", "--pid", "--net", "--wd=/", "--", program]);
+        command.args(["--target", &pid, "--mount", "--pid", net, "--wd=/", "--", program]);
         command.env_remove("NOTIFY_SOCKET");
         command
     }
@@ -94,10 +103,9 @@ impl Machine {
         fs::write(file, text).unwrap();
     }
 
-    /// Starts `flanneld`, which is Loden, with the paths it has on a real node.
+    /// Starts the agent with the paths it has on a real node.
     pub fn agent(&self, host: &Host, flags: &[&str], env: &[(&str, &str)]) -> Agent {
         let mut command = self.command(env!("CARGO_BIN_EXE_loden"));
-        // Called as flanneld: nsenter gives the program's own path for its name, so the command is said.
         command.arg("agent").args(flags).env("LODEN_STORE", host.store()).envs(env.iter().copied());
         Agent::by(command, &host.dir.join("log"), self.path("/run/flannel/subnet.env"), |child| {
             child_of(child.id())
@@ -108,6 +116,18 @@ impl Machine {
     pub fn list(&self, place: &str) -> Vec<String> {
         let mut found = Vec::new();
         walk(&self.path(place), place, &mut found);
+        found.sort();
+        found
+    }
+
+    /// All files and directories that are not as outside, of those that can be.
+    pub fn files(&self, host: &Host) -> Vec<String> {
+        let layers = self.path(&host.dir.join("layers").display().to_string());
+        let mut found = Vec::new();
+        for directory in ["etc", "opt", "var/lib"] {
+            walk(&layers.join(directory).join("files"), &format!("/{directory}"), &mut found);
+        }
+        walk(&self.path("/run"), "/run", &mut found);
         found.sort();
         found
     }
@@ -124,7 +144,7 @@ fn walk(real: &Path, shown: &str, found: &mut Vec<String>) {
 }
 
 /// The one child of a process, such as what `nsenter` and `unshare` wait for.
-fn child_of(pid: u32) -> u32 {
+pub fn child_of(pid: u32) -> u32 {
     until("the child process", || {
         let path = format!("/proc/{pid}/task/{pid}/children");
         let text = fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;

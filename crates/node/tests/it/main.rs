@@ -5,6 +5,7 @@
 
 mod backends;
 mod bad_input;
+mod cleanup;
 mod cluster;
 mod docker_opts;
 mod faults;

@@ -60,9 +60,11 @@ impl Recording {
         for line in self.of(host, "sysctl").lines() {
             host.sh(&format!("sysctl -qw {}", line.replace('.', "|").replace('/', ".").replace('|', "/")));
         }
-        for (section, command) in
-            [("iptables", "iptables-restore"), ("ip6tables", "ip6tables-restore"), ("nft", "nft -f -")]
-        {
+        for (section, command) in [
+            ("iptables", "iptables-restore --noflush"),
+            ("ip6tables", "ip6tables-restore --noflush"),
+            ("nft", "nft -f -"),
+        ] {
             feed(host, command, self.of(host, section));
         }
     }
