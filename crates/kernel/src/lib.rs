@@ -14,6 +14,7 @@ mod read;
 pub mod rtnl;
 mod sys;
 pub mod sysctl;
+pub mod tun;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;

@@ -45,8 +45,13 @@ mod number {
     pub const BR_VLAN_FILTERING: u16 = 7;
     // VETH_INFO_PEER
     pub const VETH_PEER: u16 = 1;
-    // IFLA_MACVLAN_MODE
+    // IFLA_MACVLAN_…
     pub const MACVLAN_MODE: u16 = 1;
+    pub const MACVLAN_BC_QUEUE_LEN: u16 = 7;
+    // IFLA_IPVLAN_MODE
+    pub const IPVLAN_MODE: u16 = 1;
+    // IFLA_VRF_TABLE
+    pub const VRF_TABLE: u16 = 1;
     // IFLA_VLAN_ID
     pub const VLAN_ID: u16 = 1;
     // IFLA_BRPORT_…
@@ -85,6 +90,24 @@ pub struct LinkInfo {
     pub promiscuity: u32,
     /// Its flags as a bridge port.
     pub port: Option<PortFlags>,
+    /// What tells it from others of its kind.
+    pub detail: Detail,
+}
+
+/// Attributes of kinds that Loden makes for pods but does not plan with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Another kind.
+    #[default]
+    None,
+    /// `MACVLAN_MODE_…`: 1 private, 2 VEPA, 4 bridge, 8 passthru.
+    MacvlanMode(u32),
+    /// `IPVLAN_MODE_…`: 0 L2, 1 L3, 2 L3S.
+    IpvlanMode(u16),
+    /// VLAN id of a VLAN device.
+    VlanId(u16),
+    /// Routing table of a VRF.
+    VrfTable(u32),
 }
 
 impl LinkInfo {
@@ -181,6 +204,15 @@ pub enum NewKind<'a> {
         lower: u32,
         /// `MACVLAN_MODE_…`: 1 private, 2 VEPA, 4 bridge, 8 passthru.
         mode: u32,
+        /// Length of the queue of broadcasts in packets; the kernel's default if absent (≥ 5.10).
+        broadcast_queue: Option<u32>,
+    },
+    /// An ipvlan device.
+    Ipvlan {
+        /// Index of the device below.
+        lower: u32,
+        /// `IPVLAN_MODE_…`: 0 L2, 1 L3, 2 L3S.
+        mode: u16,
     },
     /// A VLAN device.
     Vlan {
@@ -189,8 +221,30 @@ pub enum NewKind<'a> {
         /// VLAN id, 1 to 4094.
         id: u16,
     },
+    /// A VRF.
+    Vrf {
+        /// Its routing table.
+        table: u32,
+    },
     /// A kind that needs no attributes, such as `dummy`.
     Plain(&'a str),
+}
+
+impl NewKind<'_> {
+    /// The kernel's name of the kind (`IFLA_INFO_KIND`).
+    pub fn name(&self) -> &str {
+        match self {
+            NewKind::Veth(_) => "veth",
+            NewKind::Bridge { .. } => "bridge",
+            NewKind::Ipip(_) => "ipip",
+            NewKind::Vxlan { .. } => "vxlan",
+            NewKind::Macvlan { .. } => "macvlan",
+            NewKind::Ipvlan { .. } => "ipvlan",
+            NewKind::Vlan { .. } => "vlan",
+            NewKind::Vrf { .. } => "vrf",
+            NewKind::Plain(kind) => kind,
+        }
+    }
 }
 
 /// Changes of a living device. `None` leaves an attribute as it is.

@@ -157,3 +157,35 @@ pub fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: this request takes no argument.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
 }
+
+/// Makes a tap device that stays when the descriptor of `/dev/net/tun` closes. `flags` are `IFF_…` of
+/// linux/if_tun.h; owner and group are set where given.
+pub fn make_tap(
+    tun: BorrowedFd<'_>,
+    name: &str,
+    flags: i16,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> io::Result<()> {
+    // `_IOW('T', n, int)` of linux/if_tun.h
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+    const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
+    const TUNSETGROUP: libc::c_ulong = 0x4004_54ce;
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: the request lives through the call and has the layout the kernel expects.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &raw mut request) })?;
+    let settings = [(TUNSETOWNER, owner), (TUNSETGROUP, group), (TUNSETPERSIST, Some(1))];
+    for (setting, value) in settings {
+        if let Some(value) = value {
+            // SAFETY: these requests take a number by value.
+            check(unsafe { libc::ioctl(tun.as_raw_fd(), setting as _, libc::c_ulong::from(value)) })?;
+        }
+    }
+    Ok(())
+}

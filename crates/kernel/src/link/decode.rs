@@ -6,7 +6,7 @@ use model::IfName;
 use plan::state::{Bridge, Ipip, Link, LinkKind, Veth, Vxlan};
 
 use super::number::*;
-use super::{BridgeVlan, LinkInfo, PortFlags};
+use super::{BridgeVlan, Detail, LinkInfo, PortFlags};
 use crate::netlink::{Attr, Attrs, Reply};
 
 /// Length of `struct ifinfomsg`.
@@ -57,7 +57,19 @@ pub fn decode(reply: &Reply<'_>) -> Option<LinkInfo> {
             .filter(|a| a.text() == Some("bridge"))
             .and_then(|_| info.find(libc::IFLA_INFO_SLAVE_DATA))
             .map(|a| port(a.nested())),
+        detail: detail(kind, data),
     })
+}
+
+fn detail(kind: &str, data: Attrs<'_>) -> Detail {
+    let found = match kind {
+        "macvlan" => data.find(MACVLAN_MODE).and_then(|a| a.u32()).map(Detail::MacvlanMode),
+        "ipvlan" => data.find(IPVLAN_MODE).and_then(|a| a.u16()).map(Detail::IpvlanMode),
+        "vlan" => data.find(VLAN_ID).and_then(|a| a.u16()).map(Detail::VlanId),
+        "vrf" => data.find(VRF_TABLE).and_then(|a| a.u32()).map(Detail::VrfTable),
+        _ => None,
+    };
+    found.unwrap_or_default()
 }
 
 fn link_kind(kind: &str, data: Attrs<'_>, lower: Option<u32>) -> LinkKind {

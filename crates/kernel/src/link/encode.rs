@@ -30,20 +30,13 @@ pub fn create(new: &NewLink<'_>) -> Message {
             m.attr_u32(attr, value);
         }
     }
-    if let NewKind::Macvlan { lower, .. } | NewKind::Vlan { lower, .. } = new.kind {
+    if let NewKind::Macvlan { lower, .. } | NewKind::Ipvlan { lower, .. } | NewKind::Vlan { lower, .. } =
+        new.kind
+    {
         m.attr_u32(libc::IFLA_LINK, lower);
     }
     m.nest(libc::IFLA_LINKINFO, |m| {
-        let kind = match &new.kind {
-            NewKind::Veth(_) => "veth",
-            NewKind::Bridge { .. } => "bridge",
-            NewKind::Vxlan { .. } => "vxlan",
-            NewKind::Ipip(_) => "ipip",
-            NewKind::Macvlan { .. } => "macvlan",
-            NewKind::Vlan { .. } => "vlan",
-            NewKind::Plain(kind) => kind,
-        };
-        m.attr_text(libc::IFLA_INFO_KIND, kind);
+        m.attr_text(libc::IFLA_INFO_KIND, new.kind.name());
         match &new.kind {
             NewKind::Veth(peer) => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.nest(VETH_PEER, |m| end(m, peer, 0));
@@ -55,8 +48,17 @@ pub fn create(new: &NewLink<'_>) -> Message {
             NewKind::Bridge { vlan_filtering: false } | NewKind::Plain(_) => m,
             NewKind::Vxlan { vxlan, lower } => m.nest(libc::IFLA_INFO_DATA, |m| vxlan_data(m, vxlan, *lower)),
             NewKind::Ipip(ipip) => m.nest(libc::IFLA_INFO_DATA, |m| ipip_data(m, ipip)),
-            NewKind::Macvlan { mode, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
+            NewKind::Macvlan { mode, broadcast_queue, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.attr_u32(MACVLAN_MODE, *mode);
+                if let Some(length) = broadcast_queue {
+                    m.attr_u32(MACVLAN_BC_QUEUE_LEN, *length);
+                }
+            }),
+            NewKind::Ipvlan { mode, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.attr_u16(IPVLAN_MODE, *mode);
+            }),
+            NewKind::Vrf { table } => m.nest(libc::IFLA_INFO_DATA, |m| {
+                m.attr_u32(VRF_TABLE, *table);
             }),
             NewKind::Vlan { id, .. } => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.attr_u16(VLAN_ID, *id);

@@ -62,3 +62,30 @@ fn vlan_ranges_are_spread_out() {
     let vlans = (10..=12).map(|id| BridgeVlan { id, ..one }).collect();
     assert_eq!(decode_vlans(&reply), Some((5, vlans)));
 }
+
+/// Devices on top of others: their attributes byte by byte, and decoded again.
+#[test]
+fn children_decode_to_themselves() {
+    for (kind, data, detail) in [
+        (
+            NewKind::Macvlan { lower: 3, mode: 4, broadcast_queue: Some(2000) },
+            &[8, 0, 1, 0, 4, 0, 0, 0, 8, 0, 7, 0, 0xd0, 7, 0, 0][..],
+            Detail::MacvlanMode(4),
+        ),
+        (
+            NewKind::Macvlan { lower: 3, mode: 8, broadcast_queue: None },
+            &[8, 0, 1, 0, 8, 0, 0, 0],
+            Detail::MacvlanMode(8),
+        ),
+        (NewKind::Ipvlan { lower: 3, mode: 2 }, &[6, 0, 1, 0, 2, 0, 0, 0], Detail::IpvlanMode(2)),
+        (NewKind::Vlan { lower: 3, id: 100 }, &[6, 0, 1, 0, 100, 0, 0, 0], Detail::VlanId(100)),
+        (NewKind::Vrf { table: 1001 }, &[8, 0, 1, 0, 0xe9, 3, 0, 0], Detail::VrfTable(1001)),
+    ] {
+        let is_child = !matches!(kind, NewKind::Vrf { .. });
+        let message = create(&NewLink::new(IfName::fixed("x"), kind));
+        assert!(message.payload().ends_with(data), "{detail:?}: {:?}", message.payload());
+        let reply = Reply { kind: message.kind(), flags: 0, sequence: 0, payload: message.payload() };
+        let found = decode(&reply).unwrap();
+        assert_eq!((found.detail, found.lower), (detail, is_child.then_some(3)));
+    }
+}

@@ -31,6 +31,8 @@ pub struct AddrInfo {
 impl AddrInfo {
     /// Do not look for duplicates (IPv6).
     pub const NODAD: u32 = libc::IFA_F_NODAD;
+    /// Look for duplicates, but use the address meanwhile (IPv6, RFC 4429).
+    pub const OPTIMISTIC: u32 = libc::IFA_F_OPTIMISTIC;
     /// Add no route to the prefix.
     pub const NOPREFIXROUTE: u32 = 0x200;
     /// Looking for duplicates is under way.
