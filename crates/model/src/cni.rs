@@ -13,15 +13,22 @@ macro_rules! json {
 
 pub mod args;
 pub mod bridge;
+pub mod child;
+pub mod common;
 pub mod error;
 pub mod flannel;
+pub mod host_device;
 pub mod host_local;
 pub mod members;
 pub mod portmap;
+pub mod ptp;
 pub mod range;
 pub mod result;
+pub mod static_ipam;
+pub mod tap;
 pub mod tuning;
 pub mod version;
+pub mod vrf;
 
 pub use args::Args;
 pub use error::{Error, code};

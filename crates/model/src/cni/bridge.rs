@@ -1,6 +1,7 @@
 //! Configuration of the bridge plugin (cni.md 2.1).
 
 use super::args::Args;
+use super::common::{dns, ipam_type, mtu};
 use super::members::Members;
 use super::result::Dns;
 use crate::{IfName, Mac};
@@ -56,7 +57,6 @@ impl BridgeConf {
     pub fn parse(doc: &Members<'_>, cni_args: &str) -> Result<BridgeConf, String> {
         let flag = |key: &str| doc.boolean(key).map(Option::unwrap_or_default);
         let name = Some(doc.string("bridge")?).filter(|n| !n.is_empty()).unwrap_or_else(|| "cni0".to_owned());
-        let ipam = doc.object("ipam", "IPAM")?.map(|i| i.string("type")).transpose()?.unwrap_or_default();
         let is_default_gateway = flag("isDefaultGateway")?;
         let conf = BridgeConf {
             bridge: IfName::new(&name).map_err(|e| format!("bridge: {e}"))?,
@@ -76,7 +76,7 @@ impl BridgeConf {
             disable_container_interface: flag("disableContainerInterface")?,
             port_isolation: flag("portIsolation")?,
             dns: dns(doc)?,
-            ipam,
+            ipam: ipam_type(doc)?,
             mac: mac(doc, cni_args)?,
         };
         conf.check()?;
@@ -96,14 +96,6 @@ impl BridgeConf {
     /// Whether the bridge has to filter VLANs.
     pub fn filters_vlans(&self) -> bool {
         self.vlan != 0 || !self.trunk.is_empty()
-    }
-}
-
-fn mtu(doc: &Members<'_>) -> Result<Option<u32>, String> {
-    match doc.integer("mtu")?.unwrap_or(0) {
-        0 => Ok(None),
-        mtu @ 68..=65535 => Ok(Some(mtu as u32)),
-        other => Err(format!("invalid MTU {other} (must be 0 for the default, or between 68 and 65535)")),
     }
 }
 
@@ -138,13 +130,6 @@ fn trunk(doc: &Members<'_>) -> Result<Vec<(u16, u16)>, String> {
         ranges.extend(id("id")?.map(|id| (id, id)));
     }
     Ok(ranges)
-}
-
-/// The member counts as given if any of its own members is present, be it empty.
-fn dns(doc: &Members<'_>) -> Result<Option<Dns>, String> {
-    let Some(dns) = doc.object("dns", "DNS")? else { return Ok(None) };
-    let given = ["nameservers", "domain", "search", "options"].iter().any(|key| dns.get(key).is_some());
-    Ok(if given { Some(Dns::parse(&dns)?) } else { None })
 }
 
 /// `CNI_ARGS`, then `args.cni`, then `runtimeConfig`: the last that names one wins.
