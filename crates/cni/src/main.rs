@@ -4,13 +4,18 @@
 //! on stdin, the answer goes to stdout (cni.md 1). `loden-cni install --bin-dir DIR` puts it in place.
 
 mod arena;
+mod attach;
+mod compare;
 mod copy;
 mod delegate;
+mod device;
 mod install;
+mod ipam;
 mod lock;
 mod masquerade;
 mod names;
 mod nft;
+mod pair;
 mod plugin;
 mod pod;
 mod record;

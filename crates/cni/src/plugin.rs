@@ -1,10 +1,14 @@
 //! The table of plugins.
 
 mod bridge;
+mod child;
+mod dummy;
 mod flannel;
 mod host_local;
 mod loopback;
 mod portmap;
+mod ptp;
+mod static_ipam;
 mod tuning;
 
 use model::cni::{CniResult, Error, version};
@@ -75,6 +79,60 @@ pub const ALL: &[Plugin] = &[
         check: portmap::check,
         status: portmap::status,
         gc: portmap::gc,
+    },
+    Plugin {
+        name: "ptp",
+        versions: version::ALL,
+        add: ptp::add,
+        del: ptp::del,
+        check: ptp::check,
+        status: ptp::status,
+        gc: ptp::gc,
+    },
+    Plugin {
+        name: "macvlan",
+        versions: version::ALL,
+        add: |call| child::MACVLAN.add(call),
+        del: |call| child::MACVLAN.del(call),
+        check: |call| child::MACVLAN.check(call),
+        status: |call| child::MACVLAN.status(call),
+        gc: |call| child::MACVLAN.gc(call),
+    },
+    Plugin {
+        name: "ipvlan",
+        versions: version::ALL,
+        add: |call| child::IPVLAN.add(call),
+        del: |call| child::IPVLAN.del(call),
+        check: |call| child::IPVLAN.check(call),
+        status: |call| child::IPVLAN.status(call),
+        gc: |call| child::IPVLAN.gc(call),
+    },
+    Plugin {
+        name: "vlan",
+        versions: version::ALL,
+        add: |call| child::VLAN.add(call),
+        del: |call| child::VLAN.del(call),
+        check: |call| child::VLAN.check(call),
+        status: |call| child::VLAN.status(call),
+        gc: |call| child::VLAN.gc(call),
+    },
+    Plugin {
+        name: "dummy",
+        versions: version::ALL,
+        add: dummy::add,
+        del: dummy::del,
+        check: dummy::check,
+        status: dummy::status,
+        gc: dummy::gc,
+    },
+    Plugin {
+        name: "static",
+        versions: version::ALL,
+        add: static_ipam::add,
+        del: nothing,
+        check: static_ipam::check,
+        status: static_ipam::status,
+        gc: nothing,
     },
     Plugin {
         name: "tuning",

@@ -18,6 +18,10 @@ use model::{Family, IfName};
 const GROUP_ADDRESS_V6: u32 = 9;
 /// `RTNLGRP_LINK`
 const GROUP_LINK: u32 = 1;
+/// `RTM_DELROUTE`
+const RTM_DELROUTE: u16 = 25;
+/// `ESRCH`
+const NO_SUCH_ROUTE: i32 = 3;
 
 /// A failure of the kernel's without a code of its own.
 pub fn internal(error: impl std::fmt::Display) -> Error {
@@ -67,6 +71,17 @@ pub fn interface(name: &str) -> Result<IfName, Error> {
     IfName::new(name).map_err(|e| Error::new(code::ENVIRONMENT, e.to_string()))
 }
 
+/// IPv6 duplicate address detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dad {
+    /// None: nobody else can have the address.
+    Off,
+    /// It is done, and the address used meanwhile (RFC 4429). Waited for where the kernel cannot.
+    Optimistic,
+    /// It is waited for.
+    Wait,
+}
+
 /// How the pod's interface is set up.
 pub struct Setup<'a> {
     /// Interface in the pod.
@@ -74,7 +89,18 @@ pub struct Setup<'a> {
     /// Addresses (with the index of the interface) and routes.
     pub result: &'a CniResult,
     /// IPv6 duplicate address detection.
-    pub dad: bool,
+    pub dad: Dad,
+    /// Tell the neighbours of IPv6 addresses when the link comes up, as of IPv4 ones always.
+    pub notify_v6: bool,
+    /// Sent in the same batch, after the routes: message and what is said if it fails.
+    pub after: Vec<(Message, String)>,
+}
+
+impl<'a> Setup<'a> {
+    /// For an interface that nobody else can be in conflict with.
+    pub fn of(name: IfName, result: &'a CniResult) -> Setup<'a> {
+        Setup { name, result, dad: Dad::Off, notify_v6: false, after: Vec::new() }
+    }
 }
 
 /// Sets the interface up: parameters, addresses, link up, routes; the last three in one batch.
@@ -82,15 +108,20 @@ pub struct Setup<'a> {
 /// # Errors
 /// The first refusal of the kernel.
 pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) -> Result<(), Error> {
-    let Setup { name, result, dad } = setup;
+    let Setup { name, result, .. } = setup;
     let ips = own_addresses(*name, result)?;
     let v6 = ips.iter().any(|ip| ip.address.addr().is_ipv6());
-    netns.visit(|| set_parameters(*name, v6, *dad)).map_err(internal)??;
+    let dad = netns.visit(|| set_parameters(setup, v6)).map_err(internal)??;
     let mut messages = Vec::new();
     let mut actions = Vec::new();
     for ip in &ips {
         let mut address = AddrInfo::new(index, ip.address);
-        address.flags = if *dad || ip.address.addr().is_ipv4() { 0 } else { AddrInfo::NODAD };
+        address.flags = match dad {
+            _ if ip.address.addr().is_ipv4() => 0,
+            Dad::Off => AddrInfo::NODAD,
+            Dad::Optimistic => AddrInfo::OPTIMISTIC,
+            Dad::Wait => 0,
+        };
         address.broadcast = broadcast(ip.address);
         messages.push(addr::add(&address, Put::Exclusive));
         actions.push(format!("failed to add IP addr {} to {:?}", ip.address, name.as_str()));
@@ -98,7 +129,7 @@ pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) 
     let up = link::change(index, &LinkChange { up: Some(true), ..LinkChange::default() });
     actions.extend(up.iter().map(|_| format!("failed to set {:?} up", name.as_str())));
     messages.extend(up);
-    if *dad && v6 {
+    if dad == Dad::Wait && v6 {
         // A route through an address that is still tentative would be refused.
         send(rtnl, &std::mem::take(&mut messages), &std::mem::take(&mut actions))?;
         settle(netns, rtnl, *name, index)?;
@@ -110,6 +141,8 @@ pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) 
         messages.push(route::add(&info, Put::Append));
         actions.push(format!("failed to add route {} for {:?}", describe(&info), name.as_str()));
     }
+    messages.extend(setup.after.iter().map(|(message, _)| message.clone()));
+    actions.extend(setup.after.iter().map(|(_, action)| action.clone()));
     send(rtnl, &messages, &actions)
 }
 
@@ -163,13 +196,20 @@ fn route_info(wanted: &RouteConfig, dev: u32, gateway: Option<IpAddr>) -> Result
 }
 
 fn send(rtnl: &mut Rtnl, messages: &[Message], actions: &[String]) -> Result<(), Error> {
-    let results = rtnl.run(messages).into_iter().zip(actions);
-    results.into_iter().try_for_each(|(result, action)| result.map_err(|e| internal(e).during(action)))
+    let results = rtnl.run(messages).into_iter().zip(messages.iter().zip(actions));
+    results.into_iter().try_for_each(|(result, (message, action))| match result {
+        // What is to be deleted may be gone.
+        Err(e) if message.kind() == RTM_DELROUTE && e.code == NO_SUCH_ROUTE => Ok(()),
+        other => other.map_err(|e| internal(e).during(action)),
+    })
 }
 
 /// Runs inside the pod. A gratuitous ARP goes out when the link comes up, so that nobody keeps the last
-/// owner's hardware address.
-fn set_parameters(name: IfName, v6: bool, dad: bool) -> Result<(), Error> {
+/// owner's hardware address. Gives the kind of duplicate detection that the kernel does.
+fn set_parameters(setup: &Setup<'_>, v6: bool) -> Result<Dad, Error> {
+    let Setup { name, notify_v6, .. } = setup;
+    let mut dad = setup.dad;
+    let v6_key = |key: &str| format!("net/ipv6/conf/{name}/{key}");
     if v6 {
         for dev in ["lo", name.as_str()] {
             let path = format!("net/ipv6/conf/{dev}/disable_ipv6");
@@ -183,15 +223,30 @@ fn set_parameters(name: IfName, v6: bool, dad: bool) -> Result<(), Error> {
                 }
             }
         }
-        let keep = format!("net/ipv6/conf/{name}/keep_addr_on_down");
-        sysctl::set(&keep, "1").map_err(internal)?;
+        sysctl::set(&v6_key("keep_addr_on_down"), "1").map_err(internal)?;
     }
-    if dad {
-        let _ = sysctl::set(&format!("net/ipv6/conf/{name}/enhanced_dad"), "1");
+    match dad {
+        Dad::Off => {
+            let _ = sysctl::set(&v6_key("accept_dad"), "0");
+        }
+        Dad::Optimistic if v6 => {
+            let set = |key| sysctl::set(&v6_key(key), "1");
+            if set("optimistic_dad").and_then(|()| set("use_optimistic")).is_err() {
+                dad = Dad::Wait;
+            }
+        }
+        Dad::Optimistic => {}
+        Dad::Wait => {
+            for key in ["enhanced_dad", "accept_dad"] {
+                let _ = sysctl::set(&v6_key(key), "1");
+            }
+        }
     }
-    let _ = sysctl::set(&format!("net/ipv6/conf/{name}/accept_dad"), if dad { "1" } else { "0" });
+    if *notify_v6 {
+        let _ = sysctl::set(&v6_key("ndisc_notify"), "1");
+    }
     let _ = sysctl::set(&format!("net/ipv4/conf/{name}/arp_notify"), "1");
-    Ok(())
+    Ok(dad)
 }
 
 /// Waits until no address is tentative, at most 5 s.
@@ -217,10 +272,11 @@ fn settle(netns: &Netns, rtnl: &mut Rtnl, name: IfName, index: u32) -> Result<()
 }
 
 /// Gives a device as it is; with `up` waits until it is operationally up, at most 2.55 s (cni.md 5.5).
+/// `netns` is where the device is, the host if absent.
 ///
 /// # Errors
 /// It vanished, or stays down: the state is named.
-pub fn wait_up(rtnl: &mut Rtnl, index: u32, up: bool) -> Result<LinkInfo, Error> {
+pub fn wait_up(netns: Option<&Netns>, rtnl: &mut Rtnl, index: u32, up: bool) -> Result<LinkInfo, Error> {
     let mut look = || -> Result<LinkInfo, Error> {
         let link = rtnl.link_by_index(index).map_err(internal)?;
         link.ok_or_else(|| Error::internal(format!("device {index} vanished while it was set up")))
@@ -229,7 +285,7 @@ pub fn wait_up(rtnl: &mut Rtnl, index: u32, up: bool) -> Result<LinkInfo, Error>
     if !up || link.operstate == LinkInfo::OPER_UP {
         return Ok(link);
     }
-    let up = wait(None, GROUP_LINK, Duration::from_millis(2550), || {
+    let up = wait(netns, GROUP_LINK, Duration::from_millis(2550), || {
         link = look()?;
         Ok(link.operstate == LinkInfo::OPER_UP)
     })?;
@@ -266,4 +322,16 @@ fn wait(
             return done();
         }
     }
+}
+
+/// Has the host forward packets of a family. Never switched off again.
+///
+/// # Errors
+/// It is off and cannot be switched on.
+pub fn forward(family: Family) -> Result<(), Error> {
+    let path = match family {
+        Family::V4 => "net/ipv4/ip_forward",
+        Family::V6 => "net/ipv6/conf/all/forwarding",
+    };
+    sysctl::write(path, "1").map(|_| ()).map_err(|e| internal(e).during("failed to enable forwarding"))
 }

@@ -34,7 +34,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn of(output: Output) -> Answer {
+    /// What a program printed.
+    pub fn of(output: Output) -> Answer {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let json =
             if text.is_empty() { Json::Null } else { text.parse().expect("stdout is one JSON document") };
@@ -177,6 +178,19 @@ impl Host {
         files
     }
 
+    /// Whether the kernel makes devices of a kind.
+    pub fn has(&self, kind: &str) -> bool {
+        let args: &[&str] = match kind {
+            "macvlan" | "ipvlan" => &["link", "add", "link", "has0", "has1", "type", kind],
+            "vlan" => &["link", "add", "link", "has0", "has1", "type", "vlan", "id", "9"],
+            "vrf" => &["link", "add", "has1", "type", "vrf", "table", "9"],
+            _ => &["link", "add", "has1", "type", kind],
+        };
+        let netns = Netns::create().unwrap();
+        ip_in(&netns, "link add has0 type veth peer name has2");
+        run_in(&netns, Command::new("ip").args(args), "").status.success()
+    }
+
     /// The ruleset as text, empty when there is none.
     pub fn rules(&self) -> String {
         let output = self.run(Command::new("nft").arg("list").arg("ruleset"), "");
@@ -221,6 +235,15 @@ pub fn debian(test: &str) -> bool {
     let there = Path::new(DEBIAN).join("bridge").exists();
     if !there {
         println!("SKIP {test}: Debian's containernetworking-plugins are not installed");
+    }
+    there
+}
+
+/// Whether the kernel makes devices of a kind, or a note that the test is skipped.
+pub fn kernel_has(test: &str, kind: &str) -> bool {
+    let there = Host::new().has(kind);
+    if !there {
+        println!("SKIP {test}: this kernel lacks {kind}");
     }
     there
 }

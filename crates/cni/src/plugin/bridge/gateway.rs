@@ -5,13 +5,12 @@ use std::path::Path;
 use ipnet::IpNet;
 use kernel::link::{LinkChange, LinkInfo};
 use kernel::rtnl::{AddrInfo, Put, Rtnl};
-use kernel::sysctl;
 use model::Family;
 use model::cni::bridge::BridgeConf;
 use model::cni::{CniResult, Error};
 
 use super::host::{self, ALIAS};
-use crate::pod::internal;
+use crate::pod::{self, internal};
 
 /// Puts each gateway on the bridge, or with a VLAN on a device of its own, which is returned.
 ///
@@ -50,7 +49,7 @@ pub fn set_up(
     }
     for family in Family::BOTH {
         if gateways.iter().any(|gw| Family::of_net(*gw) == family) {
-            forward(family)?;
+            pod::forward(family)?;
         }
     }
     Ok(own)
@@ -115,12 +114,4 @@ fn put(rtnl: &mut Rtnl, device: &LinkInfo, gateway: IpNet) -> Result<(), Error> 
     rtnl.add_address(&address, Put::Replace).map_err(failed)?;
     let fixed = LinkChange { mac: device.link.mac, ..LinkChange::default() };
     rtnl.set_link(device.index, &fixed).map_err(failed)
-}
-
-fn forward(family: Family) -> Result<(), Error> {
-    let path = match family {
-        Family::V4 => "net/ipv4/ip_forward",
-        Family::V6 => "net/ipv6/conf/all/forwarding",
-    };
-    sysctl::write(path, "1").map(|_| ()).map_err(|e| internal(e).during("failed to enable forwarding"))
 }

@@ -17,6 +17,7 @@ use model::cni::{Error, code};
 use model::{IfName, Mac};
 use plan::state::LinkKind;
 
+use crate::device::{self, is_exists};
 use crate::pod::internal;
 use crate::{lock, names};
 
@@ -28,15 +29,6 @@ const NOT_SUPPORTED: i32 = 95;
 pub const ALIAS: &str = "loden";
 /// The VLAN every port has from the kernel.
 const DEFAULT_VLAN: u16 = 1;
-
-/// A name for a host end: `veth` and eight hex digits, which tools look for.
-///
-/// # Errors
-/// None in practice.
-pub fn random_name() -> Result<IfName, Error> {
-    let random = RandomState::new().hash_one(std::process::id()) as u32;
-    IfName::new(&format!("veth{random:08x}")).map_err(internal)
-}
 
 /// A lock around the making of a bridge and its address (B-18).
 ///
@@ -120,12 +112,6 @@ fn bridge_mac(name: IfName) -> Mac {
     Mac::local([byte(0), byte(1), byte(2), byte(3), byte(4), byte(5)])
 }
 
-fn is_exists(error: &kernel::Error) -> bool {
-    /// `EEXIST`
-    const EXISTS: i32 = 17;
-    error.code() == Some(EXISTS)
-}
-
 /// Makes the pair in one request: the near end in the bridge and up, the far one already in the pod.
 ///
 /// # Errors
@@ -143,15 +129,7 @@ pub fn make_veth(
     new.end.mtu = conf.mtu;
     new.up = true;
     new.master = Some(bridge.index);
-    rtnl.create_link(&new).map_err(|e| match is_exists(&e) {
-        true => {
-            let (name, peer) = (name.as_str(), peer.as_str());
-            Error::internal(format!("container veth name ({name:?}) peer provided ({peer:?}) already exists"))
-        }
-        false => Error::internal(format!("failed to make veth pair: {e}")),
-    })?;
-    let _ = sysctl::set(&format!("net/ipv6/conf/{peer}/accept_ra"), "0");
-    Ok(())
+    device::make_veth(rtnl, new)
 }
 
 /// The pod's port as configured: hairpin, isolation, VLANs.
@@ -201,7 +179,7 @@ pub fn ensure_vlan_gateway(rtnl: &mut Rtnl, conf: &BridgeConf, bridge: &LinkInfo
     if let Some(found) = rtnl.link_by_name(name).map_err(failed)? {
         return Ok(found);
     }
-    let peer = random_name()?;
+    let peer = device::random_name()?;
     let mut new = NewLink::new(peer, NewKind::Veth(End { mtu: conf.mtu, ..End::new(name) }));
     new.end.mtu = conf.mtu;
     new.up = true;
