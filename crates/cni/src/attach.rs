@@ -8,11 +8,11 @@ use model::IfName;
 use model::cni::{CniResult, Dns, Error};
 
 use crate::device::{self, interface, is_exists};
-use crate::ipam;
 use crate::pod::{self, Dad, Setup, internal};
 use crate::record::{self, Record};
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
+use crate::{compare, ipam};
 
 /// What the plugins have in common.
 pub struct Spec {
@@ -217,6 +217,40 @@ pub fn del(plugin: &'static str, call: &Call) -> Result<(), Error> {
     removal.finish()?;
     ipam?;
     record::remove(plugin, call)
+}
+
+/// Compares the attachment with the result of its ADD. `missing` is said when there is none, `kind` looks
+/// at what is particular to the plugin.
+///
+/// # Errors
+/// The first difference.
+pub fn check(
+    call: &Call,
+    ipam: &str,
+    missing: &str,
+    kind: impl FnOnce(&LinkInfo) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if !ipam.is_empty() {
+        ipam::forward(call)?;
+    }
+    let result = compare::told(call, missing)?;
+    let mut inside = pod::rtnl(&pod::open(&call.env.netns)?)?;
+    let link = compare::pod_interface(&mut inside, call, result)?;
+    kind(&link)?;
+    compare::addresses(&mut inside, &link, result)?;
+    compare::routes(&mut inside, result)
+}
+
+/// The device is of a kind, named as the kernel does.
+///
+/// # Errors
+/// It is of another one.
+pub fn is_kind(link: &LinkInfo, kind: &str, called: &str) -> Result<(), Error> {
+    let (name, have) = (link.link.name, link.link.kind.name());
+    if have == kind {
+        return Ok(());
+    }
+    Err(Error::internal(format!("Container interface {name} not of type {called}: it is {have:?}")))
 }
 
 /// Forgets attachments that are not valid (their devices went with the namespaces), and has the address

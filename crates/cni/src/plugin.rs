@@ -4,11 +4,13 @@ mod bridge;
 mod child;
 mod dummy;
 mod flannel;
+mod host_device;
 mod host_local;
 mod loopback;
 mod portmap;
 mod ptp;
 mod static_ipam;
+mod tap;
 mod tuning;
 
 use model::cni::{CniResult, Error, version};
@@ -133,6 +135,24 @@ pub const ALL: &[Plugin] = &[
         check: static_ipam::check,
         status: static_ipam::status,
         gc: nothing,
+    },
+    Plugin {
+        name: "host-device",
+        versions: version::ALL,
+        add: host_device::add,
+        del: host_device::del,
+        check: host_device::check,
+        status: host_device::status,
+        gc: host_device::gc,
+    },
+    Plugin {
+        name: "tap",
+        versions: version::ALL,
+        add: tap::add,
+        del: tap::del,
+        check: tap::check,
+        status: tap::status,
+        gc: tap::gc,
     },
     Plugin {
         name: "tuning",

@@ -12,10 +12,10 @@ use model::cni::{CniResult, Error, Members, code};
 use plan::state::TABLE_MAIN;
 
 use crate::attach::{self, Pod, Spec};
-use crate::pod::{self, internal};
+use crate::ipam;
+use crate::pod::internal;
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
-use crate::{compare, ipam};
 
 /// One of the three plugins.
 pub struct Child {
@@ -72,37 +72,25 @@ impl Child {
     /// The first difference.
     pub fn check(&self, call: &Call) -> Result<(), Error> {
         let conf = self.parse(call)?;
-        if !conf.ipam.is_empty() {
-            ipam::forward(call)?;
-        }
         let missing = match self.name {
             "macvlan" => "required prevResult missing",
             "ipvlan" => "ipvlan: Required prevResult missing",
             _ => "vlan: Required prevResult missing",
         };
-        let result = compare::told(call, missing)?;
-        let mut inside = pod::rtnl(&pod::open(&call.env.netns)?)?;
-        let link = compare::pod_interface(&mut inside, call, result)?;
-        self.check_kind(&conf, &link)?;
-        if let Some(master) = conf.master.filter(|_| !conf.link_in_container) {
-            let found = Rtnl::open().map_err(internal)?.link_by_name(master).map_err(internal)?;
-            if let Some(found) = found.filter(|found| Some(found.index) != link.lower) {
-                let (name, lower) = (link.link.name, found.link.name);
-                let msg = format!(
-                    "Container interface {name} is not on top of {lower}, as the configuration has it"
-                );
-                return Err(Error::internal(msg));
-            }
-        }
-        compare::addresses(&mut inside, &link, result)?;
-        compare::routes(&mut inside, result)
+        attach::check(call, &conf.ipam, missing, |link| self.check_kind(&conf, link))
     }
 
     fn check_kind(&self, conf: &ChildConf, link: &LinkInfo) -> Result<(), Error> {
-        let (name, have) = (link.link.name, link.link.kind.name());
-        if have != self.name {
-            let msg = format!("Container interface {name} not of type {}: it is {have:?}", self.name);
-            return Err(Error::internal(msg));
+        attach::is_kind(link, self.name, self.name)?;
+        let name = link.link.name;
+        if let Some(master) = conf.master.filter(|_| !conf.link_in_container) {
+            let found = Rtnl::open().map_err(internal)?.link_by_name(master).map_err(internal)?;
+            if found.is_some_and(|found| Some(found.index) != link.lower) {
+                let msg = format!(
+                    "Container interface {name} is not on top of {master}, as the configuration has it"
+                );
+                return Err(Error::internal(msg));
+            }
         }
         let differs = |what: &str, have: &str, want: &str| {
             let kind = self.name;

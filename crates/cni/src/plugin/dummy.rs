@@ -5,9 +5,9 @@ use model::cni::common::{dns, ipam_type};
 use model::cni::{CniResult, Error};
 
 use crate::attach::{self, Spec};
-use crate::pod::{self, Dad};
+use crate::ipam;
+use crate::pod::Dad;
 use crate::skel::Call;
-use crate::{compare, ipam};
 
 const NAME: &str = "dummy";
 
@@ -38,20 +38,12 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// # Errors
 /// The first difference.
 pub fn check(call: &Call) -> Result<(), Error> {
-    parse(call)?;
-    ipam::forward(call)?;
-    let result = compare::told(call, "dummy: Required prevResult missing")?;
-    let mut inside = pod::rtnl(&pod::open(&call.env.netns)?)?;
-    let link = compare::pod_interface(&mut inside, call, result)?;
-    let (name, kind) = (link.link.name, link.link.kind.name());
-    if kind != NAME {
-        return Err(Error::internal(format!("Container interface {name} not of type dummy: it is {kind:?}")));
-    }
-    if !link.link.up {
-        return Err(Error::internal(format!("interface {name} is down")));
-    }
-    compare::addresses(&mut inside, &link, result)?;
-    compare::routes(&mut inside, result)
+    let spec = parse(call)?;
+    attach::check(call, &spec.ipam, "dummy: Required prevResult missing", |link| {
+        attach::is_kind(link, NAME, NAME)?;
+        let down = || Error::internal(format!("interface {} is down", link.link.name));
+        if link.link.up { Ok(()) } else { Err(down()) }
+    })
 }
 
 /// Whether ADD could be served: the address manager says.
