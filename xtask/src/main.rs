@@ -21,6 +21,7 @@ pub const PACKAGES: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "iptables",
+    "iputils-ping",
     "nftables",
     "procps",
     "qemu-system-x86",

@@ -11,6 +11,7 @@ mod delegate;
 mod device;
 mod install;
 mod ipam;
+mod iptables;
 mod lock;
 mod masquerade;
 mod names;

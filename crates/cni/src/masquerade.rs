@@ -1,54 +1,81 @@
-//! Masquerading of a network's pods (`ipMasq`), in the table upstream's nftables backend uses (cni.md
+//! Masquerading of a network's pods (`ipMasq`), in the tables and chains upstream's backends use (cni.md
 //! 2.0.6), so that either program removes what the other made.
 
 use std::sync::LazyLock;
 
 use ipnet::IpNet;
+use model::Family;
 use model::cni::Error;
+use model::cni::iptables::Masquerade;
 use plan::state::{
     Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Statement, TableKey, Verdict,
 };
 
-use crate::nft;
 use crate::skel::Call;
-use crate::{names, pod};
+use crate::{iptables, names, nft, pod};
 
 const CHECKS: &str = "masq_checks";
 
 static TABLE: LazyLock<NftTable> = LazyLock::new(table);
 
-/// Refuses what this version does not build.
+/// Refuses a backend that does not exist.
 ///
 /// # Errors
-/// The backend is iptables (code 7: later) or unknown.
+/// As said (code 7).
 pub fn check_backend(name: &str) -> Result<(), Error> {
     match name {
-        "" | "nftables" => Ok(()),
-        "iptables" => Err(nft::no_iptables("ipMasqBackend")),
+        "" | "nftables" | "iptables" => Ok(()),
         other => Err(Error::config(format!("unknown ipmasq backend {other:?}"))),
     }
+}
+
+/// By name; without one nftables, unless the kernel has none (decision 0040).
+fn by_iptables(call: &Call) -> Result<bool, Error> {
+    let name = call.conf().string("ipMasqBackend").map_err(Error::config)?;
+    check_backend(&name)?;
+    Ok(name == "iptables" || (name.is_empty() && !iptables::nftables_is_there()))
 }
 
 /// Masquerades what leaves these addresses for outside their subnets. Repeating changes nothing.
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's or the tools' refusal.
 pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
+    let failed = |e: Error| e.during("masquerade the pod's addresses");
+    if by_iptables(call)? {
+        let chain = chain(call);
+        return Family::BOTH.into_iter().try_for_each(|family| {
+            let own: Vec<IpNet> =
+                addresses.iter().copied().filter(|a| Family::of_net(*a) == family).collect();
+            match own.is_empty() {
+                true => Ok(()),
+                false => nat(call, family).update(&|saved| Ok(rules_of(call, &chain).add(saved, &own))),
+            }
+            .map_err(failed)
+        });
+    }
     let comment = names::comment(&call.network, &call.env.container_id, &call.env.ifname);
     let rules: Vec<(&str, NftRule)> = addresses.iter().map(|a| (CHECKS, rule(*a, &comment))).collect();
     let mark = mark(call);
-    nft::update(&TABLE, &rules, &|comment| comment.starts_with(&mark))
-        .map_err(|e| e.during("masquerade the pod's addresses"))
+    nft::update(&TABLE, &rules, &|comment| comment.starts_with(&mark)).map_err(failed)
 }
 
-/// Removes the rules of the attachment, whoever made them. Needs no address and no namespace (B-08).
+/// Removes the rules of the attachment by either backend, whoever made them. Needs no address and no
+/// namespace (B-08).
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's or the tools' refusal.
 pub fn remove(call: &Call) -> Result<(), Error> {
-    let mark = mark(call);
-    nft::update(&TABLE, &[], &|comment| comment.starts_with(&mark))
-        .map_err(|e| e.during("remove the pod's masquerade rules"))
+    let failed = |e: Error| e.during("remove the pod's masquerade rules");
+    let (mark, chain) = (mark(call), chain(call));
+    nft::update(&TABLE, &[], &|comment| comment.starts_with(&mark)).map_err(failed)?;
+    Family::BOTH.into_iter().try_for_each(|family| {
+        let table = nat(call, family);
+        match table.may_hold(&[&chain]) {
+            true => table.update(&|saved| Ok(rules_of(call, &chain).remove(saved))).map_err(failed),
+            false => Ok(()),
+        }
+    })
 }
 
 /// Removes the rules of the network's attachments that are not valid.
@@ -56,7 +83,23 @@ pub fn remove(call: &Call) -> Result<(), Error> {
 /// # Errors
 /// The kernel's refusal.
 pub fn keep_only(call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
-    nft::update(&TABLE, &[], &|comment| names::is_stale(comment, &call.network, valid))
+    nft::update(&TABLE, &[], &|comment| names::is_stale(comment, &call.network, valid))?;
+    let is_valid = |id: &str| valid.iter().any(|(known, _)| known == id);
+    Family::BOTH.into_iter().filter(|f| nat(call, *f).may_hold(&["POSTROUTING"])).try_for_each(|family| {
+        nat(call, family).update(&|saved| Ok(Masquerade::keep_only(saved, &call.network, &is_valid)))
+    })
+}
+
+fn nat(call: &Call, family: Family) -> iptables::Table<'_> {
+    iptables::Table { family, name: "nat", state_dir: &call.env.state_dir }
+}
+
+fn chain(call: &Call) -> String {
+    names::chain("", &call.network, &call.env.container_id)
+}
+
+fn rules_of<'a>(call: &'a Call, chain: &'a str) -> Masquerade<'a> {
+    Masquerade { chain, network: &call.network, container_id: &call.env.container_id }
 }
 
 /// Fails unless the attachment has its rules.
@@ -64,6 +107,16 @@ pub fn keep_only(call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
 /// # Errors
 /// As said.
 pub fn check(call: &Call) -> Result<(), Error> {
+    if by_iptables(call)? {
+        let chain = chain(call);
+        for family in Family::BOTH {
+            let table = nat(call, family);
+            if table.may_hold(&[&chain]) && table.read()?.has(&chain) {
+                return Ok(());
+            }
+        }
+        return Err(pod::internal(format!("missing masquerade chain {chain} in table nat")));
+    }
     let mark = mark(call);
     let rules = nft::rules(&TABLE.key)?;
     let ours = |comment: &String| comment.starts_with(&mark);
@@ -143,8 +196,7 @@ mod tests {
 
     #[test]
     fn backends() {
-        assert!(check_backend("").is_ok() && check_backend("nftables").is_ok());
-        assert_eq!(check_backend("iptables").unwrap_err().code, model::cni::code::CONFIG);
+        assert!(["", "nftables", "iptables"].iter().all(|name| check_backend(name).is_ok()));
         assert_eq!(check_backend("x").unwrap_err().msg, "unknown ipmasq backend \"x\"");
     }
 }

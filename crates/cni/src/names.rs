@@ -11,6 +11,14 @@ pub fn sha512(text: &str) -> String {
     })
 }
 
+/// Name of an iptables chain of one container in one network: `CNI-`, the prefix, and as much of a hash as
+/// makes 28 characters (cni.md 2.0.6).
+pub fn chain(prefix: &str, network: &str, container_id: &str) -> String {
+    let mut name = format!("CNI-{prefix}{}", sha512(&format!("{network}{container_id}")));
+    name.truncate(28);
+    name
+}
+
 /// What marks an attachment in comments: `<h1>-<h2>` (cni.md 2.0.6, nftables).
 pub fn mark(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{}-{}", network_mark(network), attachment_mark(container_id, ifname))
@@ -51,6 +59,12 @@ mod tests {
 
     #[test]
     fn names_are_upstreams() {
+        assert_eq!(chain("", "test", "1234"), "CNI-2bbe0c48b91a7d1b8a6753a8");
+        assert_eq!(chain("PREFIX-", "test", "1234"), "CNI-PREFIX-2bbe0c48b91a7d1b8");
+        assert_eq!(chain("", "testalongnamethatdoesnotmakesense", "1234"), "CNI-374f33fe84ab0ed84dcdebe3");
+        let id = "icee6giejonei6sohng6ahngee7laquohquee9shiGo7fohferakah3Feiyoolu2pei7ciPhoh7shaoX6vai3vuf0ahfaeng8yohb9ceu0daez5hashee8ooYai5wa3y";
+        assert_eq!(chain("DN-", "test", id), "CNI-DN-67e92b96e692a494b6b85");
+        assert_eq!(chain("DN-", "testNetName", id), "CNI-DN-bfd599665540dd91d5d28");
         assert_eq!(network_mark("unit-test"), "6fd94d501e58f0aa");
         assert_eq!(attachment_mark("one", "eth0"), "287fc69eff0574a2");
         let text = comment("unit-test", "one", "eth0");

@@ -93,10 +93,3 @@ fn changes(
     }
     any.then_some(batch)
 }
-
-/// What is said to those who ask for iptables by name: never silently another backend.
-pub fn no_iptables(member: &str) -> Error {
-    let msg = format!("{member}: this version writes nftables rules only; the iptables backend comes later");
-    Error::config(msg)
-        .details(format!("leave {member} out, or set it to \"nftables\" where it names a backend"))
-}

@@ -3,6 +3,7 @@
 mod bridge;
 mod child;
 mod dummy;
+mod firewall;
 mod flannel;
 mod host_device;
 mod host_local;
@@ -153,6 +154,15 @@ pub const ALL: &[Plugin] = &[
         check: tap::check,
         status: tap::status,
         gc: tap::gc,
+    },
+    Plugin {
+        name: "firewall",
+        versions: &["0.4.0", "1.0.0", "1.1.0"],
+        add: firewall::add,
+        del: firewall::del,
+        check: firewall::check,
+        status: firewall::status,
+        gc: firewall::gc,
     },
     Plugin {
         name: "tuning",

@@ -194,6 +194,23 @@ impl Nft {
         Ok(chains)
     }
 
+    /// Whether a chain is there. Costs the same however many there are.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn has_chain(&mut self, key: &TableKey, chain: &str) -> Result<bool, Errno> {
+        match self.socket.query(&message::get_chain(key, chain), &mut |_| ()) {
+            Ok(()) => Ok(true),
+            Err(errno) if errno.code == libc::ENOENT => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether the kernel has nftables at all.
+    pub fn is_usable(&mut self) -> bool {
+        self.generation().is_ok()
+    }
+
     /// Rules of a table or of one of its chains, in order; none if it is not there.
     ///
     /// # Errors

@@ -331,9 +331,7 @@ fn masquerading_is_made_and_removed() {
     let gone = Pod { path: String::new(), ..pod.clone() };
     assert!(host.call("bridge", "DEL", &gone, &conf).ok);
     assert!(!host.rules().contains("10.9.1.2"), "{}", host.rules());
-    for (backend, code, want) in [("iptables", 7, "comes later"), ("x", 7, "unknown ipmasq backend \"x\"")] {
-        let (have, text) = host.call("bridge", "ADD", &pod, &with(&conf, "ipMasqBackend", backend)).error();
-        assert_eq!(have, code);
-        assert!(text.contains(want), "{text}");
-    }
+    let (code, text) = host.call("bridge", "ADD", &pod, &with(&conf, "ipMasqBackend", "x")).error();
+    assert_eq!(code, 7);
+    assert!(text.contains("unknown ipmasq backend \"x\""), "{text}");
 }

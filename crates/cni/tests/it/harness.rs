@@ -274,3 +274,56 @@ pub fn stable(result: &Json) -> String {
     }
     result.to_compact_sorted()
 }
+
+/// What the iptables of both families hold: chains other than the built-in ones sorted, rules in order,
+/// without counters and comments.
+pub fn iptables(host: &Host) -> String {
+    let mut text = String::new();
+    for tool in ["iptables-save", "ip6tables-save"] {
+        let output = host.run(&mut host.command(format!("/usr/sbin/{tool}")), "");
+        let saved = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut chains: Vec<&str> =
+            saved.lines().filter_map(|l| l.strip_prefix(':')?.strip_suffix(" - [0:0]")).collect();
+        chains.sort_unstable();
+        text.push_str(&format!("{tool}\n{}\n", chains.join("\n")));
+        for line in saved.lines().filter(|l| l.starts_with("-A")) {
+            text.push_str(&without_comment(line));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// A printed rule without its comment, which changed between releases.
+fn without_comment(line: &str) -> String {
+    let Some((before, rest)) = line.split_once("-m comment --comment ") else { return line.to_owned() };
+    let mut end = 0;
+    let mut quoted = false;
+    let mut letters = rest.char_indices();
+    while let Some((at, c)) = letters.next() {
+        match c {
+            '\\' => drop(letters.next()),
+            '"' => quoted = !quoted,
+            ' ' if !quoted => {
+                end = at + 1;
+                break;
+            }
+            _ => {}
+        }
+    }
+    format!("{before}{}", &rest[end..])
+}
+
+/// Runs the same for our plugins and for Debian's, each on a host of its own, and compares; without
+/// Debian's plugins ours alone are run.
+#[track_caller]
+pub fn twins(test: &str, what: &str, run: impl Fn(&Host, &[&str]) -> String) {
+    let ours = Host::new();
+    let bin = ours.bin().display().to_string();
+    let got = run(&ours, &[&bin]);
+    if debian(test) {
+        let theirs = Host::new();
+        let want = run(&theirs, &[DEBIAN]);
+        assert_eq!(got, want, "{what}: ours, then Debian's");
+    }
+}

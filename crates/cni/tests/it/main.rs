@@ -6,6 +6,7 @@
 mod bad;
 mod bridge;
 mod chain;
+mod firewall;
 mod frame;
 mod harness;
 mod host_device;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use crate::harness::{Host, Pod, ip_in, pod, run_in, with};
+use crate::harness::{DEBIAN, Host, Pod, debian, ip_in, iptables, pod, run_in, twins, with};
 use kernel::Netns;
 use model::gojson::Json;
 
@@ -202,19 +202,234 @@ fn conntrack_can_be_listed(host: &Host) -> bool {
 }
 
 #[test]
+fn iptables_rules_are_debians() {
+    let result =
+        r#"{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/x"}], "ips": [IPS]}"#;
+    let v4 = r#"{"address": "10.9.1.2/24", "interface": 0}"#;
+    let v6 = r#"{"address": "2001:db8:9::2/64", "interface": 0}"#;
+    let many: Vec<String> = (1..=17)
+        .map(|n| format!(r#"{{"hostPort": {}, "containerPort": {n}, "protocol": "tcp"}}"#, 9000 + n))
+        .collect();
+    let local = r#"{"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}"#;
+    let any = r#"{"hostPort": 8082, "containerPort": 80, "protocol": "tcp", "hostIP": "0.0.0.0"}"#;
+    let sctp = r#"{"hostPort": 8083, "containerPort": 80, "protocol": "sctp"}"#;
+    for (members, ports, ips) in [
+        ("", TCP.to_owned(), v4.to_owned()),
+        ("", format!("{TCP}, {}", UDP.to_lowercase()), format!("{v4}, {v6}")),
+        (r#", "snat": false"#, TCP.to_owned(), format!("{v4}, {v6}")),
+        (r#", "markMasqBit": 5"#, TCP.to_owned(), v4.to_owned()),
+        (r#", "externalSetMarkChain": "PLZ-SET-MARK""#, TCP.to_owned(), v4.to_owned()),
+        (r#", "conditionsV4": ["!", "-d", "192.168.1.0/24"]"#, TCP.to_owned(), v4.to_owned()),
+        (
+            r#", "conditionsV4": ["-s", "10.0.0.0/8"], "conditionsV6": ["!", "-s", "12::34"]"#,
+            TCP.to_owned(),
+            format!("{v4}, {v6}"),
+        ),
+        ("", many.join(", "), v4.to_owned()),
+        ("", format!("{local}, {any}, {sctp}, {TCP}"), v4.to_owned()),
+    ] {
+        let prev: Json = result.replace("IPS", &ips).parse().unwrap();
+        let conf = conf(&format!(r#", "backend": "iptables", "hairpinSubnet": true{members}"#), &ports);
+        let conf = with(&conf.replace("1.1.0", "1.0.0"), "prevResult", prev.clone());
+        let conf = conf.replace("UDP", "udp");
+        twins("iptables_rules_are_debians", &conf, |host, dirs| {
+            host.ip("link add br0 type bridge");
+            host.ip("addr add 10.9.1.1/24 dev br0");
+            host.ip("link set br0 up");
+            if members.contains("PLZ") {
+                let args = ["-t", "nat", "-N", "PLZ-SET-MARK"];
+                assert!(host.run(host.command("/usr/sbin/iptables").args(args), "").status.success());
+            }
+            let pod =
+                Pod { id: "c1".to_owned(), ifname: "eth0".to_owned(), path: "/run/netns/no".to_owned() };
+            let mut steps = Vec::new();
+            for verb in ["ADD", "ADD", "CHECK", "DEL", "DEL"] {
+                // Theirs (1.1.1) looks for the rules of v4 among those of v6.
+                if verb == "CHECK" && dirs == [DEBIAN] {
+                    continue;
+                }
+                let answer = host.call_with(dirs, "portmap", verb, &pod, &conf);
+                assert!(answer.ok, "{verb} {} {dirs:?} {conf}", answer.text);
+                if verb != "CHECK" {
+                    steps.push(format!("after {verb}\n{}", iptables(host)));
+                }
+            }
+            let localnet = kernel::sysctl::read_in(&host.netns, "net/ipv4/conf/br0/route_localnet").unwrap();
+            format!("{}\nroute_localnet {localnet}", steps.join("\n"))
+        });
+    }
+}
+
+#[test]
+fn ports_lead_into_the_pod_by_iptables() {
+    let host = Host::new();
+    let client = client(&host);
+    let (netns, pod) = pod("c1");
+    ip_in(&netns, "link set lo up");
+    let result = attach(&host, &pod);
+    let conf = with(&conf(r#", "backend": "iptables""#, TCP), "prevResult", result.clone());
+    host.call("portmap", "ADD", &pod, &conf).expect("ADD");
+    serve(&netns, "[::]:80");
+    for (from, to, seen) in [
+        (&client, "192.0.2.1:8080", "::ffff:192.0.2.2"),
+        (&client, "[2001:db8:2::1]:8080", "2001:db8:2::2"),
+        (&host.netns, "192.0.2.1:8080", "::ffff:192.0.2.1"),
+        (&host.netns, "127.0.0.1:8080", "::ffff:10.9.1.1"),
+        (&netns, "192.0.2.1:8080", "::ffff:10.9.1.1"),
+    ] {
+        assert_eq!(ask(from, to).unwrap_or_else(|e| format!("{to}: {e}")), seen, "{to}\n{}", iptables(&host));
+    }
+    host.call("portmap", "CHECK", &pod, &conf).expect("CHECK");
+    let bare = r#"{"cniVersion": "1.1.0", "name": "net", "type": "portmap"}"#;
+    for _ in 0..2 {
+        assert!(host.call("portmap", "DEL", &pod, bare).ok);
+    }
+    assert_eq!(ask(&client, "192.0.2.1:8080").unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    let (_, text) = host.call("portmap", "CHECK", &pod, &conf).error();
+    assert!(text.starts_with("could not check ipv4 dnat: chain CNI-DN-"), "{text}");
+    let missing = with(&with(&conf, "backend", Json::Null), "externalSetMarkChain", "KUBE-MARK-MASQ");
+    let (_, text) = host.call("portmap", "ADD", &pod, &missing).error();
+    assert!(text.contains("externalSetMarkChain: chain KUBE-MARK-MASQ is not in iptables"), "{text}");
+    assert!(!iptables(&host).contains("CNI-DN-"));
+}
+
+#[test]
+fn taken_ports_and_gc_by_iptables() {
+    let host = Host::new();
+    let (_one, first) = pod("c1");
+    let (_two, second) = pod("c2");
+    let by_iptables = r#", "backend": "iptables""#;
+    let result = attach(&host, &first);
+    host.call("portmap", "ADD", &first, &with(&conf(by_iptables, TCP), "prevResult", result)).expect("ADD");
+    let result = attach(&host, &second);
+    let told = with(&conf(by_iptables, TCP), "prevResult", result.clone());
+    let answer = host.call("portmap", "ADD", &second, &told);
+    assert!(
+        answer.ok && answer.stderr.contains("host port 8080 is taken by another pod"),
+        "{}",
+        answer.stderr
+    );
+    assert!(host.call("portmap", "DEL", &second, &told).ok);
+    let exclusive = conf(r#", "backend": "iptables", "exclusiveHostPorts": true"#, TCP);
+    let (code, text) = host.call("portmap", "ADD", &second, &with(&exclusive, "prevResult", result)).error();
+    assert!(code == 100 && text.contains("id: \"c1\""), "{text}");
+    let dnats = || iptables(&host).matches("-j DNAT").count();
+    assert_eq!(dnats(), 2);
+    assert!(host.call("portmap", "GC", &first, &told).ok);
+    assert_eq!(dnats(), 2, "without a list nothing goes");
+    for (id, left) in [("c1", 2), ("c9", 0)] {
+        let keep = Json::array([Json::object([("containerID", id.into()), ("ifname", "eth0".into())])]);
+        assert!(host.call("portmap", "GC", &first, &with(&told, "cni.dev/valid-attachments", keep)).ok);
+        assert_eq!(dnats(), left, "{}", iptables(&host));
+    }
+}
+
+#[test]
+fn conditions_of_nft_limit_a_port() {
+    let host = Host::new();
+    let client = client(&host);
+    let (netns, pod) = pod("c1");
+    let result = attach(&host, &pod);
+    serve(&netns, "0.0.0.0:80");
+    for (words, open) in [
+        (r#"["ip", "saddr", "192.0.2.2"]"#, true),
+        (r#"["ip", "saddr", "!=", "192.0.2.0/24"]"#, false),
+        (r#"["iifname", "wire"]"#, true),
+        (r#"["iifname", "!=", "wire"]"#, false),
+    ] {
+        let conf = conf(&format!(r#", "backend": "nftables", "conditionsV4": {words}"#), TCP);
+        host.call("portmap", "ADD", &pod, &with(&conf, "prevResult", result.clone())).expect("ADD");
+        assert_eq!(ask(&client, "192.0.2.1:8080").is_ok(), open, "{words} {}", host.rules());
+        assert!(host.call("portmap", "DEL", &pod, &conf).ok);
+    }
+}
+
+/// `ipMasq` by iptables is what Debian's bridge makes, and either backend's rules go on DEL.
+#[test]
+fn masquerading_by_iptables_is_debians() {
+    for subnets in
+        [r#"[{"subnet": "10.9.1.0/24"}]"#, r#"[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}]"#]
+    {
+        twins("masquerading_by_iptables_is_debians", subnets, |host, dirs| {
+            let (_netns, pod) = pod("c1");
+            let dir = host.path("networks");
+            let conf = format!(
+                r#"{{"cniVersion": "1.0.0", "name": "net", "type": "bridge", "isGateway": true, "ipMasq": true,
+                    "ipMasqBackend": "iptables",
+                    "ipam": {{"type": "host-local", "dataDir": "{dir}", "ranges": [{subnets}]}}}}"#
+            );
+            let result = host.call_with(dirs, "bridge", "ADD", &pod, &conf).expect("ADD");
+            let made = iptables(host);
+            host.call_with(dirs, "bridge", "CHECK", &pod, &with(&conf, "prevResult", result)).expect("CHECK");
+            assert!(host.call_with(dirs, "bridge", "DEL", &pod, &conf).ok);
+            format!("{made}\n{}", iptables(host))
+        });
+    }
+}
+
+/// A migration: what Debian's plugin masqueraded goes with the pod, also without its namespace (B-08).
+#[test]
+fn chains_of_debians_go_with_the_pod() {
+    if !debian("chains_of_debians_go_with_the_pod") {
+        return;
+    }
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let dir = host.path("networks");
+    let conf = format!(
+        r#"{{"cniVersion": "1.0.0", "name": "net", "type": "bridge", "isGateway": true, "ipMasq": true,
+            "ipam": {{"type": "host-local", "dataDir": "{dir}", "subnet": "10.9.1.0/24"}}}}"#
+    );
+    let result = host.call_with(&[DEBIAN], "bridge", "ADD", &pod, &conf).expect("ADD");
+    let ports = with(&self::conf("", TCP).replace("1.1.0", "1.0.0"), "prevResult", result);
+    host.call_with(&[DEBIAN], "portmap", "ADD", &pod, &ports).expect("ADD");
+    assert!(iptables(&host).contains("MASQUERADE") && iptables(&host).contains("DNAT --to"));
+    let gone = Pod { path: String::new(), ..pod };
+    let bare = r#"{"cniVersion": "1.0.0", "name": "net", "type": "portmap"}"#;
+    assert!(host.call("portmap", "DEL", &gone, bare).ok);
+    assert!(host.call("bridge", "DEL", &gone, &conf).ok);
+    let left = iptables(&host);
+    assert!(!left.contains("10.9.1.") && !left.contains("CNI-DN-") && !left.contains("c1"), "{left}");
+}
+
+#[test]
 fn what_is_not_served_is_refused() {
     let host = Host::new();
     let (_netns, pod) = pod("c1");
     let result: Json = r#"{"cniVersion": "1.1.0", "ips": [{"address": "10.9.1.2/24"}]}"#.parse().unwrap();
     for (members, ports, code, want) in [
-        (r#", "backend": "iptables""#, TCP, 7, "backend: this version writes nftables rules only"),
         (r#", "backend": "x""#, TCP, 7, "failed to parse config: unrecognized backend \"x\""),
-        (r#", "externalSetMarkChain": "KUBE""#, TCP, 7, "externalSetMarkChain: "),
         (
-            r#", "conditionsV4": ["ip", "saddr", "10.0.0.1"]"#,
+            r#", "externalSetMarkChain": "A B""#,
+            TCP,
+            7,
+            "failed to parse config: externalSetMarkChain: \"A B\" is no name of an iptables chain",
+        ),
+        (
+            r#", "externalSetMarkChain": "KUBE", "markMasqBit": 3"#,
+            TCP,
+            7,
+            "failed to parse config: Cannot specify externalSetMarkChain and markMasqBit",
+        ),
+        (
+            r#", "conditionsV4": ["ct", "state", "new"]"#,
             TCP,
             2,
-            "conditionsV4/conditionsV6 \"ip saddr 10.0.0.1\"",
+            "conditionsV4: \"ct state new\" is not understood",
+        ),
+        (
+            r#", "backend": "iptables", "conditionsV4": ["ip", "saddr", "10.0.0.1"]"#,
+            TCP,
+            7,
+            "failed to parse config: iptables backend was requested but configuration contains \
+             nftables-specific options [conditionsV4]",
+        ),
+        (
+            r#", "backend": "nftables", "conditionsV6": ["!", "-d", "::1"], "externalSetMarkChain": "K""#,
+            TCP,
+            7,
+            "failed to parse config: nftables backend was requested but configuration contains \
+             iptables-specific options [externalSetMarkChain conditionsV6]",
         ),
         (
             "",

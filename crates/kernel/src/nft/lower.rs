@@ -71,6 +71,7 @@ impl Lowering {
             Match::Destination(net) => self.address(net, true, false),
             Match::DestinationNot(net) => self.address(net, true, true),
             Match::InputDevice(dev) => self.device(META_IIFNAME, *dev, false),
+            Match::InputDeviceNot(dev) => self.device(META_IIFNAME, *dev, true),
             Match::OutputDevice(dev) => self.device(META_OIFNAME, *dev, false),
             Match::OutputDeviceNot(dev) => self.device(META_OIFNAME, *dev, true),
             Match::Protocol(number) => self.push([Expr::MetaLoad(META_L4PROTO), equal(&[*number])]),

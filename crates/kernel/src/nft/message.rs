@@ -209,6 +209,13 @@ pub fn dump_chains(key: &TableKey) -> Message {
     start(libc::NFT_MSG_GETCHAIN, 0, family_number(key.family))
 }
 
+/// Asks for one chain.
+pub fn get_chain(key: &TableKey, chain: &str) -> Message {
+    let mut m = about(libc::NFT_MSG_GETCHAIN, 0, key);
+    m.attr_text(CHAIN_NAME, chain);
+    m
+}
+
 /// Asks for the rules of a table or of one chain.
 pub fn dump_rules(key: &TableKey, chain: Option<&str>) -> Message {
     let mut m = about(libc::NFT_MSG_GETRULE, 0, key);

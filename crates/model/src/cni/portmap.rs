@@ -2,21 +2,47 @@
 
 use std::net::IpAddr;
 
+use super::iptables::check_chain;
 use super::members::{Members, parse_ip};
+
+/// Who writes the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The host's `iptables-restore`.
+    Iptables,
+    /// The kernel's nftables, directly.
+    Nftables,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Iptables => "iptables",
+            Backend::Nftables => "nftables",
+        }
+    }
+}
 
 /// What the port mapper is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortMap {
-    /// Named backend; empty for ours to choose.
-    pub backend: String,
+    /// The backend that is named or that other members are for; `None` for ours to choose.
+    pub backend: Option<Backend>,
     /// Masquerade hairpin and localhost traffic.
     pub snat: bool,
     /// Masquerade every forwarded connection.
     pub masq_all: bool,
     /// Somebody else's chain to mark in (iptables only).
     pub external_set_mark_chain: String,
-    /// Extra matches for both families, in the words of a rule.
-    pub conditions: Vec<String>,
+    /// Bit of the mark that asks for masquerading (iptables only).
+    pub mark_bit: u32,
+    /// Extra matches for IPv4, in the words of a rule of the backend.
+    pub conditions_v4: Vec<String>,
+    /// Extra matches for IPv6.
+    pub conditions_v6: Vec<String>,
+    /// Masquerade what anybody in the pod's subnet sends to the pod's host ports, as the reference does
+    /// (B-16), not only what the pod itself sends.
+    pub hairpin_subnet: bool,
     /// A host port that is taken already is an error (B-15).
     pub exclusive: bool,
     /// The mappings.
@@ -51,39 +77,97 @@ impl PortMap {
     /// # Errors
     /// One sentence, upstream's where it has one.
     pub fn parse(doc: &Members<'_>) -> Result<PortMap, String> {
-        let backend = doc.string("backend")?;
-        if !matches!(backend.as_str(), "" | "iptables" | "nftables") {
-            return Err(format!("unrecognized backend {backend:?}"));
-        }
         let bit = doc.integer("markMasqBit")?;
         let external_set_mark_chain = doc.string("externalSetMarkChain")?;
         if !external_set_mark_chain.is_empty() && bit.is_some() {
             return Err("Cannot specify externalSetMarkChain and markMasqBit".to_owned());
         }
+        if !external_set_mark_chain.is_empty() {
+            check_chain(&external_set_mark_chain).map_err(|e| format!("externalSetMarkChain: {e}"))?;
+        }
         if bit.is_some_and(|bit| !(0..=31).contains(&bit)) {
             return Err("MasqMarkBit must be between 0 and 31".to_owned());
         }
-        let mut conditions = doc.strings("conditionsV4")?;
-        conditions.extend(doc.strings("conditionsV6")?);
         let mut mappings = Vec::new();
         if let Some(runtime) = doc.object("runtimeConfig", "RuntimeConfig")? {
             for mapping in runtime.objects("portMappings", "MappingEntry")? {
                 mappings.push(Mapping::parse(&mapping)?);
             }
         }
+        let conditions = [doc.strings("conditionsV4")?, doc.strings("conditionsV6")?];
+        let backend = backend(&doc.string("backend")?, &external_set_mark_chain, &conditions)?;
+        let [conditions_v4, conditions_v6] = conditions;
         Ok(PortMap {
             backend,
             snat: doc.boolean("snat")?.unwrap_or(true),
             masq_all: doc.boolean("masqAll")?.unwrap_or(false),
             external_set_mark_chain,
-            conditions,
+            mark_bit: bit.map_or(13, |bit| bit as u32),
+            conditions_v4,
+            conditions_v6,
+            hairpin_subnet: doc.boolean("hairpinSubnet")?.unwrap_or(false),
             exclusive: doc.boolean("exclusiveHostPorts")?.unwrap_or(false),
             mappings,
         })
     }
 }
 
+/// A member of one backend beside the name of the other is a mistake that would change what is filtered.
+fn backend(name: &str, mark_chain: &str, conditions: &[Vec<String>; 2]) -> Result<Option<Backend>, String> {
+    let named = match name {
+        "" => None,
+        "iptables" => Some(Backend::Iptables),
+        "nftables" => Some(Backend::Nftables),
+        other => return Err(format!("unrecognized backend {other:?}")),
+    };
+    let kind = |words: &Vec<String>| {
+        let first = words.first()?;
+        let iptables = first.starts_with(['-', '!']);
+        Some(if iptables { Backend::Iptables } else { Backend::Nftables })
+    };
+    let [v4, v6] = conditions;
+    let asked = [
+        ("externalSetMarkChain", (!mark_chain.is_empty()).then_some(Backend::Iptables)),
+        ("conditionsV4", kind(v4)),
+        ("conditionsV6", kind(v6)),
+    ];
+    let chosen = named.or_else(|| asked.iter().find_map(|(_, kind)| *kind));
+    let Some(backend) = chosen else { return Ok(None) };
+    let foreign = |(_, kind): &&(&str, Option<Backend>)| kind.is_some_and(|kind| kind != backend);
+    let wrong: Vec<&str> = asked.iter().filter(foreign).map(|(member, _)| *member).collect();
+    if wrong.is_empty() {
+        return Ok(chosen);
+    }
+    let other = if backend == Backend::Iptables { Backend::Nftables } else { Backend::Iptables };
+    let (name, other, wrong) = (backend.name(), other.name(), wrong.join(" "));
+    Err(format!("{name} backend was requested but configuration contains {other}-specific options [{wrong}]"))
+}
+
+impl PortMap {
+    /// The mark that asks for masquerading.
+    pub fn mark(&self) -> u32 {
+        1 << self.mark_bit
+    }
+
+    /// Extra matches of a family.
+    pub fn conditions(&self, family: crate::Family) -> &[String] {
+        match family {
+            crate::Family::V4 => &self.conditions_v4,
+            crate::Family::V6 => &self.conditions_v6,
+        }
+    }
+}
+
 impl Mapping {
+    /// Whether the mapping concerns pods of a family.
+    pub fn applies(&self, family: crate::Family) -> bool {
+        match self.host_ip {
+            None => true,
+            Some(HostIp::Any(own)) => own == family,
+            Some(HostIp::One(ip)) => crate::Family::of(ip) == family,
+        }
+    }
+
     fn parse(m: &Members<'_>) -> Result<Mapping, String> {
         let port = |key: &str, what: &str| -> Result<u16, String> {
             let port = m.integer(key)?.unwrap_or(0);

@@ -127,6 +127,8 @@ pub enum Match {
     DestinationNot(IpNet),
     /// Incoming device.
     InputDevice(IfName),
+    /// Incoming device is another one.
+    InputDeviceNot(IfName),
     /// Outgoing device.
     OutputDevice(IfName),
     /// Outgoing device is another one.
@@ -280,6 +282,7 @@ impl fmt::Display for Match {
             Match::Destination(net) => write!(f, "{} daddr {}", ip(net), text(net)),
             Match::DestinationNot(net) => write!(f, "{} daddr != {}", ip(net), text(net)),
             Match::InputDevice(dev) => write!(f, "iifname \"{dev}\""),
+            Match::InputDeviceNot(dev) => write!(f, "iifname != \"{dev}\""),
             Match::OutputDevice(dev) => write!(f, "oifname \"{dev}\""),
             Match::OutputDeviceNot(dev) => write!(f, "oifname != \"{dev}\""),
             Match::Protocol(6) => f.write_str("meta l4proto tcp"),
