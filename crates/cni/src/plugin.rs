@@ -10,6 +10,7 @@ mod host_local;
 mod loopback;
 mod portmap;
 mod ptp;
+mod sbr;
 mod static_ipam;
 mod tap;
 mod tuning;
@@ -163,6 +164,15 @@ pub const ALL: &[Plugin] = &[
         check: firewall::check,
         status: firewall::status,
         gc: firewall::gc,
+    },
+    Plugin {
+        name: "sbr",
+        versions: version::ALL,
+        add: sbr::add,
+        del: sbr::del,
+        check: sbr::check,
+        status: sbr::status,
+        gc: nothing,
     },
     Plugin {
         name: "tuning",

@@ -26,6 +26,7 @@ pub mod portmap;
 pub mod ptp;
 pub mod range;
 pub mod result;
+pub mod sbr;
 pub mod static_ipam;
 pub mod tap;
 pub mod tuning;

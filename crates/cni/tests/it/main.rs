@@ -18,6 +18,7 @@ mod mixed;
 mod parallel;
 mod portmap;
 mod ptp;
+mod sbr;
 mod static_ipam;
 mod tap;
 mod tuning;
