@@ -5,6 +5,7 @@
 
 pub mod annotation;
 pub mod etcd_key;
+pub mod last_good;
 pub mod lease_json;
 pub mod subnet_env;
 pub mod vtep;

@@ -30,12 +30,16 @@ pub enum Topic {
     SubnetFile,
     /// The CNI configuration cannot be put in place.
     CniConf,
+    /// The last good state stands in for the store, or cannot.
+    LastGood,
     /// The leases of others cannot be followed.
     Watch,
     /// The own lease cannot be extended, or what it says cannot be published.
     Renewal,
     /// The network configuration is another one than that in use.
     ConfigChange,
+    /// The last good state cannot be saved.
+    StateFile,
     /// The port of the health endpoint is not ours.
     HealthPort,
     /// Bridged packets do not pass the host's rules.
@@ -65,9 +69,11 @@ impl Topic {
             Topic::Object(key) => key,
             Topic::SubnetFile => "write the subnet file",
             Topic::CniConf => "put the CNI configuration in place",
+            Topic::LastGood => "take everything from the store",
             Topic::Watch => "watch leases",
             Topic::Renewal => "renew lease",
             Topic::ConfigChange => "run on the network config of the store",
+            Topic::StateFile => "save the last good state",
             Topic::HealthPort => "listen for health checks",
             Topic::BridgeNetfilter => "show bridged packets to the host's rules",
         }
@@ -77,7 +83,9 @@ impl Topic {
         match self {
             // The store's own room logs it, with the number of leases that stay in force.
             Topic::Watch => Voice::Silent,
-            Topic::ConfigChange | Topic::BridgeNetfilter => Voice::Warning,
+            Topic::LastGood | Topic::ConfigChange | Topic::StateFile | Topic::BridgeNetfilter => {
+                Voice::Warning
+            }
             _ => Voice::Error,
         }
     }

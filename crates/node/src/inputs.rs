@@ -17,6 +17,15 @@ pub struct News {
     pub ours: bool,
 }
 
+/// What of the inputs is not the store's word but was read from this node's disk (decision 0090).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// Our own lease.
+    pub own: bool,
+    /// The peers.
+    pub peers: bool,
+}
+
 /// Everything the loop looks at.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
@@ -28,6 +37,11 @@ pub struct Inputs {
     pub own: Option<Lease>,
     /// All leases.
     pub view: View,
+    /// What stands in for the store.
+    pub recalled: Recalled,
+    /// The subnet this node had is not its own any more, and the store does not give another one: nothing
+    /// may use it.
+    pub void: bool,
     /// The interface that carries the traffic between hosts, as the loop knows it.
     pub uplink: Option<IfName>,
     /// The address of `--iface-can-reach`, the way to which decides about the interface.
@@ -46,12 +60,18 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Changes the inputs and wakes the loop.
-    pub fn update(&self, change: impl FnOnce(&mut Inputs)) {
+    /// Changes the inputs and wakes the loop. Gives what `change` gives.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Inputs) -> T) -> T {
         let mut slot = self.lock();
-        change(&mut slot.0);
+        let answer = change(&mut slot.0);
         slot.1 = true;
         self.wake.notify_one();
+        answer
+    }
+
+    /// Looks at the inputs and wakes nobody.
+    pub fn look<T>(&self, at: impl FnOnce(&Inputs) -> T) -> T {
+        at(&self.lock().0)
     }
 
     /// Tells the listener which interface matters; wakes nobody.

@@ -29,7 +29,7 @@ where
             _ => 'I',
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (month, day) = month_and_day(now.as_secs() / 86_400);
+        let (_, month, day) = date(now.as_secs() / 86_400);
         let s = now.as_secs() % 86_400;
         let file = meta.file().and_then(|f| f.rsplit('/').next()).unwrap_or("?");
         write!(
@@ -47,14 +47,23 @@ where
     }
 }
 
-/// Month and day of a day counted from 1970-01-01 (Gregorian calendar; days from civil, inverted).
-fn month_and_day(days: u64) -> (u64, u64) {
+/// A time in a sentence, such as `2026-11-26 11:49 UTC`. Takes seconds since 1970.
+pub fn utc(unix: u64) -> String {
+    let (year, month, day) = date(unix / 86_400);
+    let minute = unix / 60 % 1_440;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minute / 60, minute % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01 (Gregorian calendar; days from civil, inverted).
+fn date(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let day_of_era = z % 146_097;
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day_of_year + 2) / 153;
-    (if month < 10 { month + 3 } else { month - 9 }, day_of_year - (153 * month + 2) / 5 + 1)
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (z / 146_097 * 400 + year_of_era + u64::from(month < 3), month, day)
 }
 
 /// Starts logging. Levels above 0 (`-v`) show debug lines.
@@ -72,19 +81,20 @@ pub fn init(verbosity: i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::month_and_day;
+    use super::{date, utc};
 
     #[test]
     fn calendar() {
         for (day, want) in [
-            (0, (1, 1)),
-            (58, (2, 28)),
-            (59, (3, 1)),
-            (11_016, (2, 29)),
-            (20_778, (11, 21)),
-            (20_818, (12, 31)),
+            (0, (1970, 1, 1)),
+            (58, (1970, 2, 28)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_778, (2026, 11, 21)),
+            (20_818, (2026, 12, 31)),
         ] {
-            assert_eq!(month_and_day(day), want, "day {day}");
+            assert_eq!(date(day), want, "day {day}");
         }
+        assert_eq!(utc(20_778 * 86_400 + 11 * 3_600 + 49 * 60 + 59), "2026-11-21 11:49 UTC");
     }
 }

@@ -1,6 +1,7 @@
 //! The agent's dealings with the registry: fetch the configuration, take a lease, keep it, follow the
 //! others. Everything is tried again for as long as the process lives; what worked goes on working.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,9 +10,10 @@ use store::{Held, LeaseStore, Remembered, Request, Standing, StoreError, View};
 use tokio::sync::watch;
 
 use crate::board::{Board, Topic};
-use crate::bridged;
 use crate::inputs::Inbox;
+use crate::last_good::{Contact, Own, Shelf, StandIn};
 use crate::reconcile::Report;
+use crate::{bridged, clock};
 
 /// Distance of tries while something is missing that an operator has to bring: counted from the start of
 /// one try to that of the next, give or take a tenth, so that a cluster does not ask in step.
@@ -30,7 +32,11 @@ pub struct Member {
     /// How the node fares, for the store to show.
     pub standing: watch::Receiver<Standing>,
     /// Subnets of an earlier run.
-    pub previous: Subnets,
+    pub previous: Cell<Subnets>,
+    /// How the store fares.
+    pub contact: Cell<Contact>,
+    /// Where the last good state is, for stores that can be out of reach.
+    pub shelf: Option<Arc<Shelf>>,
     /// `--subnet-lease-renew-margin`.
     pub margin: Duration,
     /// Whether services may be used here by pods on a bridge, see [`bridged`].
@@ -64,21 +70,45 @@ impl Member {
         tokio::join!(store.announce(self.standing.clone()), self.work(&store));
     }
 
-    async fn work<S: LeaseStore>(mut self, store: &S) {
-        let conf = self.configuration(store).await;
+    async fn work<S: LeaseStore>(&self, store: &S) {
+        let (feed, view) = watch::channel(View::default());
+        tokio::join!(self.stand_in(store.name(), view.clone()), self.follow(store, &feed, view));
+    }
+
+    /// Everything that is asked of the store.
+    async fn follow<S: LeaseStore>(
+        &self,
+        store: &S,
+        feed: &watch::Sender<View>,
+        view: watch::Receiver<View>,
+    ) {
+        let (text, conf) = self.configuration(store).await;
         let remembered = self.remembered(store).await;
         self.inbox.update(|inputs| {
-            inputs.remembered = remembered;
+            inputs.remembered = remembered.clone();
             inputs.conf = Some(conf.clone());
         });
-        let (feed, view) = watch::channel(View::default());
+        let (hold, own) = watch::channel(None);
+        let save = async {
+            let Some(shelf) = &self.shelf else { return };
+            let reports = self.reports.clone();
+            shelf.save(&self.board, &text, &remembered, own, view.clone(), reports).await;
+        };
         tokio::join!(
-            store.watch(&feed),
+            store.watch(feed),
             forward(view.clone(), self.inbox.clone(), self.board.clone()),
             look_at_bridges(&conf, self.services, self.board.clone()),
             watch_configuration(store, &conf, self.recheck, self.board.clone()),
-            self.hold(store, &conf, view)
+            self.hold(store, &conf, view.clone(), hold),
+            save,
         );
+    }
+
+    async fn stand_in(&self, store: String, view: watch::Receiver<View>) {
+        let Some(shelf) = &self.shelf else { return };
+        shelf.is_for(store);
+        let (inbox, board) = (&*self.inbox, &*self.board);
+        StandIn { shelf, inbox, board, contact: &self.contact, previous: &self.previous }.run(view).await;
     }
 
     /// What the registry knows of us from before.
@@ -87,6 +117,7 @@ impl Member {
         loop {
             match store.remembered().await {
                 Ok(remembered) => {
+                    self.contact.set(Contact::Answers);
                     self.board.clear(&Topic::Remembered);
                     return remembered;
                 }
@@ -99,14 +130,18 @@ impl Member {
         }
     }
 
-    /// Waits for a configuration that makes sense.
-    async fn configuration<S: LeaseStore>(&self, store: &S) -> NetConf {
+    /// Waits for a configuration that makes sense. Gives its text too.
+    async fn configuration<S: LeaseStore>(&self, store: &S) -> (String, NetConf) {
         let mut pace = Pace::start();
         loop {
-            let found = store.config().await.map_err(|error| error.to_string());
-            match found.and_then(|text| usable(&text)) {
+            // Success tells nothing about a store whose configuration is a file.
+            let found = store.config().await.map_err(|error| {
+                self.contact.set(Contact::of(&error));
+                error.to_string()
+            });
+            match found.and_then(|text| Ok((usable(&text)?, text))) {
                 Err(error) => self.board.set(Topic::Config, format!("fetch network config: {error}")),
-                Ok(conf) => {
+                Ok((conf, text)) => {
                     self.board.clear(&Topic::Config);
                     tracing::info!("Found network config - Backend type: {}", conf.backend_type);
                     if !conf.enable_nftables {
@@ -116,7 +151,7 @@ impl Member {
                              iptables' FORWARD, such as Docker's"
                         );
                     }
-                    return conf;
+                    return (text, conf);
                 }
             }
             pace.wait(RETRY).await;
@@ -124,12 +159,13 @@ impl Member {
     }
 
     /// What our lease shall say, once the loop knows the host.
-    async fn attrs(&mut self) -> LeaseAttrs {
+    async fn attrs(&self) -> LeaseAttrs {
+        let mut reports = self.reports.clone();
         loop {
-            if let Some(attrs) = self.reports.borrow_and_update().attrs.clone() {
+            if let Some(attrs) = reports.borrow_and_update().attrs.clone() {
                 return attrs;
             }
-            if self.reports.changed().await.is_err() {
+            if reports.changed().await.is_err() {
                 // The loop has ended, and so will we.
                 std::future::pending::<()>().await;
             }
@@ -138,42 +174,66 @@ impl Member {
 
     /// Takes a lease and keeps it: renews it in time, publishes changed attributes at once, takes it
     /// again when it was lost.
-    async fn hold<S: LeaseStore>(&mut self, store: &S, conf: &NetConf, mut view: watch::Receiver<View>) {
+    async fn hold<S: LeaseStore>(
+        &self,
+        store: &S,
+        conf: &NetConf,
+        mut view: watch::Receiver<View>,
+        own: watch::Sender<Own>,
+    ) {
         loop {
-            let mut held = self.acquire(store, conf).await;
-            self.previous = held.lease.subnets;
-            self.inbox.update(|inputs| inputs.own = Some(held.lease.clone()));
-            self.keep(store, &mut held, &mut view).await;
+            let held = Holding::new(self.acquire(store, conf).await);
+            self.previous.set(held.held.lease.subnets);
+            self.inbox.update(|inputs| {
+                inputs.own = Some(held.held.lease.clone());
+                inputs.recalled.own = false;
+                inputs.void = false;
+            });
+            own.send_replace(Some((held.held.lease.clone(), held.ends)));
+            self.keep(store, held, &mut view, &own).await;
+            own.send_replace(None);
         }
     }
 
-    async fn acquire<S: LeaseStore>(&mut self, store: &S, conf: &NetConf) -> Held {
+    async fn acquire<S: LeaseStore>(&self, store: &S, conf: &NetConf) -> Held {
         let mut pace = Pace::start();
         loop {
-            let request = Request { attrs: self.attrs().await, previous: self.previous };
+            let request = Request { attrs: self.attrs().await, previous: self.previous.get() };
             match store.acquire(conf, &request).await {
                 Ok(held) => {
+                    self.contact.set(Contact::Answers);
                     self.board.clear(&Topic::Lease);
                     tracing::info!("Acquired lease {}", held.lease.subnets);
                     return held;
                 }
-                Err(error) => self.board.set(Topic::Lease, format!("acquire lease: {error}")),
+                Err(error) => {
+                    self.contact.set(Contact::of(&error));
+                    self.board.set(Topic::Lease, format!("acquire lease: {error}"));
+                }
             }
             pace.wait(RETRY).await;
         }
     }
 
     /// Returns when the lease is lost.
-    async fn keep<S: LeaseStore>(&mut self, store: &S, held: &mut Held, view: &mut watch::Receiver<View>) {
+    async fn keep<S: LeaseStore>(
+        &self,
+        store: &S,
+        mut holding: Holding,
+        view: &mut watch::Receiver<View>,
+        own: &watch::Sender<Own>,
+    ) {
         let [first, last] = RENEW_RETRY;
+        let mut reports = self.reports.clone();
         let mut failed: Option<Duration> = None;
         loop {
-            let due = failed.unwrap_or_else(|| renewal_in(held.expires, self.margin));
+            let held = &holding.held;
+            let due = failed.unwrap_or_else(|| renewal_in(holding.left(), self.margin));
             let mut check = false;
             tokio::select! {
                 () = tokio::time::sleep(due) => {}
-                Ok(()) = self.reports.changed() => {
-                    let attrs = self.reports.borrow_and_update().attrs.clone();
+                Ok(()) = reports.changed() => {
+                    let attrs = reports.borrow_and_update().attrs.clone();
                     if attrs.is_none_or(|attrs| attrs == held.lease.attrs) {
                         continue;
                     }
@@ -188,7 +248,7 @@ impl Member {
                     check = true;
                 }
             }
-            let attrs = self.reports.borrow().attrs.clone().unwrap_or_else(|| held.lease.attrs.clone());
+            let attrs = reports.borrow().attrs.clone().unwrap_or_else(|| held.lease.attrs.clone());
             match store.renew(held, &attrs).await {
                 Ok(renewed) => {
                     self.board.clear(&Topic::Renewal);
@@ -199,7 +259,8 @@ impl Member {
                     if !check {
                         tracing::info!("Lease renewed: {}", renewed.lease.subnets);
                     }
-                    *held = renewed;
+                    holding = Holding::new(renewed);
+                    own.send_replace(Some((holding.held.lease.clone(), holding.ends)));
                 }
                 Err(StoreError::Lost(text)) => {
                     self.board.clear(&Topic::Renewal);
@@ -212,6 +273,23 @@ impl Member {
                 }
             }
         }
+    }
+}
+
+/// A lease, and its end on a clock that nobody sets: the store's word is the wall clock's time of the moment
+/// it was given.
+struct Holding {
+    held: Held,
+    ends: Option<Duration>,
+}
+
+impl Holding {
+    fn new(held: Held) -> Holding {
+        Holding { ends: held.expires.map(clock::due), held }
+    }
+
+    fn left(&self) -> Option<Duration> {
+        Some(self.ends?.saturating_sub(clock::uptime()))
     }
 }
 
@@ -263,9 +341,8 @@ pub fn usable(text: &str) -> Result<NetConf, String> {
 
 /// How long until a lease should be renewed: `margin` before its end, but at the earliest after a
 /// third of what is left, so that short leases of tests do not spin.
-fn renewal_in(expires: Option<SystemTime>, margin: Duration) -> Duration {
-    let Some(expires) = expires else { return Duration::from_secs(86_400) };
-    let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+fn renewal_in(left: Option<Duration>, margin: Duration) -> Duration {
+    let Some(left) = left else { return Duration::from_secs(86_400) };
     if left > margin * 2 { left - margin } else { (left / 3).max(Duration::from_millis(50)) }
 }
 
@@ -277,6 +354,14 @@ async fn forward(mut view: watch::Receiver<View>, inbox: Arc<Inbox>, board: Arc<
             Some(trouble) => board.set(Topic::Watch, trouble.as_str()),
             None => board.clear(&Topic::Watch),
         }
-        inbox.update(|inputs| inputs.view = view);
+        inbox.update(|inputs| {
+            if inputs.recalled.peers && !view.complete {
+                // Until the store has listed its leases, the ones of the last good state stand in.
+                inputs.view.trouble = view.trouble;
+            } else {
+                inputs.recalled.peers = false;
+                inputs.view = view;
+            }
+        });
     }
 }

@@ -58,6 +58,8 @@ pub struct Report {
     pub mtu: u32,
     /// A round with our lease and all peers has been done, and devices, addresses and rules stand.
     pub converged: bool,
+    /// The last good state of this node stands in for the store: it may be old, so nothing is deleted.
+    pub recalled: bool,
     /// Peers programmed, and those left out with the reason.
     pub peers: usize,
     /// Subnets left out, and why.
@@ -84,6 +86,8 @@ pub struct Reconciler<K> {
     facts: Option<Facts>,
     /// Why the host is not understood now; the facts of before stand, so that what works goes on.
     lost: Option<String>,
+    /// What the facts were made with.
+    remembered: Remembered,
     asked: Vec<IpAddr>,
     pinned: BTreeMap<IfName, Mac>,
     actual: Option<State>,
@@ -105,6 +109,7 @@ impl<K: Kernel> Reconciler<K> {
             conf: None,
             facts: None,
             lost: None,
+            remembered: Remembered::default(),
             asked: Vec::new(),
             pinned: BTreeMap::new(),
             actual: None,
@@ -146,7 +151,8 @@ impl<K: Kernel> Reconciler<K> {
         report.mtu = backend.mtu(facts);
 
         let (wanted, scope) = self.wanted(conf, backend.as_ref(), facts, inputs, &mut report);
-        let sweep = inputs.own.is_some() && inputs.view.complete;
+        let sweep = inputs.own.is_some() && !inputs.recalled.own && inputs.view.complete;
+        let known = inputs.own.is_some() && (inputs.view.complete || inputs.recalled.peers);
         if resync || inputs.news.ours || std::mem::take(&mut self.stale) {
             self.actual = None;
         }
@@ -162,7 +168,9 @@ impl<K: Kernel> Reconciler<K> {
         report.troubles.extend(self.lost.clone().map(|trouble| (Topic::Host, trouble)));
         report.looked = true;
         let understood = self.lost.is_none() && self.actual.is_some();
-        report.converged = sweep && understood && self.swept && !self.critical_failure();
+        report.recalled = known && !sweep;
+        let swept = self.swept || report.recalled;
+        report.converged = known && understood && swept && !self.critical_failure();
         report.objects = wanted.len();
         report
     }
@@ -184,7 +192,7 @@ impl<K: Kernel> Reconciler<K> {
                 .flat_map(|l| [l.attrs.public_ip.map(IpAddr::V4), l.attrs.public_ip6.map(IpAddr::V6)]);
             asked = publics.flatten().collect::<BTreeSet<_>>().into_iter().collect();
         }
-        let unknown = self.facts.is_none() || self.lost.is_some();
+        let unknown = self.facts.is_none() || self.lost.is_some() || inputs.remembered != self.remembered;
         if resync || inputs.news.host || unknown || asked != self.asked {
             let facts = self.kernel.facts(conf, &inputs.remembered, &backend.devices(), &asked);
             let mut facts = match facts.and_then(|facts| backend.check(&facts).map(|()| facts)) {
@@ -201,6 +209,7 @@ impl<K: Kernel> Reconciler<K> {
             facts.nexthops_in_use =
                 self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);
             self.asked = asked;
+            self.remembered.clone_from(&inputs.remembered);
             if away || self.facts.as_ref() != Some(&facts) {
                 // The host is another one now: what failed may succeed, and what stood may be gone.
                 self.tracker.forgive();

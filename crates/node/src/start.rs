@@ -3,6 +3,7 @@
 //! Flags are checked, then threads are started, and from there on nothing ends the process but a
 //! signal: whatever is missing is said once and waited for.
 
+use std::cell::Cell;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::cniconf::CniConf;
 use crate::health::{self, Health};
 use crate::host::{self, Host};
 use crate::inputs::Inbox;
+use crate::last_good::{Contact, Shelf};
 use crate::membership::Member;
 use crate::reconcile::{Reconciler, Report};
 use crate::{log, outputs, predecessor};
@@ -93,12 +95,15 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let (announced, standing) = watch::channel(Standing::default());
     let margin = Duration::from_secs(60 * u64::try_from(options.subnet_lease_renew_margin).unwrap_or(60));
     let (recheck, services) = habits(&store);
+    let shelf = has_last_good(&store).then(|| Arc::new(Shelf::new(&options.subnet_file)));
     let member = Member {
         inbox: inbox.clone(),
         board: board.clone(),
         reports: seen,
         standing,
-        previous,
+        previous: Cell::new(previous),
+        contact: Cell::new(Contact::Silent),
+        shelf: shelf.clone(),
         margin,
         services,
         recheck,
@@ -140,7 +145,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         }
         let now_ms = start.elapsed().as_millis() as u64;
         let report = reconciler.round(&inputs, now_ms);
-        if report.converged && !succeeded {
+        if report.converged && !report.recalled && !succeeded {
             succeeded = true;
             succeed_flanneld();
         }
@@ -155,6 +160,9 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     // The async side ends by itself after the signal; a panic in it has been printed.
     let _ = async_side.join();
     outputs::withdraw_troubles(&troubles);
+    if let Some(shelf) = shelf {
+        shelf.finish();
+    }
     Ok(())
 }
 
@@ -167,6 +175,11 @@ fn habits(store: &Store) -> (Duration, fn(&NetConf) -> bool) {
         // One machine, or the lab.
         Store::Embedded(_) => (Duration::from_secs(10), |_| false),
     }
+}
+
+/// A store on this host's disk needs no copy there.
+fn has_last_good(store: &Store) -> bool {
+    !matches!(store, Store::Embedded(_))
 }
 
 /// Once, when our rules stand: those of a flanneld before us go.
@@ -375,6 +388,8 @@ impl Outlet {
             let text = subnet_env::write(conf, &own.subnets, report.mtu, self.options.ip_masq);
             self.tell_mtu(report.mtu);
             ready = self.subnet_file(text);
+        } else if inputs.void && inputs.own.is_none() {
+            self.withdraw_subnet_file();
         }
         if let (true, Some(cni_conf)) = (ready, &mut self.cni_conf) {
             let kept = cni_conf.keep(Instant::now());
@@ -431,6 +446,26 @@ impl Outlet {
                 self.written = None;
                 false
             }
+        }
+    }
+
+    /// No pod may get an address of a subnet that may be another node's.
+    fn withdraw_subnet_file(&mut self) {
+        self.written = None;
+        match std::fs::remove_file(&self.options.subnet_file) {
+            Ok(()) => {
+                tracing::warn!("removed {}: the subnet in it is not ours any more", self.options.subnet_file);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.board.clear(&Topic::SubnetFile)
+            }
+            Err(error) => self.board.set(
+                Topic::SubnetFile,
+                format!(
+                    "remove {}: {error}; pods may get addresses of another node's subnet: remove it by hand",
+                    self.options.subnet_file
+                ),
+            ),
         }
     }
 

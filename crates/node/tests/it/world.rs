@@ -120,6 +120,11 @@ impl Host {
         self.dir.join("subnet.env")
     }
 
+    /// Where the agent keeps its last good state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     /// What the agent says is wrong, in the file for the CNI plugins.
     pub fn troubles(&self) -> String {
         fs::read_to_string(self.dir.join("subnet.env.trouble")).unwrap_or_default()
@@ -190,8 +195,12 @@ impl Host {
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         command.arg(format!("--subnet-file={}", self.subnet_file().display()));
         command.env_remove("NOTIFY_SOCKET").args(flags).envs(env.iter().copied()).stderr(stderr);
-        if !env.iter().any(|(name, _)| *name == "LODEN_STORE") {
-            command.env_remove("LODEN_STORE");
+        for (name, value) in [("LODEN_STORE", None), ("LODEN_STATE_DIR", Some(self.state_dir()))] {
+            match value {
+                _ if env.iter().any(|(given, _)| *given == name) => {}
+                Some(value) => drop(command.env(name, value)),
+                None => drop(command.env_remove(name)),
+            }
         }
         let since = length(&log);
         let child = self.netns.run(|| command.spawn()).unwrap().unwrap();
@@ -350,6 +359,8 @@ impl Drop for Agent {
 /// A real etcd on a host; killed when dropped.
 pub struct Etcd {
     child: Child,
+    command: Command,
+    address: String,
     _dir: TempDir,
 }
 
@@ -398,11 +409,28 @@ impl Etcd {
         }
         command.env_clear().stderr(Stdio::null()).stdout(Stdio::null());
         let child = host.netns.run(|| command.spawn()).unwrap().unwrap();
-        let etcd = Etcd { child, _dir: dir };
-        until("etcd to listen", || {
-            host.netns.run(|| TcpStream::connect((address, port))).unwrap().map_err(|e| e.to_string())
-        });
+        let etcd = Etcd { child, command, address: address.to_owned(), _dir: dir };
+        etcd.listens(host);
         etcd
+    }
+
+    fn listens(&self, host: &Host) {
+        let address = (self.address.as_str(), 2379);
+        until("etcd to listen", || {
+            host.netns.run(|| TcpStream::connect(address)).unwrap().map_err(|e| e.to_string())
+        });
+    }
+
+    /// As if the power failed.
+    pub fn stop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again with what is on its disk.
+    pub fn start_again(&mut self, host: &Host) {
+        self.child = host.netns.run(|| self.command.spawn()).unwrap().unwrap();
+        self.listens(host);
     }
 }
 
