@@ -10,15 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use model::codec::last_good::{LastGood, Life};
-use model::{Lease, Subnets};
+use model::{Lease, NetConf, Subnets};
 use store::{Remembered, StoreError, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::board::{Board, Topic};
 use crate::inputs::Inbox;
-use crate::membership::usable;
-use crate::outputs::{Readers, replace};
+use crate::outputs::replace_for_root;
 use crate::reconcile::Report;
 use crate::{clock, log};
 
@@ -75,7 +74,7 @@ impl Draft {
         self.state.saved = clock::now();
         self.state.left = self.ends.map(|ends| ends.saturating_sub(clock::uptime()).as_secs());
         let text = self.state.encode();
-        replace(path, text.as_bytes(), Readers::Root)?;
+        replace_for_root(path, text.as_bytes())?;
         Ok(text.len())
     }
 }
@@ -263,6 +262,8 @@ pub struct StandIn<'a> {
     pub contact: &'a Cell<Contact>,
     /// The subnet to ask for when the store is back.
     pub previous: &'a Cell<Subnets>,
+    /// Decodes and checks a configuration of this store.
+    pub usable: &'a dyn Fn(&str) -> Result<NetConf, String>,
 }
 
 impl StandIn<'_> {
@@ -310,7 +311,7 @@ impl StandIn<'_> {
 
     /// Hands over what the store has not given yet, but for the own lease.
     fn feed(&self, state: LastGood) -> Result<LastGood, String> {
-        let conf = usable(&state.conf)?;
+        let conf = (self.usable)(&state.conf)?;
         self.inbox.update(|inputs| {
             if inputs.conf.as_ref().is_some_and(|known| *known != conf) {
                 return Err("it was saved under another network config".to_owned());

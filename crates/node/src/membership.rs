@@ -72,7 +72,7 @@ impl Member {
 
     async fn work<S: LeaseStore>(&self, store: &S) {
         let (feed, view) = watch::channel(View::default());
-        tokio::join!(self.stand_in(store.name(), view.clone()), self.follow(store, &feed, view));
+        tokio::join!(self.stand_in(store, view.clone()), self.follow(store, &feed, view));
     }
 
     /// Everything that is asked of the store.
@@ -104,11 +104,18 @@ impl Member {
         );
     }
 
-    async fn stand_in(&self, store: String, view: watch::Receiver<View>) {
+    async fn stand_in<S: LeaseStore>(&self, store: &S, view: watch::Receiver<View>) {
         let Some(shelf) = &self.shelf else { return };
-        shelf.is_for(store);
-        let (inbox, board) = (&*self.inbox, &*self.board);
-        StandIn { shelf, inbox, board, contact: &self.contact, previous: &self.previous }.run(view).await;
+        shelf.is_for(store.name());
+        let stand_in = StandIn {
+            shelf,
+            inbox: &self.inbox,
+            board: &self.board,
+            contact: &self.contact,
+            previous: &self.previous,
+            usable: &usable,
+        };
+        stand_in.run(view).await;
     }
 
     /// What the registry knows of us from before.

@@ -14,22 +14,25 @@ use tokio::sync::watch;
 
 use crate::board::{Board, Troubles};
 
-/// Who may read a file, and the directory made for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readers {
-    /// Directory 0755, file 0644, whatever the umask (flannel.md 8.1).
-    All,
-    /// Directory 0700, file 0600.
-    Root,
-}
-
 /// Writes a file so that a reader sees the old or the new content and never a part, even if the power
-/// fails in between: temporary file in the same directory, fsync, rename.
+/// fails in between: temporary file in the same directory, fsync, rename. Directory 0755, file 0644
+/// whatever the umask (flannel.md 8.1).
 ///
 /// # Errors
 /// What the disk said; the old content stands then.
-pub fn replace(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> {
-    let (dir_mode, file_mode) = if readers == Readers::All { (0o755, 0o644) } else { (0o700, 0o600) };
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content, [0o755, 0o644])
+}
+
+/// [`replace`] with directory 0700, file 0600.
+///
+/// # Errors
+/// The same.
+pub fn replace_for_root(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content, [0o700, 0o600])
+}
+
+fn put(path: &Path, content: &[u8], [dir_mode, file_mode]: [u32; 2]) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
     let temporary = dir.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
@@ -55,7 +58,7 @@ pub fn replace(path: &Path, content: &[u8], readers: Readers) -> io::Result<()> 
 /// # Errors
 /// One sentence that names the file.
 pub fn write_subnet_file(path: &Path, content: &str) -> Result<(), String> {
-    replace(path, content.as_bytes(), Readers::All).map_err(|error| {
+    replace(path, content.as_bytes()).map_err(|error| {
         format!(
             "write {}: {error}; pods cannot start until it can be written: free or remount the disk",
             path.display()
@@ -115,7 +118,7 @@ fn write_troubles(path: &Path, lines: &[String]) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    replace(path, (lines.join("\n") + "\n").as_bytes(), Readers::All)
+    replace(path, (lines.join("\n") + "\n").as_bytes())
 }
 
 /// Who does not run has nothing to say.
