@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::kind::{Kind, NAMESPACES, NODES, PODS};
+use crate::kind::{KINDS, Kind, NAMESPACES, NODES, PODS};
 use crate::refusal::Refusal;
 use crate::world::Key;
 
@@ -16,6 +16,13 @@ pub fn shape(kind: &Kind, value: &mut Value) -> Result<(), Refusal> {
     };
     for (field, wanted) in [("apiVersion", kind.api_version()), ("kind", kind.name.to_owned())] {
         let given = fields.get(field).and_then(Value::as_str).unwrap_or_default();
+        if field == "kind" && KINDS.into_iter().any(|other| other.name == given && other.name != kind.name) {
+            let (version, name) = (kind.version, kind.name);
+            return Err(Refusal::bad_request(format!(
+                "{given} in version \"{version}\" cannot be handled as a {name}: converting \
+                 ({version}.{given}) to (core.{name}): unknown conversion"
+            )));
+        }
         if !given.is_empty() && given != wanted {
             let expected = format!("{}, Kind={}", kind.api_version(), kind.name);
             return Err(Refusal::bad_request(format!(
@@ -75,25 +82,43 @@ pub fn born(kind: &Kind, value: &mut Value) {
     }
 }
 
+/// A whole object that is written has the name of the path.
+pub fn addressed(key: &Key, value: &Value) -> Result<(), Refusal> {
+    match value["metadata"]["name"].as_str() {
+        Some(name) if name != key.1 => Err(Refusal::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            key.1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Fields that are always sent, if only as null.
+pub fn filled(kind: &Kind, value: &mut Value) {
+    if *kind != NODES {
+        return;
+    }
+    let conditions = value.get_mut("status").and_then(|status| status.get_mut("conditions"));
+    for condition in conditions.and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(fields) = condition.as_object_mut() else { continue };
+        for time in ["lastHeartbeatTime", "lastTransitionTime"] {
+            fields.entry(time).or_insert(Value::Null);
+        }
+    }
+}
+
 /// A write keeps name, namespace, uid and birth, and is made from the newest state if it says from which.
 pub fn same(kind: &Kind, key: &Key, old: &Value, new: &mut Map<String, Value>) -> Result<(), Refusal> {
     let old = &old["metadata"];
     let given = |new: &Map<String, Value>, field: &str| {
         new.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
     };
-    if let Some(name) = given(new, "name").filter(|name| *name != key.1) {
-        return Err(Refusal::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            key.1
-        )));
-    }
     if kind.namespaced {
         namespace(new, &key.0)?;
     }
     if let Some(uid) = given(new, "uid").filter(|uid| old["uid"] != **uid) {
-        let was = old["uid"].as_str().unwrap_or_default();
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {was}");
-        return Err(Refusal::conflict(kind, &key.1, &why));
+        let message = format!("Invalid value: {uid:?}: field is immutable");
+        return Err(Refusal::invalid(kind, &key.1, "metadata.uid", "FieldValueInvalid", &message));
     }
     if given(new, "resourceVersion").is_some_and(|version| old["resourceVersion"] != *version) {
         return Err(Refusal::modified(kind, &key.1));

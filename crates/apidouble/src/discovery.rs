@@ -30,6 +30,9 @@ pub fn answer(call: &Call) -> Result<Body, Refusal> {
         }),
         ["apis"] => json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups()}),
         ["api", version] => resources("", version)?,
+        ["apis", group, ..] if KINDS.into_iter().all(|kind| kind.group != *group) => {
+            return Err(Refusal::nothing_there());
+        }
         ["apis", group] => groups()
             .into_iter()
             .find(|known| known["name"] == **group)

@@ -79,6 +79,9 @@ pub enum Effect {
     End,
     /// A watch answers 200 and its only event is `ERROR` with a 410.
     Gone,
+    /// The same with the refusal of another code. 500 is what a server says to every streaming list and every
+    /// watch without a revision when its etcd is too old for them.
+    InStream(u16),
     /// Each event of a watch comes so many times more.
     Repeat(usize),
     /// The body is not what it should be: these bytes instead.

@@ -48,9 +48,9 @@ impl Options {
         let revision = match call.option("resourceVersion") {
             None => None,
             Some(text) => Some(text.parse::<u64>().map_err(|_| {
-                Refusal::bad_request(format!(
-                    "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-                ))
+                let why =
+                    format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
+                version(watch, &why)
             })?),
         };
         let limit = number(call, "limit")?.unwrap_or(0);
@@ -71,7 +71,9 @@ impl Options {
             at,
             limit,
             resume: call.option("continue").map(read_page).transpose()?,
-            initial_events,
+            // A watch from nowhere is a streaming list that does not say so.
+            initial_events: initial_events
+                .or((watch && streaming && matches!(at, At::Newest | At::Any)).then_some(true)),
             bookmarks: boolean(call, "allowWatchBookmarks")? == Some(true),
             timeout_s: number(call, "timeoutSeconds")?,
             selector: Selector::new(call, kind)?,
@@ -94,7 +96,11 @@ fn read_page(token: &str) -> Result<(Option<u64>, Key), Refusal> {
         let revision = parts.next()?.parse::<i64>().ok()?;
         Some((u64::try_from(revision).ok(), (parts.next()?.to_owned(), parts.next()?.to_owned())))
     });
-    parts.ok_or_else(|| Refusal::bad_request("continue key is not valid: illegal base64 data"))
+    parts.ok_or_else(|| {
+        Refusal::bad_request(
+            "invalid continue token: continue key is not valid: illegal base64 data at input byte 0",
+        )
+    })
 }
 
 fn boolean(call: &Call, name: &str) -> Result<Option<bool>, Refusal> {
@@ -150,7 +156,7 @@ fn check(call: &Call, watch: bool, initial: Option<bool>, streaming: bool) -> Re
         if !watch && matching == "Exact" && call.option("resourceVersion") == Some("0") {
             forbid(matched, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
         }
-        let known: &[&str] = if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan"] };
+        let known: &[&str] = if watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan", ""] };
         if !known.contains(&matching) {
             let list: Vec<_> = known.iter().map(|word| format!("{word:?}")).collect();
             let text = format!("Unsupported value: {matching:?}: supported values: {}", list.join(", "));
@@ -192,9 +198,9 @@ impl Selector {
             fields.push((path.to_owned(), value.to_owned(), equal));
         }
         let text = call.option("labelSelector").unwrap_or_default();
-        let labels = terms(text).into_iter().map(requirement).collect::<Option<_>>();
+        let labels = terms(text).into_iter().map(requirement).collect::<Result<_, _>>();
         let labels =
-            labels.ok_or_else(|| Refusal::bad_request(format!("unable to parse requirement: {text:?}")))?;
+            labels.map_err(|why| Refusal::bad_request(format!("unable to parse requirement: {why}")))?;
         Ok(Self { labels, fields })
     }
 
@@ -252,12 +258,14 @@ fn terms(text: &str) -> Vec<&str> {
     found.into_iter().map(str::trim).filter(|term| !term.is_empty()).collect()
 }
 
-fn requirement(term: &str) -> Option<Requirement> {
-    let new = |key: &str, values, negated| Some(Requirement { key: key.trim().to_owned(), values, negated });
+fn requirement(term: &str) -> Result<Requirement, String> {
+    let new = |key: &str, values, negated| Ok(Requirement { key: key.trim().to_owned(), values, negated });
     for (word, negated) in [(" notin ", true), (" in ", false)] {
         if let Some((key, list)) = term.split_once(word) {
-            let list = list.trim().strip_prefix('(')?.strip_suffix(')')?;
-            return new(key, Some(list.split(',').map(|value| value.trim().to_owned()).collect()), negated);
+            let list = list.trim();
+            let inside = list.strip_prefix('(').and_then(|list| list.strip_suffix(')'));
+            let inside = inside.ok_or_else(|| format!("found '{list}' expected: '('"))?;
+            return new(key, Some(inside.split(',').map(|value| value.trim().to_owned()).collect()), negated);
         }
     }
     if let Some((key, value, equal)) = equation(term) {
@@ -267,6 +275,14 @@ fn requirement(term: &str) -> Option<Requirement> {
         Some(key) => new(key, None, true),
         None => new(term, None, false),
     }
+}
+
+/// A revision that is none. Lists and watches tell it differently.
+fn version(watch: bool, why: &str) -> Refusal {
+    if watch {
+        return Refusal::unexplained(format!("resourceVersion: {why}"));
+    }
+    Refusal::bad_request(format!("invalid resource version: resourceVersion: {why}"))
 }
 
 #[cfg(test)]

@@ -1,15 +1,9 @@
 //! The patch forms: merge (RFC 7396), JSON patch (RFC 6902), and Kubernetes' strategic merge.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
 use crate::kind::{ENDPOINTSLICES, Kind, NODES, PODS, SERVICES};
 use crate::refusal::Refusal;
-
-/// Content types of patches, as error messages list them.
-pub const FORMS: &str = "application/json-patch+json, application/merge-patch+json, \
-                         application/apply-patch+yaml, application/strategic-merge-patch+json";
 
 /// How a list is merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +52,11 @@ pub fn apply(kind: &Kind, form: &str, mut value: Value, patch: &Value) -> Result
             let fields = patch.as_object().ok_or_else(|| {
                 Refusal::bad_request("json: cannot unmarshal the patch into Go value of type map")
             })?;
+            check_texts(patch)?;
             strategic(kind, "", &mut value, fields)?;
             Ok(value)
         }
-        _ => Err(Refusal::unsupported_media_type(FORMS)),
+        _ => Err(Refusal::unsupported_media_type()),
     }
 }
 
@@ -119,6 +114,39 @@ fn without_elements(kind: &Kind, path: &str, last: &Value, patch: &mut Value) {
     }
 }
 
+/// A value as Go prints it, which servers quote.
+fn go(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) => format!("[{}]", list.iter().map(go).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}:{}", go(value))).collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        plain => plain.to_string(),
+    }
+}
+
+/// Labels and annotations are texts.
+fn check_texts(patch: &Value) -> Result<(), Refusal> {
+    for field in ["labels", "annotations"] {
+        for value in patch["metadata"][field].as_object().into_iter().flat_map(|fields| fields.values()) {
+            let kind = match value {
+                Value::Bool(_) => "bool",
+                Value::Number(number) if number.is_i64() => "int64",
+                Value::Number(_) => "float64",
+                Value::Array(_) => "[]interface {}",
+                Value::Object(_) => "map[string]interface {}",
+                Value::Null | Value::String(_) => continue,
+            };
+            let message = format!("Invalid value: {:?}: cannot convert {kind} to string", go(patch));
+            return Err(Refusal::invalid_as("", "", "", "patch", "FieldValueInvalid", &message));
+        }
+    }
+    Ok(())
+}
+
 /// RFC 7396.
 pub fn merge(value: &mut Value, patch: &Value) {
     let Some(fields) = patch.as_object() else {
@@ -157,10 +185,7 @@ fn strategic(kind: &Kind, path: &str, value: &mut Value, patch: &Map<String, Val
         *value = Value::Object(Map::new());
     }
     let Some(target) = value.as_object_mut() else { return Ok(()) };
-    let order: BTreeMap<&str, &Value> = patch
-        .iter()
-        .filter_map(|(field, wanted)| Some((field.strip_prefix("$setElementOrder/")?, wanted)))
-        .collect();
+    let was = target.clone();
     for (field, change) in patch {
         if let Some(list) = field.strip_prefix("$deleteFromPrimitiveList/") {
             let gone = change.as_array().cloned().unwrap_or_default();
@@ -189,12 +214,16 @@ fn strategic(kind: &Kind, path: &str, value: &mut Value, patch: &Map<String, Val
             }
         }
     }
-    for (field, wanted) in order {
+    for (field, wanted) in patch {
+        let field = field.strip_prefix("$setElementOrder/").unwrap_or(field);
         let here = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
-        if let (Some(held), Some(wanted)) =
-            (target.get_mut(field).and_then(Value::as_array_mut), wanted.as_array())
+        // The order told goes before that of the patch's own elements.
+        let told = patch.get(&format!("$setElementOrder/{field}")).unwrap_or(wanted);
+        let before = was.get(field).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        if let (Some(how), Some(held), Some(told)) =
+            (merge_of(kind, &here), target.get_mut(field).and_then(Value::as_array_mut), told.as_array())
         {
-            sort_like(merge_of(kind, &here), held, wanted);
+            sort(how, held, told, before);
         }
     }
     Ok(())
@@ -224,8 +253,9 @@ fn merge_list(kind: &Kind, path: &str, held: &mut Value, elements: &[Value]) -> 
             return Err(Refusal::bad_request("cannot merge a list of objects with something else"));
         };
         let Some(name) = fields.get(key) else {
-            return Err(Refusal::bad_request(format!(
-                "map: {element} does not contain declared merge key: {key}"
+            let shown = go(element);
+            return Err(Refusal::unexplained(format!(
+                "map: {shown} does not contain declared merge key: {key}"
             )));
         };
         let place = list.iter().position(|held| &held[key] == name);
@@ -242,47 +272,54 @@ fn merge_list(kind: &Kind, path: &str, held: &mut Value, elements: &[Value]) -> 
     Ok(())
 }
 
-/// Brings `list` into the order of `wanted`; what that does not name stays behind.
-fn sort_like(how: Option<Merge>, list: &mut [Value], wanted: &[Value]) {
-    let rank = |element: &Value| {
-        let same = |wanted: &Value| match how {
-            Some(Merge::By(key)) => wanted[key] == element[key],
-            _ => wanted == element,
-        };
-        wanted.iter().position(same).unwrap_or(wanted.len())
+/// The order servers give a merged list: elements named in `told` in that order, the others in the order
+/// they had `before`; where both had a place before, that decides, and a new one goes in front.
+fn sort(how: Merge, list: &mut Vec<Value>, told: &[Value], before: &[Value]) {
+    let place = |among: &[Value], element: &Value| {
+        among.iter().position(|other| match how {
+            Merge::By(key) => other[key] == element[key],
+            Merge::Set => other == element,
+        })
     };
-    list.sort_by_key(rank);
+    let (mut named, others): (Vec<Value>, Vec<Value>) =
+        list.drain(..).partition(|element| place(told, element).is_some());
+    named.sort_by_key(|element| place(told, element));
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    while let Some(element) = named.peek() {
+        let first = others.next_if(
+            |other| matches!((place(before, other), place(before, element)), (Some(a), Some(b)) if a < b),
+        );
+        list.extend(first.or_else(|| named.next()));
+    }
+    list.extend(others);
 }
 
 /// RFC 6902.
 fn json_patch(mut value: Value, patch: &Value) -> Result<Value, Refusal> {
-    let wrong = |why: String| Refusal::new(422, "Invalid", why);
+    let refused = || {
+        let message = "the server rejected our request due to an error in our request";
+        Refusal { details: serde_json::json!({}), ..Refusal::new(422, "Invalid", message) }
+    };
     let steps = patch.as_array().ok_or_else(|| {
         Refusal::bad_request("json: cannot unmarshal object into Go value of type jsonpatch.Patch")
     })?;
     for step in steps {
         let text = |field: &str| step[field].as_str().unwrap_or_default().to_owned();
         let (op, path) = (text("op"), text("path"));
-        let missing = || {
-            wrong(format!(
-                "the server rejected our request due to an error in our request: {op} {path}: missing value"
-            ))
-        };
         match op.as_str() {
-            "add" => insert(&mut value, &path, step["value"].clone()).ok_or_else(missing)?,
-            "remove" => drop(remove(&mut value, &path).ok_or_else(missing)?),
-            "replace" => *value.pointer_mut(&path).ok_or_else(missing)? = step["value"].clone(),
+            "add" => insert(&mut value, &path, step["value"].clone()).ok_or_else(refused)?,
+            "remove" => drop(remove(&mut value, &path).ok_or_else(refused)?),
+            "replace" => *value.pointer_mut(&path).ok_or_else(refused)? = step["value"].clone(),
             "test" if value.pointer(&path).unwrap_or(&Value::Null) == &step["value"] => {}
-            "test" => return Err(wrong(format!("testing value {path} failed: test failed"))),
             "move" => {
-                let moved = remove(&mut value, &text("from")).ok_or_else(missing)?;
-                insert(&mut value, &path, moved).ok_or_else(missing)?;
+                let moved = remove(&mut value, &text("from")).ok_or_else(refused)?;
+                insert(&mut value, &path, moved).ok_or_else(refused)?;
             }
             "copy" => {
-                let copied = value.pointer(&text("from")).cloned().ok_or_else(missing)?;
-                insert(&mut value, &path, copied).ok_or_else(missing)?;
+                let copied = value.pointer(&text("from")).cloned().ok_or_else(refused)?;
+                insert(&mut value, &path, copied).ok_or_else(refused)?;
             }
-            _ => return Err(wrong(format!("Unexpected kind: {op}"))),
+            _ => return Err(refused()),
         }
     }
     Ok(value)

@@ -21,7 +21,7 @@ commands, one a line on standard input, each answered by a line of JSON:
   create|merge|delete|get RESOURCE [NAME] [JSON]
   fail VERB RESOURCE TIMES EFFECT    `-` for any verb or resource, `always` for no end; EFFECT one of
                                CODE  hang  late MS  cut BYTES  stall BYTES  drip BYTES MS  drop  stale REVISION
-                               end  gone  repeat N  garbage TEXT  done-but-cut
+                               end  gone  in-stream CODE  repeat N  garbage TEXT  done-but-cut
   strike cut|cut-in-line|end|gone|error|bookmark|replay N|garbage TEXT|silence
   cut | shut | open | deaf | heal | compact
   token USER all|flannel       a bearer token
@@ -185,6 +185,7 @@ fn read_effect(words: &[&str]) -> Result<Effect, String> {
         ["stale", revision] => Effect::Stale(number(revision)? as u64),
         ["end"] => Effect::End,
         ["gone"] => Effect::Gone,
+        ["in-stream", code] => Effect::InStream(code.parse().map_err(|_| format!("{code:?} is no code"))?),
         ["repeat", times] => Effect::Repeat(number(times)?),
         ["garbage", ref text @ ..] => Effect::Garbage(text.join(" ")),
         ["done-but-cut"] => Effect::DoneButCut,

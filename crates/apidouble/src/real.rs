@@ -36,7 +36,10 @@ impl Real {
     /// # Errors
     /// When it does not become ready; with the end of its log.
     pub fn start() -> io::Result<Option<Self>> {
-        let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") else { return Ok(None) };
+        let assets = std::env::var_os("KUBEBUILDER_ASSETS").unwrap_or_default();
+        if assets.is_empty() {
+            return Ok(None);
+        }
         Self::from(Path::new(&assets)).map(Some)
     }
 
@@ -83,7 +86,7 @@ impl Real {
             file("tls-cert-file", "server.crt"),
             file("tls-private-key-file", "server.key"),
             file("token-auth-file", "tokens.csv"),
-            file("service-account-key-file", "accounts.key"),
+            file("service-account-key-file", "accounts.pub"),
             file("service-account-signing-key-file", "accounts.key"),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             "--authorization-mode=RBAC".into(),
@@ -104,6 +107,7 @@ impl Real {
         fs::write(self.file("server.crt"), certificate.pem())?;
         fs::write(self.file("server.key"), key.serialize_pem())?;
         fs::write(self.file("accounts.key"), accounts.serialize_pem())?;
+        fs::write(self.file("accounts.pub"), accounts.public_key_pem())?;
         fs::write(self.file("tokens.csv"), tokens)
     }
 

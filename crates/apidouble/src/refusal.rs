@@ -21,6 +21,8 @@ pub struct Refusal {
     pub metadata: Map<String, Value>,
     /// Seconds in a `Retry-After` header.
     pub retry_after_s: Option<u32>,
+    /// Whether only the sentence is sent, as text.
+    pub plain: bool,
 }
 
 impl fmt::Display for Refusal {
@@ -59,7 +61,13 @@ impl Refusal {
             details: Value::Null,
             metadata: Map::new(),
             retry_after_s: None,
+            plain: false,
         }
+    }
+
+    /// 500 as a server gives it for an error nobody made a `Status` of.
+    pub fn unexplained(message: impl Into<String>) -> Self {
+        Self::new(500, "", message).with(Value::Null)
     }
 
     fn with(mut self, details: Value) -> Self {
@@ -107,6 +115,11 @@ impl Refusal {
         Self::new(404, "NotFound", "the server could not find the requested resource").with(json!({}))
     }
 
+    /// 404 where there is not even an API group.
+    pub fn nothing_there() -> Self {
+        Self { plain: true, ..Self::new(404, "NotFound", "404 page not found") }
+    }
+
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
@@ -125,6 +138,12 @@ impl Refusal {
         Self::new(409, "Conflict", message).with(details(kind, kind.plural, name))
     }
 
+    /// 409: a deletion was meant for another state of the object.
+    pub fn precondition(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.name);
+        Self::new(409, "Conflict", message).with(details(kind, kind.name, name))
+    }
+
     /// 409: the resource version of a write is not the stored one.
     pub fn modified(kind: &Kind, name: &str) -> Self {
         let why =
@@ -138,11 +157,8 @@ impl Refusal {
     }
 
     /// 415: a patch of a form the server does not know.
-    pub fn unsupported_media_type(wanted: &str) -> Self {
-        let message = format!(
-            "the body of the request was in an unknown format - accepted media types include: {wanted}"
-        );
-        Self::new(415, "UnsupportedMediaType", message).with(json!({}))
+    pub fn unsupported_media_type() -> Self {
+        Self::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").with(json!({}))
     }
 
     /// 422 with one cause: `cause` is the reason of the cause, such as `FieldValueInvalid`.
@@ -161,9 +177,10 @@ impl Refusal {
         message: &str,
     ) -> Self {
         let in_group = if group.is_empty() { called.to_owned() } else { format!("{called}.{group}") };
-        let mut details = json!({
-            "kind": called, "causes": [{"reason": cause, "message": message, "field": field}],
-        });
+        let mut details = json!({"causes": [{"reason": cause, "message": message, "field": field}]});
+        if !called.is_empty() {
+            details["kind"] = called.into();
+        }
         if !name.is_empty() {
             details["name"] = name.into();
         }
@@ -200,6 +217,11 @@ impl Refusal {
         let message = message.into();
         let details = json!({"causes": [{"message": message}]});
         Self::new(500, "InternalError", format!("Internal error occurred: {message}")).with(details)
+    }
+
+    /// 500 with a reason and nothing but the sentence.
+    pub fn internal_as(message: &str) -> Self {
+        Self::new(500, "InternalError", message).with(json!({}))
     }
 
     /// 504: a resource version from the future.

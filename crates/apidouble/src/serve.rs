@@ -6,13 +6,16 @@ use std::time::Instant;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::body::{Body, Cut};
 use crate::call::Call;
+use crate::check;
 use crate::discovery;
 use crate::fault::Effect;
 use crate::kind::{Kind, NAMESPACES, NODES};
@@ -22,10 +25,14 @@ use crate::patch;
 use crate::refusal::Refusal;
 use crate::shared::{Inner, Seen, Shared};
 use crate::watch;
-use crate::world::{Key, Part};
+use crate::world::{Key, Part, World};
 
 /// The largest request taken, as servers have it.
 const LARGEST: usize = 3 * 1024 * 1024;
+
+/// What a server says in the stream whose etcd is too old for streaming lists (before 3.4.25 and 3.5.8).
+const NO_PROGRESS: &str = "a watch stream was requested by the client but the required storage feature \
+                           RequestWatchProgress is disabled";
 
 type Answer = Result<(u16, Body), Refusal>;
 
@@ -94,16 +101,20 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Re
 }
 
 fn respond(answer: Answer, effect: Option<&Effect>) -> Response<Body> {
-    let mut retry_after_s = None;
+    let (mut retry_after_s, mut form) = (None, "application/json");
     let (code, body) = answer.unwrap_or_else(|refusal| {
         retry_after_s = refusal.retry_after_s;
+        if refusal.plain {
+            form = "text/plain; charset=utf-8";
+            return (refusal.code, Body::of(format!("{}\n", refusal.message)));
+        }
         (refusal.code, Body::of(format!("{}\n", refusal.body())))
     });
     let mut response = Response::new(body.under(effect));
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, "application/json".parse().expect("a plain header value"));
-    headers.insert(CACHE_CONTROL, "no-cache, private".parse().expect("a plain header value"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(form));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     if let Some(seconds) = retry_after_s {
         headers.insert(RETRY_AFTER, seconds.into());
     }
@@ -111,7 +122,7 @@ fn respond(answer: Answer, effect: Option<&Effect>) -> Response<Body> {
 }
 
 /// A refusal on command, in the form it has when the server means it.
-fn refusal(code: u16, call: &Call, user: &str) -> Refusal {
+pub fn refusal(code: u16, call: &Call, user: &str) -> Refusal {
     let kind = call.kind.unwrap_or(&NODES);
     match code {
         400 => Refusal::bad_request("the server rejected our request for an unknown reason"),
@@ -175,12 +186,24 @@ fn dispatch(shared: &Arc<Shared>, inner: &mut Inner, sent: &Sent<'_>, effect: Op
         }
         "watch" => {
             let options = Options::new(call, kind, inner.streaming)?;
+            let reported = match effect {
+                Some(Effect::InStream(500)) => Some(Refusal::internal_as(NO_PROGRESS)),
+                Some(Effect::InStream(code)) => Some(refusal(*code, call, "")),
+                _ => None,
+            };
+            let effect = (effect, reported.as_ref());
             let body = watch::start(shared, inner, (kind, &call.namespace), options, effect)?;
             Ok((200, body))
         }
         "get" => match stale {
             Some(revision) => whole(200, &list::stale(&inner.world, kind, &key, revision)?),
-            None => Ok((200, Body::of(inner.world.get(kind, &key)?.json.clone()))),
+            None => {
+                let asked = call.option("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
+                if asked > inner.world.revision {
+                    return Err(Refusal::too_large(asked, inner.world.revision));
+                }
+                Ok((200, Body::of(inner.world.get(kind, &key)?.json.clone())))
+            }
         },
         _ => {
             let answer = write(inner, sent, kind, &key, part);
@@ -199,6 +222,8 @@ fn write(inner: &mut Inner, sent: &Sent<'_>, kind: &'static Kind, key: &Key, par
         }
         "update" => {
             let new = sent.json()?;
+            check::addressed(key, &new)?;
+            check_uid(world, kind, key, &new["metadata"]["uid"])?;
             let stored = world.write(kind, key, part, |_| Ok(new))?;
             Ok((200, Body::of(stored.json.clone())))
         }
@@ -262,18 +287,36 @@ fn apply(inner: &mut Inner, sent: &Sent<'_>, kind: &'static Kind, key: &Key, par
 
 fn check_deletion(inner: &Inner, kind: &'static Kind, key: &Key, wanted: &Value) -> Result<(), Refusal> {
     let held = inner.world.get(kind, key)?.value();
-    for (field, name) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
-        let (Some(wanted), Some(held)) = (wanted[field].as_str(), held["metadata"][field].as_str()) else {
-            continue;
-        };
-        if wanted != held {
+    let fields =
+        [("uid", "UID", "deleted and then recreated"), ("resourceVersion", "ResourceVersion", "modified")];
+    for (field, name, how) in fields {
+        let held = held["metadata"][field].as_str().unwrap_or_default();
+        if let Some(wanted) = wanted[field].as_str().filter(|wanted| *wanted != held) {
             let why = format!(
-                "Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {held}"
+                "the {name} in the precondition ({wanted}) does not match the {name} in record ({held}). The \
+                 object might have been {how}"
             );
-            return Err(Refusal::conflict(kind, &key.1, &why));
+            return Err(Refusal::precondition(kind, &key.1, &why));
         }
     }
     Ok(())
+}
+
+/// A whole object that is written is the one it was read as.
+fn check_uid(world: &World, kind: &'static Kind, key: &Key, wanted: &Value) -> Result<(), Refusal> {
+    let held = world.get(kind, key)?.value();
+    let held = held["metadata"]["uid"].as_str().unwrap_or_default();
+    let Some(wanted) = wanted.as_str().filter(|wanted| !wanted.is_empty() && *wanted != held) else {
+        return Ok(());
+    };
+    let folder = if *kind == NODES { "minions" } else { kind.plural };
+    let place =
+        [folder, &key.0, &key.1].into_iter().filter(|step| !step.is_empty()).collect::<Vec<_>>().join("/");
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{place}, ResourceVersion: 0, \
+         AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {held}"
+    );
+    Err(Refusal::conflict(kind, &key.1, &why))
 }
 
 /// What was in a namespace goes with it.

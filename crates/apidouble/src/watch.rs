@@ -59,7 +59,7 @@ pub fn start(
     inner: &mut Inner,
     (kind, namespace): (&'static Kind, &str),
     options: Options,
-    effect: Option<&Effect>,
+    (effect, reported): (Option<&Effect>, Option<&Refusal>),
 ) -> Result<Body, Refusal> {
     let world = &inner.world;
     let mut first = Vec::new();
@@ -78,7 +78,7 @@ pub fn start(
             |stored: &Stored| options.selector.is_empty() || options.selector.matches(&stored.value());
         let chosen = there.iter().filter(|(_, stored)| chosen(stored));
         first.extend(chosen.map(|(_, stored)| line("ADDED", &stored.json)));
-        if options.initial_events.is_some() && options.bookmarks {
+        if options.initial_events == Some(true) && options.bookmarks {
             first.push(bookmark(kind, now, true));
         }
     } else if at < world.floor {
@@ -92,6 +92,10 @@ pub fn start(
         }
         Some(Effect::Gone) => {
             first = vec![error(&too_old(at, world.revision))];
+            ended = Some(End::Orderly);
+        }
+        Some(Effect::InStream(_)) => {
+            first = reported.map(error).into_iter().collect();
             ended = Some(End::Orderly);
         }
         Some(Effect::Garbage(text)) => first.insert(0, Bytes::from(text.clone())),

@@ -161,11 +161,12 @@ impl World {
             self.get(&NAMESPACES, &(String::new(), namespace.to_owned()))?;
         }
         if metadata.get("resourceVersion").is_some_and(|version| version.as_str() != Some("")) {
-            return Err(Refusal::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Refusal::unexplained("resourceVersion should not be set on objects to be created"));
         }
         metadata.insert("uid".into(), uid.into());
         metadata.insert("creationTimestamp".into(), clock::now().into());
         check::born(kind, &mut value);
+        check::filled(kind, &mut value);
         check::object(kind, &name, &value)?;
         let key = (if kind.namespaced { namespace.to_owned() } else { String::new() }, name);
         if self.get(kind, &key).is_ok() {
@@ -185,6 +186,7 @@ impl World {
         let before = self.get(kind, key)?;
         let old = before.value();
         let mut new = edit(old.clone())?;
+        check::addressed(key, &new)?;
         check::shape(kind, &mut new)?;
         check::same(kind, key, &old, check::metadata(&mut new)?)?;
         let (Some(was), Some(fields)) = (old.as_object(), new.as_object_mut()) else {
@@ -195,6 +197,7 @@ impl World {
             Part::Status => keep(was, fields, |field| field == "status" || field == "metadata"),
             _ => {}
         }
+        check::filled(kind, &mut new);
         check::object(kind, &key.1, &new)?;
         if part != Part::All {
             check::transition(kind, &key.1, &old, &new)?;

@@ -169,6 +169,10 @@ fn watches_end_at_once_or_repeat_themselves() {
     double.fail(Pick::of("watch", "nodes"), Effect::Gone, 1);
     let mut watch = client.begin("GET", &format!("{WATCH}0"), "", "").unwrap();
     assert_eq!(watch.event(SOON).unwrap().unwrap()["object"]["code"], 410);
+    double.fail(Pick::of("watch", "nodes"), Effect::InStream(500), 1);
+    let mut watch = client.begin("GET", &format!("{WATCH}0"), "", "").unwrap();
+    assert_eq!(watch.event(SOON).unwrap().unwrap()["object"]["reason"], "InternalError");
+    assert_eq!(watch.event(SOON).unwrap(), None);
     double.fail(Pick::of("watch", "nodes"), Effect::Repeat(2), 1);
     let mut watch = client.begin("GET", &format!("{WATCH}{}", double.revision()), "", "").unwrap();
     double.delete(&NODES, "n1").unwrap();

@@ -99,3 +99,72 @@ fn a_full_node_is_about_as_large_as_real_ones() {
     let size = full_node("node-0001", &["10.244.1.0/24"], "192.0.2.1").to_string().len();
     assert!((14_000..17_000).contains(&size), "{size} bytes");
 }
+
+#[test]
+fn what_was_compacted_is_answered_410_in_the_form_that_fits() {
+    let double = plain();
+    for name in ["n1", "n2", "n3"] {
+        double.create(&NODES, node(name, &[])).unwrap();
+    }
+    let client = double.client("");
+    let page = client.get("/api/v1/nodes?limit=1").unwrap().json();
+    let (then, token) =
+        (&page["metadata"]["resourceVersion"], page["metadata"]["continue"].as_str().unwrap());
+    let then = then.as_str().unwrap();
+    double.delete(&NODES, "n3").unwrap();
+    let exact = format!("/api/v1/nodes?resourceVersionMatch=Exact&resourceVersion={then}");
+    let rest = format!("/api/v1/nodes?limit=5&continue={token}");
+    let watch = format!("/api/v1/nodes?watch=1&resourceVersion={then}");
+    for path in [&exact, &rest] {
+        assert_eq!(
+            client.get(path).unwrap().json()["items"].as_array().unwrap().last().unwrap()["metadata"]["name"],
+            "n3"
+        );
+    }
+    double.compact();
+    assert_eq!(client.get(&exact).unwrap().json()["reason"], "Expired");
+    let refused = client.get(&rest).unwrap();
+    assert_eq!(refused.code, 410);
+    let again = refused.json()["metadata"]["continue"].as_str().unwrap().to_owned();
+    let now = client.get(&format!("/api/v1/nodes?continue={again}")).unwrap().json();
+    assert_eq!(
+        (now["items"].as_array().unwrap().len(), &now["items"][0]["metadata"]["name"]),
+        (1, &json!("n2"))
+    );
+    let mut watch = client.begin("GET", &watch, "", "").unwrap();
+    let event = watch.event(SOON).unwrap().unwrap();
+    assert_eq!((watch.code, &event["type"], &event["object"]["code"]), (200, &json!("ERROR"), &json!(410)));
+    assert_eq!(watch.event(SOON).unwrap(), None);
+}
+
+#[test]
+fn streaming_lists_bookmarks_and_ends_come_when_asked_for() {
+    let double = plain();
+    double.create(&NODES, node("n1", &[])).unwrap();
+    double.set_bookmark_pause(Duration::from_millis(50));
+    let client = double.client("");
+    let query = "/api/v1/nodes?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let mut watch = client.begin("GET", query, "", "").unwrap();
+    assert_eq!(watch.event(SOON).unwrap().unwrap()["type"], "ADDED");
+    let marked = watch.event(SOON).unwrap().unwrap();
+    let metadata = &marked["object"]["metadata"];
+    assert_eq!(
+        (&marked["type"], &metadata["annotations"]["k8s.io/initial-events-end"]),
+        (&json!("BOOKMARK"), &json!("true"))
+    );
+    let mut marks = 0;
+    while let Some(event) = watch.event(SOON).unwrap() {
+        assert_eq!(
+            (&event["type"], &event["object"]["metadata"]["annotations"]),
+            (&json!("BOOKMARK"), &json!(null))
+        );
+        marks += 1;
+    }
+    assert!(marks > 0);
+    double.set_streaming_lists(false);
+    let refused = client.get(query).unwrap().json();
+    assert_eq!(
+        (&refused["code"], &refused["details"]["causes"][0]["field"]),
+        (&json!(422), &json!("sendInitialEvents"))
+    );
+}

@@ -110,7 +110,7 @@ fn kubectl_reads_labels_and_patches_nodes() {
             ],
             "patched",
         ),
-        (&["get", "node", "node-00003", "-o", "jsonpath={.status.conditions[4].type}"], "X"),
+        (&["get", "node", "node-00003", "-o", "jsonpath={.status.conditions[0].type}"], "X"),
         (&["get", "node", "none"], "Error from server (NotFound): nodes \"none\" not found"),
         (&["delete", "node", "node-00001"], "deleted"),
     ];
