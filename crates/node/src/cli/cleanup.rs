@@ -25,7 +25,8 @@ nexthop objects of protocol 76, and the nftables tables flannel-ipv4 and flannel
 host lose their way to other hosts. Stop the agent first, or it puts everything back. What else is
 of ours or of flannel is named at the end, with the flag that removes it.
 
-  --files      also the agent's files: subnet.env, /var/lib/loden and /run/loden but the registry
+  --files      also the agent's files: subnet.env and the troubles beside it, /var/lib/loden and
+               /run/loden but the registry
   --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
                the network's configuration, the plugins. Refused while pods are attached
   --flannel    also what a flanneld left: its iptables chains and rules, its host-gw routes

@@ -193,6 +193,7 @@ fn cleanup_leaves_a_host_as_it_was() {
         let link = try_sh(host, "ip -o link show cni0");
         if link.contains("state DOWN") { Ok(()) } else { Err(link) }
     });
+    settled(host);
     let dry = kernel_picture(host);
     let output = cleanup(&["--all", "--dry-run"]);
     assert!(output.status.success(), "{}", text(&output));
@@ -253,6 +254,7 @@ fn what_other_networks_use_stays() {
         ("/var/lib/cni/networks/cbr0/lock", ""),
         ("/var/lib/cni/flannel/c1", "{}"),
         ("/run/flannel/subnet.env", "FLANNEL_NETWORK=10.244.0.0/16\n"),
+        ("/run/flannel/subnet.env.trouble", "a sentence\n"),
         ("/var/lib/loden/leases.db", ""),
         ("/var/lib/loden/leases.db-wal", ""),
     ];

@@ -87,7 +87,7 @@ fn what_is_deleted_or_altered_comes_back() {
         format!("bridge fdb del {mac} dev flannel.1 self"),
         format!("bridge fdb replace {mac} dev flannel.1 dst 192.0.2.99 self permanent"),
         "bridge fdb append 02:00:00:00:00:98 dev flannel.1 dst 192.0.2.98 self permanent".to_owned(),
-        "ip neigh add 10.244.200.0 lladdr 02:00:00:00:00:97 dev flannel.1 nud permanent".to_owned(),
+        "ip neigh add 10.244.200.1 lladdr 02:00:00:00:00:97 dev flannel.1 nud permanent".to_owned(),
         format!("ip addr del {own}/32 dev flannel.1"),
         "ip addr add 10.244.255.1/32 dev flannel.1".to_owned(),
         "ip link set flannel.1 down".to_owned(),

@@ -106,20 +106,20 @@ impl<'a> Node<'a> {
         Cri { socket: &self.socket }
     }
 
+    /// An agent that keeps the runtime's configuration in place once pods can be given a network.
     fn agent(&self) -> Agent {
-        let agent = self.machine.agent(self.host, &["--ip-masq"], &[]);
+        let conflist = [("LODEN_CNI_CONF", "/etc/cni/net.d/10-flannel.conflist")];
+        let agent = self.machine.agent(self.host, &["--ip-masq"], &conflist);
         agent.ready();
         agent
     }
 
-    /// The plugins and the configuration, as an init container puts them there.
+    /// The plugins and what the agent copies, as the manifest's init container and ConfigMap provide them.
     fn install_cni(&self) {
         let program = Path::new(env!("CARGO_BIN_EXE_loden")).with_file_name("loden-cni");
         assert!(program.exists(), "{} is built with the workspace: cargo build -p cni", program.display());
         self.machine.sh(&format!("{} install --bin-dir /opt/cni/bin", program.display()));
-        self.machine.write("/etc/cni/net.d/.10-flannel.conflist", CONFLIST);
-        self.machine.sh("mv /etc/cni/net.d/.10-flannel.conflist /etc/cni/net.d/10-flannel.conflist");
-        until("the runtime's network to be ready", || self.cri().network());
+        self.machine.write("/etc/kube-flannel/cni-conf.json", CONFLIST);
     }
 
     fn config(&self, name: &str, ports: &[(i32, i32)]) -> PodConfig {
@@ -243,16 +243,19 @@ fn containerd_runs_pods_that_reach_each_other() {
     let Some(mut one) = Node::new(&world.hosts[0], &image, test) else { return };
     let Some(two) = Node::new(&world.hosts[1], &image, test) else { return };
 
-    // Before there is a configuration the runtime says so; then it is ready without a restart.
-    assert!(one.cri().network().unwrap_err().contains("cni plugin not initialized"));
     one.install_cni();
     two.install_cni();
-    // Before there is an agent a pod is refused with the way out, and nothing of it stays.
+    // Before there is an agent the node is not ready; where flanneld's init container has put the file
+    // already, a pod is refused with the way out, and nothing of it stays.
+    assert!(two.cri().network().unwrap_err().contains("cni plugin not initialized"));
+    one.machine.sh("cp /etc/kube-flannel/cni-conf.json /etc/cni/net.d/10-flannel.conflist");
+    until("the runtime to read the file", || one.cri().network());
     let refused = one.cri().run_pod(&one.config("early", &[])).unwrap_err();
     assert!(refused.contains("/run/flannel/subnet.env") && refused.contains("agent"), "{refused}");
     assert_eq!(one.remains(), [""; 0]);
 
     let (agent, _agent2) = (one.agent(), two.agent());
+    until("the other runtime's network to be ready", || two.cri().network());
     let (a, b) = (one.pod("a", &[]), two.pod("b", &[(8080, 80)]));
     assert_eq!((a.addresses.len(), b.addresses.len()), (2, 2), "{:?} {:?}", a.addresses, b.addresses);
     a.reaches(&b);

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 
 use super::act::Act;
 use super::{Found, Options};
+use crate::outputs;
 
 /// Directories that are ours alone.
 const OWN: [&str; 2] = ["/var/lib/loden", "/run/loden"];
 /// The embedded registry there, with what SQLite lays beside it.
 const REGISTRY: &str = "leases.db";
 
-/// `subnet.env` and everything in our directories but the registry.
+/// `subnet.env`, the troubles beside it, and everything in our directories but the registry.
 pub fn look(options: &Options) -> Found {
-    let mut acts = Vec::new();
-    if exists(&options.subnet_file) {
-        acts.push(Act::File(options.subnet_file.clone()));
+    let beside = outputs::trouble_file(&options.subnet_file.to_string_lossy());
+    let there = [options.subnet_file.clone(), beside].into_iter().filter(|path| exists(path));
+    let mut acts: Vec<Act> = there.map(Act::File).collect();
+    if !acts.is_empty() {
         acts.extend(options.subnet_file.parent().map(|dir| Act::Dir(dir.to_owned())));
     }
     for dir in OWN {
