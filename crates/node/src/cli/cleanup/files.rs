@@ -23,6 +23,12 @@ pub fn look(options: &Options) -> Found {
     for dir in OWN {
         acts.extend(tree(Path::new(dir), &|path| !is_registry(path)));
     }
+    if let Some(dir) = std::env::var_os("LODEN_STATE_DIR").filter(|dir| !dir.is_empty()) {
+        let is_ours = |path: &Path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("last-good."))
+        };
+        acts.extend(tree(Path::new(&dir), &is_ours));
+    }
     Found { acts, kept: Vec::new() }
 }
 
