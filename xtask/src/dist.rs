@@ -9,22 +9,41 @@ use crate::say;
 /// Most bytes the programs may have: `loden`, `loden-cni`.
 const LIMITS: [(&str, u64); 2] = [("loden", 16 << 20), ("loden-cni", 2 << 20)];
 
-fn run_in(root: &Path) -> Result<(), String> {
-    let target = target()?;
+/// C compilers of Debian for other machines, by the target's architecture: package and program.
+const COMPILERS: [(&str, &str, &str); 5] = [
+    ("aarch64", "gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc"),
+    ("armv7", "gcc-arm-linux-gnueabihf", "arm-linux-gnueabihf-gcc"),
+    ("powerpc64le", "gcc-powerpc64le-linux-gnu", "powerpc64le-linux-gnu-gcc"),
+    ("riscv64gc", "gcc-riscv64-linux-gnu", "riscv64-linux-gnu-gcc"),
+    ("s390x", "gcc-s390x-linux-gnu", "s390x-linux-gnu-gcc"),
+];
+
+/// Builds for one target into `dist/`, or into `dist/TARGET/` for another machine.
+fn build(root: &Path, target: &str, dir: &Path) -> Result<(), String> {
     let flags = "-C target-feature=+crt-static -C relocation-model=pie";
-    fs::create_dir_all(root.join("dist")).map_err(|error| format!("make dist/: {error}"))?;
+    let mut environment = vec![format!("RUSTFLAGS={flags}")];
+    if let Some((_, package, compiler)) = COMPILERS
+        .iter()
+        .find(|(arch, ..)| target.starts_with(arch) && !target.starts_with(std::env::consts::ARCH))
+    {
+        if Command::new(compiler).arg("--version").output().is_err() {
+            return Err(format!("{target} needs a C compiler: apt-get install {package}"));
+        }
+        let name = target.replace('-', "_");
+        environment.push(format!("CARGO_TARGET_{}_LINKER={compiler}", name.to_uppercase()));
+        environment.push(format!("CC_{name}={compiler}"));
+    }
+    let environment: Vec<&str> = environment.iter().map(String::as_str).chain(["cargo"]).collect();
+    fs::create_dir_all(dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
     for (package, program, profile) in [("node", "loden", "release"), ("cni", "loden-cni", "dist-cni")] {
         // Naming the target keeps the flags away from build scripts and procedural macros.
-        let arguments = ["build", "--target", &target, "--profile", profile, "-p", package, "-j2"];
-        crate::run("env", &[&[&format!("RUSTFLAGS={flags}"), "cargo"], arguments.as_slice()].concat())?;
-        let built = root.join("target").join(&target).join(profile).join(program);
-        fs::copy(&built, root.join("dist").join(program))
-            .map_err(|error| format!("copy {}: {error}", built.display()))?;
+        let arguments = ["build", "--target", target, "--profile", profile, "-p", package, "-j2"];
+        crate::run("env", &[environment.as_slice(), arguments.as_slice()].concat())?;
+        let built = root.join("target").join(target).join(profile).join(program);
+        fs::copy(&built, dir.join(program)).map_err(|error| format!("copy {}: {error}", built.display()))?;
     }
     for (program, limit) in LIMITS {
-        let size = fs::metadata(root.join("dist").join(program))
-            .map_err(|e| format!("size of {program}: {e}"))?
-            .len();
+        let size = fs::metadata(dir.join(program)).map_err(|e| format!("size of {program}: {e}"))?.len();
         say(&format!("{program:10} {:6.2} MiB of {} MiB allowed\n", size as f64 / 1048576.0, limit >> 20));
         if size > limit {
             return Err(format!("{program} has {size} bytes, more than the {limit} allowed"));
@@ -34,7 +53,51 @@ fn run_in(root: &Path) -> Result<(), String> {
 }
 
 pub fn run() -> Result<(), String> {
-    run_in(&crate::tidy::root()?)
+    let root = crate::tidy::root()?;
+    build(&root, &target()?, &root.join("dist"))
+}
+
+/// The programs of this machine and of the targets named, then both images with all of them.
+pub fn images(targets: &[String]) -> Result<(), String> {
+    let root = crate::tidy::root()?;
+    let dist = root.join("dist");
+    let own = target()?;
+    build(&root, &own, &dist)?;
+    let mut arches = vec![arch(&own, &dist)?];
+    for target in targets {
+        build(&root, target, &dist.join(target))?;
+        arches.push(arch(target, &dist.join(target))?);
+    }
+    let mut words = vec!["image".to_owned(), dist.display().to_string()];
+    words.extend(arches);
+    packaging(&words)
+}
+
+/// Bills of materials of both programs.
+pub fn sbom() -> Result<(), String> {
+    let dist = crate::tidy::root()?.join("dist");
+    fs::create_dir_all(&dist).map_err(|error| format!("make {}: {error}", dist.display()))?;
+    packaging(&["sbom".to_owned(), dist.display().to_string()])
+}
+
+fn packaging(words: &[String]) -> Result<(), String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run_it = ["run", "--quiet", "-j2", "-p", "packaging", "--"];
+    crate::run("cargo", &[run_it.as_slice(), words.as_slice()].concat())
+}
+
+/// `ARCH=DIR` as images name architectures.
+fn arch(target: &str, dir: &Path) -> Result<String, String> {
+    let name = match target.split('-').next().unwrap_or_default() {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "armv7" => "arm",
+        "powerpc64le" => "ppc64le",
+        "riscv64gc" => "riscv64",
+        "s390x" => "s390x",
+        _ => return Err(format!("images for {target} are not made")),
+    };
+    Ok(format!("{name}={}", dir.display()))
 }
 
 /// musl where Rust has its library and C its compiler (Debian's musl-tools): SQLite and the TLS provider

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | ci | dist | bench | tidy`.
+//! The project's own commands: `cargo xtask check | test | ci | dist | image | sbom | bench | tidy`.
 //!
 //! The same commands run here, on a contributor's machine and in CI. Nothing but cargo and the tools
 //! named in [`PACKAGES`] is needed.
@@ -26,6 +26,7 @@ pub const PACKAGES: &[&str] = &[
     "procps",
     "qemu-system-x86",
     "strace",
+    "systemd",
     "tcpdump",
     "wireguard-tools",
 ];
@@ -38,6 +39,9 @@ usage: cargo xtask COMMAND
   ci       install what the tests need (Debian packages), then check and test
   vm       tests of what this kernel lacks, in a guest of Debian's kernel: `cargo xtask vm [FILTER]...`
   dist     static release programs in dist/, with their sizes
+  image    dist, then both container images as archives in dist/, without a daemon; with targets, such as
+           aarch64-unknown-linux-gnu, for those machines too
+  sbom     bills of materials of both programs in dist/, CycloneDX
   bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
   tidy     the house rules alone
 ";
@@ -53,6 +57,8 @@ fn main() -> ExitCode {
         "ci" => install().and_then(|()| check()).and_then(|()| suite::run()),
         "vm" => suite::vm(&std::env::args().skip(2).collect::<Vec<_>>()),
         "dist" => dist::run(),
+        "image" => dist::images(&std::env::args().skip(2).collect::<Vec<_>>()),
+        "sbom" => dist::sbom(),
         "bench" => dist::run().and_then(|()| bench()),
         "tidy" => tidy::run(),
         _ => {
