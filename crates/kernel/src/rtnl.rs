@@ -422,6 +422,14 @@ impl Rtnl {
         self.request(&rule::add(rule), || format!("add rule {rule}"))
     }
 
+    /// [`Rtnl::add_rule`] of a protocol (`RTPROT_…`), 0 for none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_rule_as(&mut self, rule: &plan::state::Rule, protocol: u8) -> Result<(), Error> {
+        self.request(&rule::add_as(rule, protocol), || format!("add rule {rule}"))
+    }
+
     /// Deletes a policy rule; false if it was not there.
     ///
     /// # Errors

@@ -15,6 +15,14 @@ pub const REG_1: u32 = 1;
 pub const REG_2: u32 = 2;
 /// `NFT_FIB_RESULT_ADDRTYPE`
 pub const FIB_ADDRESS_TYPE: u32 = 3;
+/// `NFT_CMP_LTE`
+const CMP_LTE: u32 = 3;
+/// `NFT_CMP_GTE`
+const CMP_GTE: u32 = 5;
+/// `NFT_CT_STATUS`
+pub const CT_STATUS: u32 = 2;
+/// `NFT_CT_MARK`
+pub const CT_MARK: u32 = 3;
 /// `NFTA_FIB_F_DADDR`
 pub const FIB_DESTINATION: u32 = 2;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
@@ -54,6 +62,17 @@ pub enum Expr {
         /// To what.
         value: Vec<u8>,
     },
+    /// Compare register 1 in order; the rule ends here if it does not hold.
+    Bound {
+        /// Holds up to the value, not from the value on; the value included.
+        upper: bool,
+        /// The value, most significant byte first.
+        value: Vec<u8>,
+    },
+    /// Property of the connection into register 1. Key is `NFT_CT_…`.
+    CtLoad(u32),
+    /// Register 1 into a property of the connection.
+    CtStore(u32),
     /// A value into a register.
     Immediate {
         /// Register.
@@ -77,6 +96,11 @@ pub enum Expr {
     },
     /// Source translation to the address of the outgoing device; `NF_NAT_RANGE_…` flags.
     Masquerade(u32),
+    /// Source translation to the address in register 1.
+    Snat {
+        /// `NFPROTO_…`
+        family: u32,
+    },
     /// Destination translation to the address in register 1 and the port in register 2.
     Dnat {
         /// `NFPROTO_…`
@@ -100,11 +124,12 @@ impl Expr {
             Expr::MetaLoad(_) | Expr::MetaStore(_) => "meta",
             Expr::Payload { .. } => "payload",
             Expr::Bitwise { .. } => "bitwise",
-            Expr::Compare { .. } => "cmp",
+            Expr::Compare { .. } | Expr::Bound { .. } => "cmp",
+            Expr::CtLoad(_) | Expr::CtStore(_) => "ct",
             Expr::Immediate { .. } | Expr::Verdict { .. } => "immediate",
             Expr::Fib { .. } => "fib",
             Expr::Masquerade(_) => "masq",
-            Expr::Dnat { .. } => "nat",
+            Expr::Snat { .. } | Expr::Dnat { .. } => "nat",
             Expr::Other(name) => name,
         }
     }
@@ -142,6 +167,16 @@ impl Expr {
                 m.attr_be32(1, REG_1).attr_be32(2, u32::from(*not));
                 value(m, 3, to);
             }
+            Expr::Bound { upper, value: to } => {
+                m.attr_be32(1, REG_1).attr_be32(2, if *upper { CMP_LTE } else { CMP_GTE });
+                value(m, 3, to);
+            }
+            Expr::CtLoad(key) => {
+                m.attr_be32(1, REG_1).attr_be32(2, *key);
+            }
+            Expr::CtStore(key) => {
+                m.attr_be32(2, *key).attr_be32(4, REG_1);
+            }
             Expr::Immediate { register, value: bytes } => {
                 m.attr_be32(1, *register);
                 value(m, 2, bytes);
@@ -163,6 +198,10 @@ impl Expr {
                 if *flags != 0 {
                     m.attr_be32(1, *flags);
                 }
+            }
+            Expr::Snat { family } => {
+                // NFT_NAT_SNAT
+                m.attr_be32(1, 0).attr_be32(2, *family).attr_be32(3, REG_1);
             }
             Expr::Dnat { family, port } => {
                 // NFT_NAT_DNAT
@@ -205,10 +244,15 @@ impl Expr {
                 let not = match number(2)? {
                     0 => false,
                     1 => true,
+                    CMP_LTE => return Some(Expr::Bound { upper: true, value: bytes(3)? }),
+                    CMP_GTE => return Some(Expr::Bound { upper: false, value: bytes(3)? }),
                     _ => return None,
                 };
                 Some(Expr::Compare { not, value: bytes(3)? })
             }
+            // With NFTA_CT_DIRECTION it is not one of ours.
+            "ct" if in_register_1(1) && data.find(3).is_none() => Some(Expr::CtLoad(number(2)?)),
+            "ct" if in_register_1(4) && data.find(3).is_none() => Some(Expr::CtStore(number(2)?)),
             "immediate" if number(1)? == REG_VERDICT => {
                 let verdict = data.find(2)?.nested().find(VERDICT)?.nested();
                 Some(Expr::Verdict {
@@ -220,9 +264,17 @@ impl Expr {
             "fib" if in_register_1(1) => Some(Expr::Fib { result: number(2)?, flags: number(3)? }),
             // With ports from registers it is not one of ours.
             "masq" if number(2).is_none() => Some(Expr::Masquerade(number(1).unwrap_or(0))),
+            "nat" if number(1) == Some(0) && in_register_1(3) => Expr::decode_snat(data),
             "nat" if number(1) == Some(1) && in_register_1(3) => Expr::decode_dnat(data),
             _ => None,
         }
+    }
+
+    fn decode_snat(data: Attrs<'_>) -> Option<Expr> {
+        let number = |kind| data.find(kind).as_ref().and_then(Attr::be32);
+        let single = number(4).is_none_or(|r| r == REG_1) && number(5).is_none();
+        let known = number(7).unwrap_or(0) & !NAT_ADDRESS == 0;
+        (single && known).then_some(Expr::Snat { family: number(2)? })
     }
 
     fn decode_dnat(data: Attrs<'_>) -> Option<Expr> {

@@ -19,6 +19,8 @@ const META_MARK: u32 = libc::NFT_META_MARK as u32;
 const META_NFPROTO: u32 = libc::NFT_META_NFPROTO as u32;
 const META_L4PROTO: u32 = libc::NFT_META_L4PROTO as u32;
 const META_IIFNAME: u32 = libc::NFT_META_IIFNAME as u32;
+/// `IPS_DST_NAT`
+const STATUS_DST_NAT: u32 = 1 << 5;
 const META_OIFNAME: u32 = libc::NFT_META_OIFNAME as u32;
 
 /// `NFPROTO_…` of a table's family.
@@ -78,6 +80,21 @@ impl Lowering {
             Match::DestinationPort(port) => self.push([
                 Expr::Payload { base: TRANSPORT_HEADER, offset: 2, length: 2 },
                 equal(&port.to_be_bytes()),
+            ]),
+            Match::DestinationPorts(first, last) => self.push([
+                Expr::Payload { base: TRANSPORT_HEADER, offset: 2, length: 2 },
+                Expr::Bound { upper: false, value: first.to_be_bytes().to_vec() },
+                Expr::Bound { upper: true, value: last.to_be_bytes().to_vec() },
+            ]),
+            Match::DestinationTranslated => self.push([
+                Expr::CtLoad(expr::CT_STATUS),
+                masked(&STATUS_DST_NAT.to_ne_bytes()),
+                Expr::Compare { not: true, value: vec![0; 4] },
+            ]),
+            Match::ConnectionMark { value, mask } => self.push([
+                Expr::CtLoad(expr::CT_MARK),
+                masked(&mask.to_ne_bytes()),
+                equal(&value.to_ne_bytes()),
             ]),
             Match::DestinationLocal => self.push([
                 Expr::Fib { result: expr::FIB_ADDRESS_TYPE, flags: expr::FIB_DESTINATION },
@@ -149,6 +166,10 @@ impl Lowering {
                 let flags = if *fully_random { expr::NAT_FULLY_RANDOM } else { 0 };
                 self.push([Expr::Masquerade(flags)]);
             }
+            Statement::Snat { to } => {
+                let family = u32::from(protocol_number(Family::of(*to)));
+                self.push([Expr::Immediate { register: REG_1, value: octets(*to) }, Expr::Snat { family }]);
+            }
             Statement::Dnat { to, port } => {
                 let family = u32::from(protocol_number(Family::of(*to)));
                 self.push([
@@ -161,6 +182,11 @@ impl Lowering {
                 Expr::MetaLoad(META_MARK),
                 Expr::Bitwise { mask: (!bits).to_ne_bytes().to_vec(), xor: bits.to_ne_bytes().to_vec() },
                 Expr::MetaStore(META_MARK),
+            ]),
+            Statement::OrConnectionMark(bits) => self.push([
+                Expr::CtLoad(expr::CT_MARK),
+                Expr::Bitwise { mask: (!bits).to_ne_bytes().to_vec(), xor: bits.to_ne_bytes().to_vec() },
+                Expr::CtStore(expr::CT_MARK),
             ]),
         }
     }

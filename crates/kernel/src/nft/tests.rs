@@ -32,6 +32,15 @@ fn rules() -> Vec<NftRule> {
         (vec![Match::Protocol(17)], Statement::Dnat { to: "10.1.2.3".parse().unwrap(), port: 53 }),
         (vec![Match::Protocol(132)], Statement::Dnat { to: "fd00::3".parse().unwrap(), port: 9 }),
         (vec![Match::SourceMac(Mac([2, 0, 0, 0, 0, 1]))], Statement::OrMark(0x2000)),
+        (
+            vec![Match::Protocol(6), Match::DestinationPorts(30000, 32767)],
+            Statement::OrConnectionMark(0x1000),
+        ),
+        (
+            vec![Match::ConnectionMark { value: 1, mask: 3 }],
+            Statement::Snat { to: "10.1.2.3".parse().unwrap() },
+        ),
+        (vec![Match::DestinationTranslated], Statement::Snat { to: "fd00::3".parse().unwrap() }),
     ]
     .into_iter()
     .map(|(matches, statement)| NftRule { matches, statement, comment: Some("a \"b\" ü".to_owned()) })

@@ -66,8 +66,13 @@ fn message(kind: u16, flags: i32, rule: &Rule) -> Message {
 
 /// Adds a rule of ours.
 pub fn add(rule: &Rule) -> Message {
+    add_as(rule, plan::ROUTE_PROTOCOL)
+}
+
+/// Adds a rule of a protocol (`RTPROT_…`), 0 for none.
+pub fn add_as(rule: &Rule, protocol: u8) -> Message {
     let mut m = message(libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, rule);
-    m.attr_u8(PROTOCOL, plan::ROUTE_PROTOCOL);
+    m.attr_u8(PROTOCOL, protocol);
     m
 }
 

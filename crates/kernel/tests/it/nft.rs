@@ -127,6 +127,7 @@ fn every_match_and_statement_is_listed_and_recognised() {
     let netns = fresh();
     let mut nft = Nft::open_in(netns.as_fd()).unwrap();
     let dev = IfName::fixed("eth0");
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let to = |to: &str, port| Statement::Dnat { to: to.parse().unwrap(), port };
     let verdict = Statement::Verdict;
     let plain = |family, name: &str, chains| NftTable {
@@ -138,6 +139,12 @@ fn every_match_and_statement_is_listed_and_recognised() {
     };
     let shared = |host: &str, whole: &str, pod: &str| {
         vec![
+            rule(vec![Match::DestinationTranslated], Statement::Masquerade { fully_random: false }),
+            rule(vec![Match::ConnectionMark { value: 0x1000, mask: 0x1000 }], Statement::OrMark(0x1000)),
+            rule(
+                vec![Match::Protocol(17), Match::DestinationPorts(30000, 32767)],
+                Statement::OrConnectionMark(0x1000),
+            ),
             rule(
                 vec![Match::Source(net(host)), Match::DestinationNot(net(whole))],
                 Statement::Masquerade { fully_random: false },
@@ -175,6 +182,7 @@ fn every_match_and_statement_is_listed_and_recognised() {
             vec![
                 chain("other", None, vec![]),
                 chain("post", nat(4, 100), shared("10.1.2.3/32", "10.0.0.0/9", "0.0.0.0/0")),
+                chain("source", nat(4, 100), vec![rule(vec![], Statement::Snat { to: ip("10.1.2.3") })]),
                 chain("pre", nat(0, -100), dnat("10.1.2.3")),
                 chain("out", nat(3, -100), vec![]),
             ],
@@ -185,6 +193,7 @@ fn every_match_and_statement_is_listed_and_recognised() {
             vec![
                 chain("other", None, vec![]),
                 chain("post", nat(4, 100), shared("fd00::3/128", "fd00::/61", "::/0")),
+                chain("source", nat(4, 100), vec![rule(vec![], Statement::Snat { to: ip("fd00::3") })]),
                 chain("pre", nat(0, -100), dnat("fd00::3")),
             ],
         ),

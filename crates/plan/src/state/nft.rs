@@ -137,8 +137,19 @@ pub enum Match {
     Protocol(u8),
     /// Destination port of TCP, UDP, SCTP.
     DestinationPort(u16),
+    /// Destination port of TCP, UDP, SCTP between these, both included.
+    DestinationPorts(u16, u16),
     /// Destination address is one of the host (`fib daddr type local`).
     DestinationLocal,
+    /// The connection's destination was translated (`ct status dnat`).
+    DestinationTranslated,
+    /// `ct mark & mask` equal to the value.
+    ConnectionMark {
+        /// Bits that must be set under the mask.
+        value: u32,
+        /// Which bits are looked at.
+        mask: u32,
+    },
     /// Source hardware address; for tables of family bridge.
     SourceMac(Mac),
 }
@@ -153,6 +164,11 @@ pub enum Statement {
         /// Choose the port at random, not by the kernel's default order.
         fully_random: bool,
     },
+    /// Source becomes this address.
+    Snat {
+        /// New source address.
+        to: IpAddr,
+    },
     /// Destination becomes this address and port.
     Dnat {
         /// New destination address.
@@ -162,6 +178,8 @@ pub enum Statement {
     },
     /// `meta mark set meta mark | bits`.
     OrMark(u32),
+    /// `ct mark set ct mark | bits`.
+    OrConnectionMark(u32),
 }
 
 /// Verdicts.
@@ -247,13 +265,16 @@ impl fmt::Display for Rule {
         while let Some(m) = matches.next() {
             match (m, matches.peek()) {
                 // nft joins the protocol and the port of it.
-                (Match::Protocol(protocol @ (6 | 17 | 132)), Some(Match::DestinationPort(port))) => {
+                (
+                    Match::Protocol(protocol @ (6 | 17 | 132)),
+                    Some(port @ (Match::DestinationPort(_) | Match::DestinationPorts(..))),
+                ) => {
                     let name = match protocol {
                         6 => "tcp",
                         17 => "udp",
                         _ => "sctp",
                     };
-                    write!(f, "{name} dport {port} ")?;
+                    write!(f, "{name}{} ", port.to_string().trim_start_matches("th"))?;
                     matches.next();
                 }
                 _ => write!(f, "{m} ")?,
@@ -290,7 +311,12 @@ impl fmt::Display for Match {
             Match::Protocol(132) => f.write_str("meta l4proto sctp"),
             Match::Protocol(other) => write!(f, "meta l4proto {other}"),
             Match::DestinationPort(port) => write!(f, "th dport {port}"),
+            Match::DestinationPorts(first, last) => write!(f, "th dport {first}-{last}"),
             Match::DestinationLocal => f.write_str("fib daddr type local"),
+            Match::DestinationTranslated => f.write_str("ct status dnat"),
+            Match::ConnectionMark { value, mask } => {
+                write!(f, "ct mark & 0x{mask:08x} == 0x{value:08x}")
+            }
             Match::SourceMac(mac) => write!(f, "ether saddr {mac}"),
         }
     }
@@ -302,9 +328,11 @@ impl fmt::Display for Statement {
             Statement::Verdict(verdict) => verdict.fmt(f),
             Statement::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Statement::Masquerade { fully_random: false } => f.write_str("masquerade"),
+            Statement::Snat { to } => write!(f, "snat to {to}"),
             Statement::Dnat { to: IpAddr::V4(ip), port } => write!(f, "dnat to {ip}:{port}"),
             Statement::Dnat { to: IpAddr::V6(ip), port } => write!(f, "dnat to [{ip}]:{port}"),
             Statement::OrMark(bits) => write!(f, "meta mark set meta mark | 0x{bits:08x}"),
+            Statement::OrConnectionMark(bits) => write!(f, "ct mark set ct mark | 0x{bits:08x}"),
         }
     }
 }
