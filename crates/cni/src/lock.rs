@@ -1,6 +1,7 @@
 //! A lock between processes: `flock` on a file, with a limit on the wait.
 
 use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -8,6 +9,20 @@ use model::cni::{Error, code};
 
 /// How long a call waits for another one before it tells the runtime to try again.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// A lock by name, for what several calls build together.
+///
+/// # Errors
+/// The file cannot be made, or the wait ran out.
+pub fn named(state_dir: &Path, name: &str) -> Result<File, Error> {
+    let dir = state_dir.join("locks");
+    let file = dir.join(name);
+    let open = || File::options().write(true).create(true).truncate(false).open(&file);
+    let opened = open().or_else(|_| std::fs::create_dir_all(&dir).and_then(|()| open()));
+    let opened = opened.map_err(|e| Error::new(code::IO, format!("open {}: {e}", file.display())))?;
+    exclusive(&opened, &format!("{name} ({})", file.display()))?;
+    Ok(opened)
+}
 
 /// Takes the exclusive lock; it ends with the file. `what` is named in the error.
 ///

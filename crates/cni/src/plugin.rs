@@ -14,6 +14,7 @@ mod sbr;
 mod static_ipam;
 mod tap;
 mod tuning;
+mod veth_to_host;
 
 use model::cni::{CniResult, Error, version};
 
@@ -36,6 +37,16 @@ pub struct Plugin {
     /// Removes what belongs to no valid attachment.
     pub gc: fn(&Call) -> Result<(), Error>,
 }
+
+const VETH_TO_HOST: Plugin = Plugin {
+    name: "veth-to-host",
+    versions: version::ALL,
+    add: veth_to_host::add,
+    del: veth_to_host::del,
+    check: veth_to_host::check,
+    status: veth_to_host::status,
+    gc: veth_to_host::gc,
+};
 
 /// All plugins.
 pub const ALL: &[Plugin] = &[
@@ -75,6 +86,9 @@ pub const ALL: &[Plugin] = &[
         status: nothing,
         gc: nothing,
     },
+    VETH_TO_HOST,
+    // The model of veth-to-host, whose configuration is a part of its own.
+    Plugin { name: "unnumbered-ptp", ..VETH_TO_HOST },
     Plugin {
         name: "portmap",
         versions: version::ALL,

@@ -297,6 +297,14 @@ pub fn wait_up(netns: Option<&Netns>, rtnl: &mut Rtnl, index: u32, up: bool) -> 
     Err(Error::internal(format!("bridge port in error state: {state}")))
 }
 
+/// Waits until both ends of a pair are operationally up: until then the kernel drops what is sent. One that
+/// somebody else took down is not our failure.
+pub fn await_carrier(netns: &Netns, inner: (&mut Rtnl, u32), outer: (&mut Rtnl, u32)) {
+    if wait_up(Some(netns), inner.0, inner.1, true).is_ok() {
+        let _ = wait_up(None, outer.0, outer.1, true);
+    }
+}
+
 /// Asks `done` now and after each notification of a group; false when the time ran out.
 fn wait(
     netns: Option<&Netns>,

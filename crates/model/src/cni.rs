@@ -31,6 +31,7 @@ pub mod static_ipam;
 pub mod tap;
 pub mod tuning;
 pub mod version;
+pub mod veth_to_host;
 pub mod vrf;
 
 pub use args::Args;

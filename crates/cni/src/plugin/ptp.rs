@@ -98,9 +98,7 @@ fn make<'a>(
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
         masquerade::add(call, &addresses)?;
     }
-    // Until the carrier is noticed the kernel drops what the pod sends. A pod whose end somebody else took
-    // down is not our failure.
-    let _ = pod::wait_up(Some(netns), inside, link.index, true);
+    pod::await_carrier(netns, (inside, link.index), (&mut host, port));
     let port = pod::wait_up(None, &mut host, port, false)?;
     result.interfaces[0] = device::interface(call, &port, "");
     if let Some(dns) = &conf.dns {

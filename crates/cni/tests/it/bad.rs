@@ -161,3 +161,27 @@ fn a_spoof_check_is_not_passed_over() {
     assert!(text.starts_with("macspoofchk true: "), "{text}");
     assert!(host.call("bridge", "DEL", &pod, conf).ok);
 }
+
+/// Kernels without a kind of device say so, and how to help it.
+#[test]
+fn a_missing_kind_of_device_is_named() {
+    for (kind, members) in
+        [("ipvlan", r#""master": "up0""#), ("vlan", r#""master": "up0", "vlanId": 7"#), ("dummy", "")]
+    {
+        if Host::new().has(kind) {
+            println!("SKIP a_missing_kind_of_device_is_named ({kind}): this kernel has {kind}");
+            continue;
+        }
+        let host = Host::new();
+        crate::macvlan::wire(&host);
+        let (netns, pod) = pod("c1");
+        let ipam = r#""type": "host-local", "dataDir": "DIR", "subnet": "10.9.1.0/24""#;
+        let case = crate::witness::Case { plugin: kind, version: "1.0.0", members, ipam, args: "" };
+        let conf = case.conf(&host);
+        let (_, text) = host.call(kind, "ADD", &pod, &conf).error();
+        assert!(text.contains(&format!("failed to create {kind}: ")), "{text}");
+        assert!(text.contains(&format!("load the module {kind}")), "{text}");
+        assert!(!ip_in(&netns, "link show").contains("eth0"));
+        assert!(host.files("networks").iter().all(|f| !f.contains("10.9")));
+    }
+}

@@ -1,6 +1,6 @@
 //! `macvlan`, and with it `ipvlan` and `vlan`, beside Debian's. Kernels without a kind skip its rows.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::{Host, Pod, debian, ip_in, kernel_has, pod, with};
 use crate::witness::Case;
@@ -93,7 +93,6 @@ fn pods_on_one_master_hear_each_other() {
         wire(&host);
         let conf = case(kind, "1.1.0", members, DUAL).conf(&host);
         let pods: Vec<_> = ["c1", "c2"].into_iter().map(pod).collect();
-        let begun = Instant::now();
         for (_, pod) in &pods {
             let result = host.call(kind, "ADD", pod, &conf).expect("ADD");
             let mtu = result.get("interfaces").and_then(|i| i.as_array()?[0].get("mtu").cloned());
@@ -104,7 +103,9 @@ fn pods_on_one_master_hear_each_other() {
                 break;
             }
         }
-        assert!(begun.elapsed() < Duration::from_millis(1400), "{:?}", begun.elapsed());
+        // Usable, though others on the wire are still being asked.
+        let text = ip_in(&pods[0].0, "-6 addr show dev eth0 scope global");
+        assert!(text.contains("optimistic") || !text.contains("tentative"), "{text}");
         if kind == "vlan" {
             continue;
         }
@@ -230,28 +231,6 @@ fn faults_leave_nothing() {
         assert_eq!(host.files("state/attachments"), [""; 0]);
         // A runtime that does not believe it calls DEL.
         assert!(host.call(case.plugin, "DEL", &pod, &case.conf(&host)).ok || have == 7);
-    }
-}
-
-/// Kernels without a kind of device say so, and how to help it.
-#[test]
-fn a_missing_kind_is_named() {
-    for (kind, members) in
-        [("ipvlan", r#""master": "up0""#), ("vlan", r#""master": "up0", "vlanId": 7"#), ("dummy", "")]
-    {
-        if Host::new().has(kind) {
-            println!("SKIP a_missing_kind_is_named ({kind}): this kernel has {kind}");
-            continue;
-        }
-        let host = Host::new();
-        wire(&host);
-        let (netns, pod) = pod("c1");
-        let conf = case(kind, "1.0.0", members, V4).conf(&host);
-        let (_, text) = host.call(kind, "ADD", &pod, &conf).error();
-        assert!(text.contains(&format!("failed to create {kind}: ")), "{text}");
-        assert!(text.contains(&format!("load the module {kind}")), "{text}");
-        assert!(!ip_in(&netns, "link show").contains("eth0"));
-        assert!(host.files("networks").iter().all(|f| !f.contains("10.9")));
     }
 }
 

@@ -22,4 +22,6 @@ mod sbr;
 mod static_ipam;
 mod tap;
 mod tuning;
+mod underlay;
+mod veth_to_host;
 mod witness;

@@ -1,6 +1,6 @@
 //! `ptp` beside Debian's, and what ours does better.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::{Host, Pod, debian, ip_in, pod, with};
 use crate::witness::Case;
@@ -51,10 +51,7 @@ fn ipv6_is_usable_at_once() {
     let host = Host::new();
     let (netns, pod) = pod("c1");
     let conf = case("1.0.0", "", ROUTES).conf(&host);
-    let begun = Instant::now();
     host.call("ptp", "ADD", &pod, &conf).expect("ADD");
-    let took = begun.elapsed();
-    assert!(took < Duration::from_millis(1000), "{took:?}");
     for netns in [&netns, &host.netns] {
         let text = ip_in(netns, "-6 addr show scope global");
         assert!(text.contains("2001:db8:9::") && !text.contains("tentative"), "{text}");

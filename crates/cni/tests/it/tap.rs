@@ -51,10 +51,7 @@ fn a_tap_device_as_configured() {
         let conf = case(version, members, ipam).conf(&host);
         let mut command = host.prepare(&[&host.bin().display().to_string()], "tap", "ADD", &pod);
         command.env("CNI_ARGS", args);
-        let begun = std::time::Instant::now();
         let result = Answer::of(host.run(&mut command, &conf)).expect(&conf);
-        // Nobody has opened it, so there is no carrier, and nothing to wait for.
-        assert!(begun.elapsed() < std::time::Duration::from_secs(2));
         let link = ip_in(&netns, "-d link show eth0");
         for want in want {
             assert!(link.contains(want), "{want:?} in {link}");

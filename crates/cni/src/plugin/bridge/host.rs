@@ -12,8 +12,8 @@ use kernel::link::{
 use kernel::netlink::Message;
 use kernel::rtnl::Rtnl;
 use kernel::sysctl;
+use model::cni::Error;
 use model::cni::bridge::BridgeConf;
-use model::cni::{Error, code};
 use model::{IfName, Mac};
 use plan::state::LinkKind;
 
@@ -35,13 +35,7 @@ const DEFAULT_VLAN: u16 = 1;
 /// # Errors
 /// The file cannot be made, or the wait ran out.
 pub fn lock_bridge(state_dir: &Path, bridge: IfName) -> Result<File, Error> {
-    let dir = state_dir.join("locks");
-    let file = dir.join(bridge.as_str());
-    let open = || File::options().write(true).create(true).truncate(false).open(&file);
-    let opened = open().or_else(|_| std::fs::create_dir_all(&dir).and_then(|()| open()));
-    let opened = opened.map_err(|e| Error::new(code::IO, format!("open {}: {e}", file.display())))?;
-    lock::exclusive(&opened, &format!("bridge {bridge} ({})", file.display()))?;
-    Ok(opened)
+    lock::named(state_dir, bridge.as_str())
 }
 
 /// The bridge, made if it is not there.
