@@ -15,6 +15,7 @@ mod static_ipam;
 mod tap;
 mod tuning;
 mod veth_to_host;
+mod vrf;
 
 use model::cni::{CniResult, Error, version};
 
@@ -196,6 +197,15 @@ pub const ALL: &[Plugin] = &[
         check: tuning::check,
         status: tuning::status,
         gc: tuning::gc,
+    },
+    Plugin {
+        name: "vrf",
+        versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        add: vrf::add,
+        del: vrf::del,
+        check: vrf::check,
+        status: vrf::status,
+        gc: nothing,
     },
 ];
 

@@ -173,7 +173,7 @@ fn a_missing_kind_of_device_is_named() {
             continue;
         }
         let host = Host::new();
-        crate::macvlan::wire(&host);
+        crate::children::wire(&host);
         let (netns, pod) = pod("c1");
         let ipam = r#""type": "host-local", "dataDir": "DIR", "subnet": "10.9.1.0/24""#;
         let case = crate::witness::Case { plugin: kind, version: "1.0.0", members, ipam, args: "" };

@@ -25,6 +25,8 @@ pub struct Underlay {
     pub internet: Netns,
     /// A pod of an overlay on the node: 10.244.1.5, fd44::5.
     pub overlay: Netns,
+    /// The plugin that puts pods into the underlay.
+    pub kind: &'static str,
     stop: Arc<AtomicBool>,
     _switch: Netns,
     _router: Netns,
@@ -87,7 +89,8 @@ impl Underlay {
             }
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let lab = Underlay { node, remote, internet, overlay, stop, _switch: switch, _router: router };
+        let kind = "macvlan";
+        let lab = Underlay { kind, node, remote, internet, overlay, stop, _switch: switch, _router: router };
         for netns in [&lab.node.netns, &lab.remote.netns, &lab.internet, &lab.overlay] {
             lab.serve(netns);
         }
@@ -111,7 +114,7 @@ impl Underlay {
         });
     }
 
-    /// A pod on one of the nodes: macvlan, then veth-to-host with the given members. Serves.
+    /// A pod on one of the nodes: into the underlay, then veth-to-host with the given members. Serves.
     pub fn pod(&self, host: &Host, id: &str, members: &str) -> Attached {
         let (netns, pod) = pod(id);
         ip_in(&netns, "link set lo up");
@@ -121,7 +124,7 @@ impl Underlay {
             kernel::sysctl::write_in(&netns, &key, &strict).unwrap();
         }
         let chain = conflist(host, if std::ptr::eq(host, &self.node) { 50 } else { 70 }, "1.0.0", members);
-        let first = host.call("macvlan", "ADD", &pod, &chain[0]).expect("ADD of macvlan");
+        let first = host.call(self.kind, "ADD", &pod, &chain[0]).expect("ADD into the underlay");
         let told = with(&chain[1], "prevResult", first);
         let result = host.call("veth-to-host", "ADD", &pod, &told).expect("ADD of veth-to-host");
         self.serve(&netns);

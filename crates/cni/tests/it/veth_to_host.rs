@@ -138,6 +138,19 @@ fn twelve_paths_of_split_mode_with_sources_kept() {
     }
 }
 
+/// The same after ipvlan, whose pods have the hardware address of the node.
+#[test]
+fn twelve_paths_after_ipvlan() {
+    if !crate::harness::kernel_has("veth_to_host::twelve_paths_after_ipvlan", "ipvlan") {
+        return;
+    }
+    for (members, want) in [(r#", "ipMasq": true"#, REFERENCE), (SERVICES, SPLIT)] {
+        let mut lab = Underlay::new(true);
+        lab.kind = "ipvlan";
+        walk(&lab, members, 0, want);
+    }
+}
+
 /// As published, failures included (cni.md 2.19.5, A and B).
 #[test]
 fn twelve_paths_of_the_tutorial() {

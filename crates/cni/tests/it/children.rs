@@ -1,4 +1,5 @@
-//! `macvlan`, and with it `ipvlan` and `vlan`, beside Debian's. Kernels without a kind skip its rows.
+//! Interfaces on top of others beside Debian's: macvlan here, ipvlan and VLANs where the kernel has them.
+//! What not every kernel has is named in the tests' names: the guest of `cargo xtask vm` chooses by them.
 
 use std::time::Duration;
 
@@ -33,94 +34,159 @@ pub fn wire(host: &Host) {
 /// the configuration, addresses from arguments and from the runtime.
 #[test]
 fn results_and_state_are_those_of_debians_plugins() {
-    if !debian("macvlan::results_and_state_are_those_of_debians_plugins") {
+    same_as_debian("macvlan");
+}
+
+#[test]
+fn ipvlan_is_that_of_debians_plugins() {
+    same_as_debian("ipvlan");
+}
+
+#[test]
+fn vlan_is_that_of_debians_plugins() {
+    same_as_debian("vlan");
+}
+
+fn same_as_debian(kind: &str) {
+    let test = format!("children::{kind}_is_that_of_debians_plugins");
+    if !kernel_has(&test, kind) || !debian(&test) {
         return;
     }
     let up0 = r#""master": "up0""#;
     let layer_2 = r#""master": "up0", "mode": "bridge""#;
     let runtime = r#""master": "up0", "runtimeConfig": {"mac": "0a:00:00:00:00:07"}"#;
-    for kind in ["macvlan", "ipvlan", "vlan"] {
-        let test = format!("{kind}::results_and_state_are_those_of_debians_plugins");
-        if !kernel_has(&test, kind) {
-            continue;
-        }
-        let rows = match kind {
-            "macvlan" => vec![
-                case(kind, "0.1.0", up0, V4),
-                case(kind, "0.2.0", up0, DUAL),
-                case(kind, "0.3.0", up0, V4),
-                case(kind, "0.3.1", "", V4),
-                case(kind, "0.4.0", r#""master": "up0", "mode": "private", "mtu": 1400"#, V4),
-                case(kind, "1.0.0", r#""master": "up0", "mode": "vepa""#, DUAL),
-                case(kind, "1.0.0", r#""master": "up0", "mode": "passthru""#, V4),
-                case(kind, "1.0.0", layer_2, ""),
-                case(kind, "0.3.1", layer_2, ""),
-                case(kind, "1.0.0", runtime, V4),
-                Case { args: "IgnoreUnknown=1;MAC=0a:00:00:00:00:08", ..case(kind, "1.0.0", up0, V4) },
-                Case { args: "IgnoreUnknown=1;MAC=0a:00:00:00:00:08", ..case(kind, "1.0.0", runtime, V4) },
-            ],
-            "ipvlan" => vec![
-                case(kind, "0.2.0", up0, V4),
-                case(kind, "0.3.1", "", V4),
-                case(kind, "0.4.0", r#""master": "up0", "mode": "l3""#, DUAL),
-                case(kind, "1.0.0", r#""master": "up0", "mode": "l3s", "mtu": 1400"#, V4),
-            ],
-            _ => vec![
-                case(kind, "0.2.0", r#""master": "up0", "vlanId": 100"#, V4),
-                case(kind, "0.4.0", r#""master": "up0", "vlanId": 4094, "mtu": 1400"#, V4),
-                case(kind, "1.0.0", r#""master": "up0", "vlanId": 1"#, DUAL),
-            ],
-        };
-        for case in rows {
-            let keys = ["net/ipv6/conf/eth0/disable_ipv6", "net/ipv6/conf/eth0/accept_dad"];
-            case.same_as_debian(wire, &keys, str::to_owned);
-        }
+    let rows = match kind {
+        "macvlan" => vec![
+            case(kind, "0.1.0", up0, V4),
+            case(kind, "0.2.0", up0, DUAL),
+            case(kind, "0.3.0", up0, V4),
+            case(kind, "0.3.1", "", V4),
+            case(kind, "0.4.0", r#""master": "up0", "mode": "private", "mtu": 1400"#, V4),
+            case(kind, "1.0.0", r#""master": "up0", "mode": "vepa""#, DUAL),
+            case(kind, "1.0.0", r#""master": "up0", "mode": "passthru""#, V4),
+            case(kind, "1.0.0", layer_2, ""),
+            case(kind, "0.3.1", layer_2, ""),
+            case(kind, "1.0.0", runtime, V4),
+            Case { args: "IgnoreUnknown=1;MAC=0a:00:00:00:00:08", ..case(kind, "1.0.0", up0, V4) },
+            Case { args: "IgnoreUnknown=1;MAC=0a:00:00:00:00:08", ..case(kind, "1.0.0", runtime, V4) },
+        ],
+        "ipvlan" => vec![
+            case(kind, "0.2.0", up0, V4),
+            case(kind, "0.3.1", "", V4),
+            case(kind, "0.4.0", r#""master": "up0", "mode": "l3""#, DUAL),
+            case(kind, "1.0.0", r#""master": "up0", "mode": "l3s", "mtu": 1400"#, V4),
+        ],
+        _ => vec![
+            case(kind, "0.2.0", r#""master": "up0", "vlanId": 100"#, V4),
+            case(kind, "0.4.0", r#""master": "up0", "vlanId": 4094, "mtu": 1400"#, V4),
+            case(kind, "1.0.0", r#""master": "up0", "vlanId": 1"#, DUAL),
+        ],
+    };
+    for case in rows {
+        let keys = ["net/ipv6/conf/eth0/disable_ipv6", "net/ipv6/conf/eth0/accept_dad"];
+        case.same_as_debian(wire, &keys, str::to_owned);
     }
 }
 
 /// Pods on one master hear each other, and IPv6 does not wait for its duplicate detection.
 #[test]
 fn pods_on_one_master_hear_each_other() {
-    for (kind, members) in [
-        ("macvlan", r#""master": "up0""#),
-        ("ipvlan", r#""master": "up0""#),
-        ("vlan", r#""master": "up0", "vlanId": 7"#),
-    ] {
-        if !kernel_has(&format!("{kind}::pods_on_one_master_hear_each_other"), kind) {
-            continue;
-        }
-        let host = Host::new();
-        wire(&host);
-        let conf = case(kind, "1.1.0", members, DUAL).conf(&host);
-        let pods: Vec<_> = ["c1", "c2"].into_iter().map(pod).collect();
-        for (_, pod) in &pods {
-            let result = host.call(kind, "ADD", pod, &conf).expect("ADD");
-            let mtu = result.get("interfaces").and_then(|i| i.as_array()?[0].get("mtu").cloned());
-            assert_eq!(mtu, Some(1500.into()), "the result of 1.1 tells the MTU");
-            host.call(kind, "CHECK", pod, &with(&conf, "prevResult", result)).expect("CHECK");
-            if kind == "vlan" {
-                // One master has one device of a VLAN.
-                break;
-            }
-        }
-        // Usable, though others on the wire are still being asked.
-        let text = ip_in(&pods[0].0, "-6 addr show dev eth0 scope global");
-        assert!(text.contains("optimistic") || !text.contains("tentative"), "{text}");
-        if kind == "vlan" {
-            continue;
-        }
-        for (from, to) in [("10.9.1.2:0", "10.9.1.3:7000"), ("[2001:db8:9::2]:0", "[2001:db8:9::3]:7000")] {
-            let receiver = pods[1].0.run(|| std::net::UdpSocket::bind(to).unwrap()).unwrap();
-            receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-            let sender = pods[0].0.run(|| std::net::UdpSocket::bind(from).unwrap()).unwrap();
-            let mut buffer = [0; 16];
-            let heard = (0..50).any(|_| {
-                let _ = sender.send_to(b"hello", to);
-                receiver.recv_from(&mut buffer).is_ok()
-            });
-            assert!(heard, "{kind} {from} {to}");
-        }
+    hear_each_other("macvlan");
+}
+
+#[test]
+fn ipvlan_pods_hear_each_other() {
+    hear_each_other("ipvlan");
+}
+
+fn hear_each_other(kind: &str) {
+    if !kernel_has(&format!("children::{kind}_pods_hear_each_other"), kind) {
+        return;
     }
+    let host = Host::new();
+    wire(&host);
+    let conf = case(kind, "1.1.0", r#""master": "up0""#, DUAL).conf(&host);
+    let pods: Vec<_> = ["c1", "c2"].into_iter().map(pod).collect();
+    for (netns, pod) in &pods {
+        let result = host.call(kind, "ADD", pod, &conf).expect("ADD");
+        let mtu = result.get("interfaces").and_then(|i| i.as_array()?[0].get("mtu").cloned());
+        assert_eq!(mtu, Some(1500.into()), "the result of 1.1 tells the MTU");
+        // Usable, though others on the wire are still being asked.
+        let text = ip_in(netns, "-6 addr show dev eth0 scope global");
+        assert!(text.contains("optimistic") || !text.contains("tentative"), "{text}");
+        host.call(kind, "CHECK", pod, &with(&conf, "prevResult", result)).expect("CHECK");
+    }
+    for (from, to) in [("10.9.1.2:0", "10.9.1.3:7000"), ("[2001:db8:9::2]:0", "[2001:db8:9::3]:7000")] {
+        let receiver = pods[1].0.run(|| std::net::UdpSocket::bind(to).unwrap()).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let sender = pods[0].0.run(|| std::net::UdpSocket::bind(from).unwrap()).unwrap();
+        let mut buffer = [0; 16];
+        let heard = (0..100).any(|_| {
+            let _ = sender.send_to(b"hello", to);
+            receiver.recv_from(&mut buffer).is_ok()
+        });
+        assert!(heard, "{kind} {from} {to}");
+    }
+}
+
+/// Chained after another plugin, ipvlan takes its addresses and its interface (cni.md 2.12).
+#[test]
+fn ipvlan_takes_the_addresses_of_the_plugin_before() {
+    if !kernel_has("children::ipvlan_takes_the_addresses_of_the_plugin_before", "ipvlan") {
+        return;
+    }
+    let host = Host::new();
+    wire(&host);
+    let (netns, pod) = pod("c1");
+    let before = r#"{"cniVersion": "1.0.0", "interfaces": [{"name": "up0"}],
+        "ips": [{"address": "10.9.1.7/24", "interface": 0}], "routes": [{"dst": "10.8.0.0/16", "gw": "10.9.1.1"}]}"#;
+    let conf =
+        with(&case("ipvlan", "1.0.0", "", "").conf(&host), "prevResult", before.parse::<Json>().unwrap());
+    let result = host.call("ipvlan", "ADD", &pod, &conf).expect("ADD");
+    assert!(ip_in(&netns, "addr show eth0").contains("10.9.1.7/24"));
+    assert!(ip_in(&netns, "route").contains("10.8.0.0/16 via 10.9.1.1 dev eth0"));
+    assert_eq!(result.get("interfaces").and_then(Json::as_array).map(<[Json]>::len), Some(1));
+    assert!(host.call("ipvlan", "DEL", &pod, &conf).ok);
+}
+
+#[test]
+fn vlan_reaches_the_other_end_of_its_wire() {
+    if !kernel_has("children::vlan_reaches_the_other_end_of_its_wire", "vlan") {
+        return;
+    }
+    let host = Host::new();
+    wire(&host);
+    host.ip("link add link up1 name far type vlan id 7");
+    host.ip("addr add 10.9.1.200/24 dev far");
+    host.ip("link set far up");
+    let (netns, pod) = pod("c1");
+    let conf = case("vlan", "1.0.0", r#""master": "up0", "vlanId": 7, "mtu": 1400"#, DUAL).conf(&host);
+    let result = host.call("vlan", "ADD", &pod, &conf).expect("ADD");
+    let told = with(&conf, "prevResult", result);
+    host.call("vlan", "CHECK", &pod, &told).expect("CHECK");
+    for (change, want) in [
+        (with(&told, "vlanId", 8), "has vlan id 7, configured is 8"),
+        (with(&told, "mtu", 1300), "has vlan MTU 1400, configured is 1300"),
+    ] {
+        let (_, text) = host.call("vlan", "CHECK", &pod, &change).error();
+        assert!(text.contains(want), "{text}");
+    }
+    let refused = netns.run(|| {
+        let to = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        to.connect("10.9.1.200:9").unwrap();
+        to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        (0..20).any(|_| {
+            let _ = to.send(b"x");
+            to.recv(&mut [0; 8]).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
+    });
+    assert!(refused.unwrap());
+    // A second one of the same VLAN is the kernel's to refuse; nothing is left.
+    let (other, second) = crate::harness::pod("c2");
+    let (_, text) = host.call("vlan", "ADD", &second, &conf).error();
+    assert!(text.contains("failed to create vlan"), "{text}");
+    assert!(!ip_in(&other, "link show").contains("eth0"));
+    assert!(!host.files("networks").contains(&"net/10.9.1.3".to_owned()));
 }
 
 #[test]
@@ -268,24 +334,32 @@ fn del_needs_neither_namespace_nor_master() {
 /// A master of the pod's own, as made by a plugin before.
 #[test]
 fn the_master_may_be_in_the_pod() {
-    for (kind, members) in [
-        ("macvlan", r#""master": "in0", "linkInContainer": true"#),
-        ("ipvlan", r#""master": "in0", "linkInContainer": true"#),
-        ("vlan", r#""master": "in0", "linkInContainer": true, "vlanId": 7"#),
-    ] {
-        if !kernel_has(&format!("{kind}::the_master_may_be_in_the_pod"), kind) {
-            continue;
-        }
-        let host = Host::new();
-        let (netns, pod) = pod("c1");
-        ip_in(&netns, "link add in0 type veth peer name in1");
-        let conf = case(kind, "1.0.0", members, V4).conf(&host);
-        let result = host.call(kind, "ADD", &pod, &conf).expect(kind);
-        assert!(ip_in(&netns, "link show eth0").contains("eth0@in0"), "{}", ip_in(&netns, "link show"));
-        host.call(kind, "CHECK", &pod, &with(&conf, "prevResult", result)).expect(kind);
-        assert!(host.call(kind, "DEL", &pod, &conf).ok);
-        assert!(!ip_in(&netns, "link show").contains("eth0"));
+    master_in_pod("macvlan", "");
+}
+
+#[test]
+fn ipvlan_and_vlan_in_the_pod() {
+    master_in_pod("ipvlan", "");
+    master_in_pod("vlan", r#", "vlanId": 7"#);
+}
+
+fn master_in_pod(kind: &str, more: &str) {
+    if !kernel_has(&format!("children::{kind}_in_the_pod"), kind) {
+        return;
     }
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    ip_in(&netns, "link add in0 type veth peer name in1");
+    let members = format!(r#""master": "in0", "linkInContainer": true{more}"#);
+    let conf = case(kind, "1.0.0", &members, V4).conf(&host);
+    // Its gateway is reached only when the master is up.
+    ip_in(&netns, "link set in0 up");
+    ip_in(&netns, "link set in1 up");
+    let result = host.call(kind, "ADD", &pod, &conf).expect(kind);
+    assert!(ip_in(&netns, "link show eth0").contains("eth0@in0"), "{}", ip_in(&netns, "link show"));
+    host.call(kind, "CHECK", &pod, &with(&conf, "prevResult", result)).expect(kind);
+    assert!(host.call(kind, "DEL", &pod, &conf).ok);
+    assert!(!ip_in(&netns, "link show").contains("eth0"));
 }
 
 /// Waiting is for those who ask for it.
