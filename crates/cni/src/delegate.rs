@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
+use kernel::process;
 use model::cni::{CniResult, Error, code, version};
 use model::gojson::Json;
 
@@ -97,47 +98,36 @@ fn same_bytes(a: &mut File, b: &mut File) -> std::io::Result<bool> {
     }
 }
 
+/// How long a foreign plugin may take (decision 0121): less than its caller waits for ours, so that the
+/// answer names the one that hangs. Runtimes allow two minutes and more for ADD, one for DEL.
+fn limit(verb: Verb) -> Duration {
+    let own = std::env::var("LODEN_CNI_TIMEOUT").ok().and_then(|text| text.parse().ok());
+    let default = match verb {
+        Verb::Add => 100,
+        Verb::Status => 10,
+        Verb::Del | Verb::Check | Verb::Gc => 50,
+    };
+    Duration::from_secs(own.filter(|seconds| *seconds > 0).unwrap_or(default))
+}
+
 fn execute(file: &Path, verb: Verb, input: &[u8]) -> Result<Vec<u8>, Error> {
     let failed = |e: std::io::Error| Error::internal(format!("execute plugin {}: {e}", file.display()));
-    let mut child = spawn(file, verb).map_err(failed)?;
-    let mut stdin = child.stdin.take();
-    let output = std::thread::scope(|scope| {
-        // A plugin may answer before it has read everything, or not read at all.
-        scope.spawn(move || stdin.take().map(|mut pipe| pipe.write_all(input)));
-        child.wait_with_output()
-    });
-    let output = output.map_err(failed)?;
+    let (limit, mut command) = (limit(verb), Command::new(file));
+    command.env("CNI_COMMAND", verb.name());
+    let output = process::run(&mut command, input.to_vec(), limit).map_err(failed)?;
+    let Some(output) = output else {
+        let (file, verb, limit) = (file.display(), verb.name(), limit.as_secs());
+        let msg = format!("plugin {file} did not answer {verb} within {limit} s and was killed");
+        let way_out = "see what it waits for; LODEN_CNI_TIMEOUT sets another limit in seconds";
+        return Err(Error::new(code::TRY_LATER, msg).details(way_out));
+    };
     if output.status.success() {
         let _ = std::io::stderr().lock().write_all(&output.stderr);
         return Ok(output.stdout);
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let (text, stderr, status) = (text.trim(), stderr.trim(), output.status);
-    Err(match (text.is_empty(), stderr.is_empty()) {
-        (true, true) => Error::internal(format!("netplugin failed with no error message: {status}")),
-        (true, false) => Error::internal(format!("netplugin failed: {stderr:?}: {status}")),
-        _ => Error::parse(text).unwrap_or_else(|| {
-            Error::internal(format!("netplugin failed but error parsing its diagnostic message {text:?}"))
-        }),
-    })
-}
-
-/// A file that somebody writes in place cannot be executed for a moment: tried for five seconds.
-fn spawn(file: &Path, verb: Verb) -> std::io::Result<std::process::Child> {
-    let mut tries = 50;
-    loop {
-        let mut command = Command::new(file);
-        command.env("CNI_COMMAND", verb.name());
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        match pipes.spawn() {
-            Err(e) if e.kind() == ErrorKind::ExecutableFileBusy && tries > 0 => {
-                tries -= 1;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            other => return other,
-        }
-    }
+    Err(Error::of_failure(text.trim(), stderr.trim(), &output.status.to_string()))
 }
 
 fn config_version(input: &[u8]) -> String {

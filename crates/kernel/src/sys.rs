@@ -189,3 +189,13 @@ pub fn make_tap(
     }
     Ok(())
 }
+
+/// Kills a process group. One that is gone counts as killed.
+pub fn kill_group(id: u32) -> io::Result<()> {
+    let id = libc::pid_t::try_from(id).map_err(io::Error::other)?;
+    // SAFETY: no pointers.
+    match check(unsafe { libc::killpg(id, libc::SIGKILL) }) {
+        Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(e),
+        _ => Ok(()),
+    }
+}

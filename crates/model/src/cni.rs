@@ -13,8 +13,10 @@ macro_rules! json {
 
 pub mod args;
 pub mod bridge;
+pub mod cache;
 pub mod child;
 pub mod common;
+pub mod conflist;
 pub mod error;
 pub mod firewall;
 pub mod flannel;

@@ -1,6 +1,7 @@
 //! The commands of `loden`.
 
 mod cleanup;
+mod cni;
 mod config;
 mod docker_opts;
 
@@ -19,6 +20,7 @@ usage: loden COMMAND [ARGUMENT]...
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
+  cni VERB NET NETNS  attach a namespace to a network by CNI plugins, as runtimes do (`loden cni help`)
   cleanup             remove what is ours from this host: the kernel, on request files, pods, flannel
   mk-docker-opts      write Docker's options from subnet.env (`loden mk-docker-opts -h`)
   version             print the version
@@ -39,6 +41,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "agent" => start::agent(program, &words, start::Personality::Loden),
         "lab" => u8::try_from(lab::main(words)).unwrap_or(1),
         "config" => config::main(&words),
+        "cni" => cni::main(&words),
         "cleanup" => cleanup::main(&words),
         "mk-docker-opts" => docker_opts(&words),
         "version" | "-version" | "--version" => print(&format!("loden {}\n", start::VERSION)),

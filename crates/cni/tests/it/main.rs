@@ -7,6 +7,7 @@ mod bad;
 mod bridge;
 mod chain;
 mod children;
+mod driver;
 mod dummy;
 mod firewall;
 mod frame;

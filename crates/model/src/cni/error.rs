@@ -93,6 +93,18 @@ impl Error {
         object.to_indented()
     }
 
+    /// What a plugin that failed told: its error object, or the best that can be made of what it wrote.
+    pub fn of_failure(stdout: &str, stderr: &str, status: &str) -> Error {
+        match (stdout.is_empty(), stderr.is_empty()) {
+            (true, true) => Error::internal(format!("netplugin failed with no error message: {status}")),
+            (true, false) => Error::internal(format!("netplugin failed: {stderr:?}: {status}")),
+            _ => Error::parse(stdout).unwrap_or_else(|| {
+                let what = "netplugin failed but error parsing its diagnostic message";
+                Error::internal(format!("{what} {stdout:?}"))
+            }),
+        }
+    }
+
     /// Reads the error object another plugin printed.
     pub fn parse(text: &str) -> Option<Error> {
         let object: Json = text.parse().ok()?;
