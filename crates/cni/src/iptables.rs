@@ -6,8 +6,7 @@
 //! turns by a lock file, so that shared rules are never made twice (B-11).
 
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -57,7 +56,7 @@ impl Table<'_> {
     /// The tools are missing (code 999) or refuse, another program holds the tables (code 11), or the plan
     /// does; nothing was changed then.
     pub fn update(&self, plan: &dyn Fn(&Saved) -> Result<Vec<String>, Error>) -> Result<(), Error> {
-        let _turn = self.take_turn()?;
+        let _turn = lock::named(self.state_dir, "iptables")?;
         let mut before = self.read()?;
         let mut attempt = 1;
         loop {
@@ -91,24 +90,6 @@ impl Table<'_> {
         let key = TableKey { family: nft_family, name: self.name.to_owned() };
         let found = |nft: &mut Nft, chain: &&str| nft.has_chain(&key, chain).unwrap_or(true);
         Nft::open().is_ok_and(|mut nft| chains.iter().any(|chain| found(&mut nft, chain)))
-    }
-
-    fn take_turn(&self) -> Result<fs::File, Error> {
-        let dir = self.state_dir.join("locks");
-        let path = dir.join("iptables");
-        let open = || {
-            let mut options = fs::OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
-        };
-        let file = match open() {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).and_then(|()| open())
-            }
-            other => other,
-        };
-        let file = file.map_err(|e| Error::new(code::IO, format!("open {}: {e}", path.display())))?;
-        lock::exclusive(&file, &path.display().to_string())?;
-        Ok(file)
     }
 
     fn tool(&self, what: &str) -> String {

@@ -1,6 +1,8 @@
 //! A lock between processes: `flock` on a file, with a limit on the wait.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -10,18 +12,26 @@ use model::cni::{Error, code};
 /// How long a call waits for another one before it tells the runtime to try again.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A lock by name, for what several calls build together.
+/// Takes the lock of that name in our own directory, which is made; it ends with the file.
 ///
 /// # Errors
-/// The file cannot be made, or the wait ran out.
+/// As [`exclusive`], or the file cannot be made.
 pub fn named(state_dir: &Path, name: &str) -> Result<File, Error> {
     let dir = state_dir.join("locks");
-    let file = dir.join(name);
-    let open = || File::options().write(true).create(true).truncate(false).open(&file);
-    let opened = open().or_else(|_| std::fs::create_dir_all(&dir).and_then(|()| open()));
-    let opened = opened.map_err(|e| Error::new(code::IO, format!("open {}: {e}", file.display())))?;
-    exclusive(&opened, &format!("{name} ({})", file.display()))?;
-    Ok(opened)
+    let path = dir.join(name);
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+    };
+    let file = match open() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).and_then(|()| open())
+        }
+        other => other,
+    };
+    let file = file.map_err(|e| Error::new(code::IO, format!("open {}: {e}", path.display())))?;
+    exclusive(&file, &path.display().to_string())?;
+    Ok(file)
 }
 
 /// Takes the exclusive lock; it ends with the file. `what` is named in the error.

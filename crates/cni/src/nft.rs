@@ -1,14 +1,21 @@
 //! Shared nftables tables: a few rules of ours in a table several programs write (cni.md 2.0.6, 2.3).
 
+use std::fs::File;
+use std::time::{Duration, Instant};
+
 use kernel::nft::message::RuleInfo;
 use kernel::nft::{CommentIs, Nft, NftBatch};
 use model::cni::Error;
 use plan::state::{NftRule, NftTable, TableKey};
 
+use crate::lock;
 use crate::pod::internal;
+use crate::skel::state_dir;
 
 /// How often an update is begun again because another program removed what it builds on.
 const ATTEMPTS: usize = 5;
+/// How long other programs may keep us from reading or writing.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The rules of a table that have a comment; none if it is not there or the kernel lacks nftables.
 ///
@@ -16,17 +23,42 @@ const ATTEMPTS: usize = 5;
 /// The kernel's refusal.
 pub fn rules(key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
     let mut nft = Nft::open().map_err(internal)?;
-    let mut rules = read(&mut nft, key)?;
+    let mut rules = read(&mut nft, key, &mut Turn::default())?;
     rules.retain(|rule| rule.comment.is_some());
     Ok(rules)
 }
 
-fn read(nft: &mut Nft, key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
+/// Dozens of pods may start at once, and each change interrupts the listings of all others. Who was
+/// interrupted goes on alone.
+#[derive(Default)]
+struct Turn(Option<File>);
+
+impl Turn {
+    /// True if it is worth another attempt.
+    fn take(&mut self, errno: i32, deadline: Instant) -> bool {
+        /// `EINTR`, `ERESTART`
+        const INTERRUPTED: [i32; 2] = [4, 85];
+        if !INTERRUPTED.contains(&errno) || Instant::now() > deadline {
+            return false;
+        }
+        if self.0.is_none() {
+            // Without a place for a lock there are only more attempts.
+            self.0 = lock::named(&state_dir(), "nftables").ok();
+        }
+        true
+    }
+}
+
+fn read(nft: &mut Nft, key: &TableKey, turn: &mut Turn) -> Result<Vec<RuleInfo>, Error> {
     /// `EPROTONOSUPPORT`, `EOPNOTSUPP`, `EINVAL`: no nftables, or not for this family.
     const NOT_SUPPORTED: [i32; 3] = [93, 95, 22];
-    match nft.rules(key, None) {
-        Err(errno) if NOT_SUPPORTED.contains(&errno.code) => Ok(Vec::new()),
-        other => other.map_err(|e| internal(e).during(format!("list nftables table {key}"))),
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match nft.rules(key, None) {
+            Err(errno) if NOT_SUPPORTED.contains(&errno.code) => return Ok(Vec::new()),
+            Err(errno) if turn.take(errno.code, deadline) => {}
+            other => return other.map_err(|e| internal(e).during(format!("list nftables table {key}"))),
+        }
     }
 }
 
@@ -41,11 +73,13 @@ pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) ->
     const MISSING: i32 = 2;
     let mut nft = Nft::open().map_err(internal)?;
     let mut attempt = 1;
+    let (mut turn, deadline) = (Turn::default(), Instant::now() + PATIENCE);
     loop {
-        let have = read(&mut nft, &table.key)?;
+        let have = read(&mut nft, &table.key, &mut turn)?;
         let Some(batch) = changes(table, &have, add, stale) else { return Ok(()) };
         match nft.commit(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
+            Err(e) if e.code().is_some_and(|errno| turn.take(errno, deadline)) => {}
             other => {
                 nft.leave();
                 return other.map_err(internal);

@@ -79,7 +79,6 @@ impl Env {
     /// Reads the process's environment.
     pub fn read() -> Env {
         let var = |key: &str| std::env::var_os(key).unwrap_or_default().to_string_lossy().into_owned();
-        let own_dir = std::env::var_os("LODEN_CNI_STATE_DIR").filter(|dir| !dir.is_empty());
         let netns_override = var("CNI_NETNS_OVERRIDE");
         Env {
             command: var("CNI_COMMAND"),
@@ -89,7 +88,7 @@ impl Env {
             args: var("CNI_ARGS"),
             path: var("CNI_PATH"),
             netns_override: netns_override == "1" || netns_override.eq_ignore_ascii_case("true"),
-            state_dir: own_dir.map_or_else(|| PathBuf::from(STATE_DIR), PathBuf::from),
+            state_dir: state_dir(),
         }
     }
 
@@ -138,6 +137,12 @@ impl Env {
         }
         Ok(())
     }
+}
+
+/// Where our own records and locks go.
+pub fn state_dir() -> PathBuf {
+    let own = std::env::var_os("LODEN_CNI_STATE_DIR").filter(|dir| !dir.is_empty());
+    own.map_or_else(|| PathBuf::from(STATE_DIR), PathBuf::from)
 }
 
 /// One call of one plugin: everything it is told, checked.

@@ -74,14 +74,18 @@ pub fn status(call: &Call) -> Result<(), Error> {
     Ok(())
 }
 
-/// Releases what no valid attachment holds (B-06). Without a list nothing is known to be invalid.
+/// Releases what no valid attachment holds (B-06). Without a list only what is known to be garbage: of an
+/// earlier boot, or for a namespace that is gone.
 ///
 /// # Errors
 /// The list is malformed, or the store cannot be written.
 pub fn gc(call: &Call) -> Result<(), Error> {
-    let Some(valid) = call.valid_attachments()? else { return Ok(()) };
+    let valid = call.valid_attachments()?;
     let Some(mut store) = Store::open_existing(&data_dir(&call.conf()), call)? else { return Ok(()) };
-    store.keep_only(&valid)?;
+    match valid {
+        Some(valid) => store.keep_only(&valid)?,
+        None => store.free_stale()?,
+    }
     store.save();
     Ok(())
 }
@@ -152,7 +156,7 @@ fn allocate<'a>(
         return Err(Error::internal(msg));
     }
     let last = store.last(n);
-    // Second round: addresses reserved before the last boot belong to nobody any more (B-02).
+    // Second round: addresses of an earlier boot or of a namespace that is gone are nobody's any more (B-02).
     for reclaim in [false, true] {
         for (ip, range) in set.candidates(last) {
             if reclaim && !store.is_stale(ip) {

@@ -56,7 +56,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
     {
         restore(&netns, name, &former);
     }
-    record::remove_file(&file)?;
+    remove_backup(&file)?;
     record::remove(NAME, call)
 }
 
@@ -121,7 +121,7 @@ pub fn gc(call: &Call) -> Result<(), Error> {
     let dir = data_dir(&call.conf());
     record::stale(NAME, call, &valid).iter().try_for_each(|record| {
         if let Ok(name) = IfName::new(&record.ifname) {
-            record::remove_file(&Path::new(&dir).join(backup_name(&record.container_id, name)))?;
+            remove_backup(&Path::new(&dir).join(backup_name(&record.container_id, name)))?;
         }
         record::remove_record(call, record)
     })
@@ -259,6 +259,12 @@ fn look(netns: &Netns, name: IfName) -> Result<(Rtnl, LinkInfo), Error> {
 
 fn backup(dir: &str, call: &Call, name: IfName) -> PathBuf {
     Path::new(dir).join(backup_name(&call.env.container_id, name))
+}
+
+/// With what a killed ADD may have left of it.
+fn remove_backup(file: &Path) -> Result<(), Error> {
+    record::remove_file(&record::temporary(file))?;
+    record::remove_file(file)
 }
 
 fn read_backup(file: &Path) -> Option<Attributes> {

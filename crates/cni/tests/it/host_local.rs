@@ -167,3 +167,84 @@ fn files_of_old_versions_are_understood() {
     assert!(host.call("host-local", "DEL", &pod, &broken).ok);
     assert_eq!(host.files("networks"), ["net/lock"]);
 }
+
+/// Garbage by local truth: the namespace is gone, and nobody is in it (decision 0122).
+#[test]
+fn an_address_outlives_its_namespace_only_until_it_is_needed() {
+    let host = Host::new();
+    let conf = conf(&host, "1.1.0", r#""subnet": "10.1.2.0/29""#);
+    let (living, alive) = crate::harness::pod("c2");
+    assert_eq!(address(&host.call("host-local", "ADD", &alive, &conf).expect("ADD")), "10.1.2.2/29");
+    let (dying, dead) = crate::harness::pod("c3");
+    assert_eq!(address(&host.call("host-local", "ADD", &dead, &conf).expect("ADD")), "10.1.2.3/29");
+    // Its path will be gone, but a process is still there.
+    let (inside, haunted) = crate::harness::pod("c4");
+    assert_eq!(address(&host.call("host-local", "ADD", &haunted, &conf).expect("ADD")), "10.1.2.4/29");
+    let mut ghost = inside.run(|| Command::new("sleep").arg("1000").spawn()).unwrap().unwrap();
+    drop(inside);
+    // A foreign program's, of which nothing is known.
+    std::fs::write(host.path("networks/net/10.1.2.5"), "cX\r\neth0").unwrap();
+    let (_last, other) = crate::harness::pod("c6");
+    assert_eq!(address(&host.call("host-local", "ADD", &other, &conf).expect("ADD")), "10.1.2.6/29");
+    let (_more, next) = crate::harness::pod("c7");
+    assert!(host.call("host-local", "ADD", &next, &conf).error().1.contains("no IP addresses available"));
+    drop(dying);
+    assert!(host.call("host-local", "STATUS", &next, &conf).ok, "there is one to be had");
+    assert_eq!(address(&host.call("host-local", "ADD", &next, &conf).expect("ADD")), "10.1.2.3/29");
+    // The late DEL of the dead one takes nothing from the living.
+    assert!(host.call("host-local", "DEL", &dead, &conf).ok);
+    assert!(host.call("host-local", "CHECK", &next, &conf).ok);
+    let (_more, last) = crate::harness::pod("c8");
+    assert!(host.call("host-local", "ADD", &last, &conf).error().1.contains("no IP addresses available"));
+    // GC without a list removes what is known to be garbage, and nothing else.
+    ghost.kill().unwrap();
+    ghost.wait().unwrap();
+    assert!(host.call("host-local", "GC", &next, &conf).ok);
+    let left = [
+        "net/10.1.2.2",
+        "net/10.1.2.3",
+        "net/10.1.2.5",
+        "net/10.1.2.6",
+        "net/last_reserved_ip.0",
+        "net/lock",
+    ];
+    assert_eq!(host.files("networks"), left);
+    drop(living);
+}
+
+/// System calls of an ADD and a DEL, by strace.
+fn calls(host: &Host, pod: &Pod, conf: &str) -> usize {
+    let mut total = 0;
+    for verb in ["ADD", "DEL"] {
+        let plain = host.prepare(&[&host.bin().display().to_string()], "host-local", verb, pod);
+        let log = host.path("strace");
+        let mut command = Command::new("strace");
+        command.args(["-o", &log]).arg(plain.get_program());
+        command.env_clear().envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let output = host.run(&mut command, conf);
+        assert!(output.status.success(), "{output:?}");
+        total += std::fs::read_to_string(&log).unwrap().lines().count();
+    }
+    total
+}
+
+#[test]
+fn four_thousand_allocations_cost_no_more_calls_than_none() {
+    if !std::path::Path::new("/usr/bin/strace").exists() {
+        println!("SKIP four_thousand_allocations_cost_no_more_calls_than_none: strace is not installed");
+        return;
+    }
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""subnet": "10.64.0.0/16""#);
+    let empty = calls(&host, &pod, &conf);
+    for n in 0..4000 {
+        let path = host.path(&format!("networks/net/10.64.{}.{}", 1 + n / 250, 1 + n % 250));
+        std::fs::write(path, format!("x{n}\r\neth0")).unwrap();
+    }
+    // The first call after a foreign writer reads them once.
+    calls(&host, &pod, &conf);
+    let full = calls(&host, &pod, &conf);
+    // The index is longer, so it is read in more pieces; theirs makes three calls for each file.
+    assert!(full < empty + 60, "{empty} calls with an empty store, {full} with 4,000 reservations");
+}

@@ -7,8 +7,8 @@ use crate::harness::{Host, pod};
 use model::gojson::Json;
 
 #[test]
-fn thirty_pods_at_once() {
-    const PODS: usize = 30;
+fn sixty_four_pods_at_once() {
+    const PODS: usize = 64;
     let host = Host::new();
     let mut chain = conflist(&host, "0.4.0");
     chain[0].1 = chain[0].1.replace("\"hairpinMode\"", "\"ipMasq\": true, \"hairpinMode\"");

@@ -7,12 +7,13 @@
 //! <dataDir>/<network>/lock                  flock, exclusive
 //! ```
 //!
-//! The index (in our own directory) says who holds what and since which boot, so that ADD need not read
-//! every file (B-05). It is believed only if the directory has not changed since it was written; else the
-//! files are read. DEL reads the files also when the index knows nothing, so a foreign writer within the
+//! The index (in our own directory) says who holds what, since which boot and for which namespace, so that
+//! garbage is known (decision 0122) and ADD need not read every file (B-05). It is believed only if the
+//! directory has not changed since it was written; else the files are read. DEL reads the files also when the index knows nothing, so a foreign writer within the
 //! same tick of the clock cannot make us forget a reservation.
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
@@ -65,8 +66,46 @@ impl Owner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     owner: Owner,
-    /// Boot in which we made it; empty for a foreign one.
+    /// Where it was made; of a foreign one nothing is known.
+    place: Option<Place>,
+}
+
+/// The boot and the namespace a reservation was made in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
     boot: String,
+    /// Inode of the namespace, 0 if it could not be looked at.
+    inode: u64,
+    /// Its path, empty if it does not go into a line.
+    path: String,
+}
+
+impl Place {
+    fn of(boot: &str, netns: &str) -> Place {
+        let path = if netns.contains(['\r', '\n']) { "" } else { netns };
+        let inode = fs::metadata(path).map_or(0, |meta| meta.ino());
+        Place { boot: boot.to_owned(), inode, path: path.to_owned() }
+    }
+
+    /// Whether no container of then can be alive: another boot; or the path leads to the namespace no more,
+    /// and no process is in it.
+    fn is_gone(&self, boot: &str, inhabited: impl Fn(u64) -> bool) -> bool {
+        if self.boot.is_empty() || boot.is_empty() {
+            return false;
+        }
+        let other = || match fs::metadata(&self.path) {
+            Ok(meta) => meta.ino() != self.inode,
+            Err(e) => e.kind() == ErrorKind::NotFound,
+        };
+        self.boot != boot || (self.inode != 0 && other() && !inhabited(self.inode))
+    }
+}
+
+/// Inodes of the namespaces that processes are in.
+fn inhabited() -> BTreeSet<u64> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let inode = |entry: fs::DirEntry| Some(fs::metadata(entry.path().join("ns/net")).ok()?.ino());
+    processes.filter_map(inode).collect()
 }
 
 /// The store of one network, locked for as long as the value lives.
@@ -74,6 +113,10 @@ pub struct Store {
     dir: PathBuf,
     index: PathBuf,
     boot: String,
+    /// Namespace of the call.
+    netns: String,
+    /// Looked at once, and only if somebody may be dead.
+    inhabited: OnceCell<BTreeSet<u64>>,
     entries: BTreeMap<IpAddr, Entry>,
     /// Taken by this call.
     taken: Vec<IpAddr>,
@@ -135,8 +178,17 @@ impl Store {
         let boot =
             fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let (stamp, known) = read_index(&index);
-        let mut store =
-            Store { dir, index, boot, entries: known, taken: Vec::new(), indexed: true, _lock: lock };
+        let mut store = Store {
+            dir,
+            index,
+            boot,
+            netns: call.env.netns.clone(),
+            inhabited: OnceCell::new(),
+            entries: known,
+            taken: Vec::new(),
+            indexed: true,
+            _lock: lock,
+        };
         if stamp.is_none() || stamp != store.stamp() {
             store.read_files()?;
         }
@@ -161,8 +213,8 @@ impl Store {
                 Err(e) => return Err(failed("read", &file.path(), &e)),
             };
             let owner = Owner::parse(&content);
-            let boot = known.get(&ip).filter(|e| e.owner == owner).map(|e| e.boot.clone());
-            self.entries.insert(ip, Entry { owner, boot: boot.unwrap_or_default() });
+            let place = known.get(&ip).filter(|e| e.owner == owner).and_then(|e| e.place.clone());
+            self.entries.insert(ip, Entry { owner, place });
         }
         self.indexed = false;
         Ok(())
@@ -183,10 +235,21 @@ impl Store {
         !self.entries.contains_key(&ip) || self.is_stale(ip)
     }
 
-    /// Whether the reservation was made by us in an earlier boot: no container of then is alive (B-02).
+    /// Whether the reservation was made by us in an earlier boot, or for a namespace that is gone: no
+    /// container of then is alive (B-02, decision 0122).
     pub fn is_stale(&self, ip: IpAddr) -> bool {
-        let stale = |e: &Entry| !e.boot.is_empty() && !self.boot.is_empty() && e.boot != self.boot;
-        self.entries.get(&ip).is_some_and(stale)
+        let place = self.entries.get(&ip).and_then(|e| e.place.as_ref());
+        let lives_in = |inode| self.inhabited.get_or_init(inhabited).contains(&inode);
+        place.is_some_and(|place| place.is_gone(&self.boot, lives_in))
+    }
+
+    /// Removes every reservation that is stale.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn free_stale(&mut self) -> Result<(), Error> {
+        let stale: Vec<IpAddr> = self.entries.keys().copied().filter(|ip| self.is_stale(*ip)).collect();
+        stale.into_iter().try_for_each(|ip| self.free(ip))
     }
 
     /// Reserves an address; false if it is taken.
@@ -215,7 +278,8 @@ impl Store {
         let _ = fs::remove_file(&temporary);
         match done {
             Ok(()) => {
-                self.entries.insert(ip, Entry { owner: owner.clone(), boot: self.boot.clone() });
+                let place = Some(Place::of(&self.boot, &self.netns));
+                self.entries.insert(ip, Entry { owner: owner.clone(), place });
                 self.taken.push(ip);
                 Ok(true)
             }
@@ -303,8 +367,11 @@ impl Store {
     pub fn save(&self) {
         let Some((s, ns)) = self.stamp() else { return };
         let mut lines = String::new();
-        for (ip, Entry { owner, boot }) in &self.entries {
-            lines.push_str(&format!("{ip} {boot} {}\r{}\n", owner.container_id, owner.ifname));
+        for (ip, Entry { owner, place }) in &self.entries {
+            let (boot, inode, path) =
+                place.as_ref().map_or(("", 0, ""), |place| (&place.boot, place.inode, &place.path));
+            let Owner { container_id, ifname } = owner;
+            lines.push_str(&format!("{ip} {boot} {inode} {container_id}\r{ifname}\r{path}\n"));
         }
         let text = format!("{s} {ns} {:016x}\n{lines}", checksum(&lines));
         let _ = overwrite(&self.index, text.as_bytes());
@@ -336,10 +403,13 @@ fn read_index(path: &Path) -> Index {
         }
         let entry = |line: &str| {
             let (ip, rest) = line.split_once(' ')?;
-            let (boot, owner) = rest.split_once(' ')?;
-            let (id, ifname) = owner.split_once('\r')?;
+            let [boot, inode, rest] = rest.splitn(3, ' ').collect::<Vec<_>>().try_into().ok()?;
+            let [id, ifname, path] = rest.splitn(3, '\r').collect::<Vec<_>>().try_into().ok()?;
             let owner = Owner { container_id: id.to_owned(), ifname: ifname.to_owned() };
-            Some((ip.parse().ok()?, Entry { owner, boot: boot.to_owned() }))
+            let (boot, path) = (boot.to_owned(), path.to_owned());
+            let place = Place { boot, inode: inode.parse().ok()?, path };
+            let place = Some(place).filter(|place| !place.boot.is_empty());
+            Some((ip.parse().ok()?, Entry { owner, place }))
         };
         let entries = lines.split_terminator('\n').map(entry).collect::<Option<_>>()?;
         Some((Some((s.parse().ok()?, ns.parse().ok()?)), entries))
