@@ -4,6 +4,8 @@ mod args;
 mod help;
 mod run;
 
+pub use run::style;
+
 use crate::error::Error;
 use crate::supervisor;
 

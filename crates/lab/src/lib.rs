@@ -11,7 +11,7 @@ pub mod client;
 pub mod error;
 pub mod icmp;
 pub mod packet;
-mod paint;
+pub mod paint;
 pub mod proto;
 mod show;
 pub mod spec;
@@ -26,7 +26,7 @@ use std::io;
 use kernel::Netns;
 
 pub use api::{Builder, Inside, Lab};
-pub use cli::main;
+pub use cli::{main, style};
 pub use client::Client;
 pub use error::{Error, Result};
 pub use spec::{Spec, Stack, Topology};

@@ -40,6 +40,8 @@ pub enum Topic {
     ConfigChange,
     /// The last good state cannot be saved.
     StateFile,
+    /// Nodes announce the same, which each must have for itself.
+    Double(String),
     /// The port of the health endpoint is not ours.
     HealthPort,
     /// Bridged packets do not pass the host's rules.
@@ -66,7 +68,7 @@ impl Topic {
             Topic::Host => "understand the host's interfaces",
             Topic::Lease => "acquire lease",
             Topic::Kernel => "read the kernel's state",
-            Topic::Object(key) => key,
+            Topic::Object(key) | Topic::Double(key) => key,
             Topic::SubnetFile => "write the subnet file",
             Topic::CniConf => "put the CNI configuration in place",
             Topic::LastGood => "take everything from the store",
@@ -83,9 +85,11 @@ impl Topic {
         match self {
             // The store's own room logs it, with the number of leases that stay in force.
             Topic::Watch => Voice::Silent,
-            Topic::LastGood | Topic::ConfigChange | Topic::StateFile | Topic::BridgeNetfilter => {
-                Voice::Warning
-            }
+            Topic::Double(_)
+            | Topic::LastGood
+            | Topic::ConfigChange
+            | Topic::StateFile
+            | Topic::BridgeNetfilter => Voice::Warning,
             _ => Voice::Error,
         }
     }
@@ -189,7 +193,7 @@ impl Board {
         self.now.send_if_modified(|now| {
             let of_loop = |topic: &Topic| match topic {
                 Topic::Host => true,
-                Topic::Kernel | Topic::Object(_) => looked,
+                Topic::Kernel | Topic::Object(_) | Topic::Double(_) => looked,
                 _ => false,
             };
             let over = now.troubles.keys().filter(|topic| of_loop(topic) && !found.contains_key(topic));

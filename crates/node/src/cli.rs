@@ -4,6 +4,7 @@ mod cleanup;
 mod cni;
 mod config;
 mod docker_opts;
+mod status;
 
 use std::io::Write as _;
 
@@ -17,6 +18,7 @@ Loden: the network under Kubernetes and Docker hosts; a drop-in for flannel.
 usage: loden COMMAND [ARGUMENT]...
 
   agent [FLAG]...     run the node agent; the flags are flanneld's, see `loden agent -help`
+  status              show how this node is, and why (`loden status --help`)
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
@@ -42,6 +44,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "lab" => u8::try_from(lab::main(words)).unwrap_or(1),
         "config" => config::main(&words),
         "cni" => cni::main(&words),
+        "status" => status::main(&words),
         "cleanup" => cleanup::main(&words),
         "mk-docker-opts" => docker_opts(&words),
         "version" | "-version" | "--version" => print(&format!("loden {}\n", start::VERSION)),

@@ -14,7 +14,9 @@ use model::{Family, IfName, NetConf};
 use plan::advice::advice;
 use plan::facts::{Addresses, Families};
 use plan::state::{LinkKind, Scope, TABLE_MAIN};
-use plan::uplink::{self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Routing, Selectors, Situation};
+use plan::uplink::{
+    self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Refusal, Routing, Selectors, Situation,
+};
 use plan::{Facts, State, Step, backend, rules};
 use store::Remembered;
 
@@ -32,6 +34,8 @@ pub struct Host {
     machine_id: String,
     /// The interface chosen last, which stands while nothing better is there.
     last: Option<Choice>,
+    /// How the last decision came about, good or not.
+    decision: Option<Result<Choice, Refusal>>,
     said: Vec<String>,
 }
 
@@ -52,7 +56,7 @@ impl Host {
             registry: Addresses::default(),
         };
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
-        Ok(Host { kernel, selectors, machine_id, last: None, said: Vec::new() })
+        Ok(Host { kernel, selectors, machine_id, last: None, decision: None, said: Vec::new() })
     }
 
     fn interfaces(links: &[LinkInfo], addresses: &[AddrInfo]) -> Vec<Iface> {
@@ -113,6 +117,7 @@ impl Host {
     /// The interface for traffic between hosts (flannel.md 5), and the log's lines about it.
     fn choose(&mut self, situation: &Situation) -> Result<Choice, String> {
         let decision = uplink::follow(&self.selectors, situation, self.last.as_ref());
+        self.decision = Some(decision.clone());
         let choice = decision.map_err(|refusal| refusal.message)?;
         let name = choice.uplink.name;
         let mut lines: Vec<String> =
@@ -190,6 +195,10 @@ impl reconcile::Kernel for Host {
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
         })
+    }
+
+    fn decision(&self) -> Option<Result<Choice, Refusal>> {
+        self.decision.clone()
     }
 
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String> {

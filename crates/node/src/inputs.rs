@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{IfName, Lease, NetConf};
-use store::{Remembered, View};
+use store::{Heard, Remembered, View};
 
 /// What the kernel's notifications said since the last round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,14 @@ pub struct Inputs {
     pub uplink: Option<IfName>,
     /// The address of `--iface-can-reach`, the way to which decides about the interface.
     pub reach: Option<IpAddr>,
+    /// Which store, for people.
+    pub store: String,
+    /// When it last answered.
+    pub heard: Heard,
     /// News from the kernel, cleared when taken.
     pub news: News,
+    /// Somebody wants to know how the node is, cleared when taken.
+    pub asked: bool,
     /// The process shall end.
     pub stop: bool,
 }
@@ -72,6 +78,14 @@ impl Inbox {
     /// Looks at the inputs and wakes nobody.
     pub fn look<T>(&self, at: impl FnOnce(&Inputs) -> T) -> T {
         at(&self.lock().0)
+    }
+
+    /// Asks for a round that looks at the kernel and ends with a status.
+    pub fn ask(&self) {
+        self.update(|inputs| {
+            inputs.news.ours = true;
+            inputs.asked = true;
+        });
     }
 
     /// Tells the listener which interface matters; wakes nobody.
@@ -115,6 +129,7 @@ impl Inbox {
         slot.1 = false;
         let inputs = slot.0.clone();
         slot.0.news = News::default();
+        slot.0.asked = false;
         inputs
     }
 

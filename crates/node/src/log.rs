@@ -55,7 +55,7 @@ pub fn utc(unix: u64) -> String {
 }
 
 /// Year, month and day of a day counted from 1970-01-01 (Gregorian calendar; days from civil, inverted).
-fn date(days: u64) -> (u64, u64, u64) {
+pub fn date(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let day_of_era = z % 146_097;
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

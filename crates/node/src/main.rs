@@ -17,7 +17,9 @@ mod membership;
 mod outputs;
 mod predecessor;
 mod reconcile;
+mod socket;
 mod start;
+mod status;
 
 use std::process::ExitCode;
 

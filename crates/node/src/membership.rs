@@ -67,6 +67,7 @@ impl Member {
     /// Runs for ever; cancel by dropping.
     pub async fn run<S: LeaseStore>(self, store: S) {
         tracing::info!("Created subnet manager: {}", store.name());
+        self.inbox.update(|inputs| (inputs.store, inputs.heard) = (store.name(), store.heard()));
         tokio::join!(store.announce(self.standing.clone()), self.work(&store));
     }
 
@@ -362,6 +363,10 @@ async fn forward(mut view: watch::Receiver<View>, inbox: Arc<Inbox>, board: Arc<
             None => board.clear(&Topic::Watch),
         }
         inbox.update(|inputs| {
+            if view.trouble.is_none() {
+                // For stores that do not tell by themselves.
+                inputs.heard.touch();
+            }
             if inputs.recalled.peers && !view.complete {
                 // Until the store has listed its leases, the ones of the last good state stand in.
                 inputs.view.trouble = view.trouble;

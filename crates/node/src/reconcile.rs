@@ -20,8 +20,9 @@ use std::net::IpAddr;
 use model::{IfName, Lease, LeaseAttrs, Mac, NetConf, claims};
 use plan::backend::{self, Backend};
 use plan::rules::{self, Choice};
-use plan::state::Scope;
+use plan::state::{LinkKind, Scope};
 use plan::tracker::Tracker;
+use plan::uplink;
 use plan::{Facts, Key, Object, State, Step, diff, handover};
 use store::Remembered;
 
@@ -43,6 +44,8 @@ pub trait Kernel {
         devices: &[IfName],
         peers: &[IpAddr],
     ) -> Result<Facts, String>;
+    /// How the last reading of the host came to its interface; `None` before the first.
+    fn decision(&self) -> Option<Result<uplink::Choice, uplink::Refusal>>;
     /// Reads what is ours, see [`Scope`].
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String>;
     /// Does the steps in order; one answer each, failures as text with the command.
@@ -64,8 +67,6 @@ pub struct Report {
     pub peers: usize,
     /// Subnets left out, and why.
     pub left_out: BTreeMap<String, String>,
-    /// Nodes that announce the same and must not, one sentence each.
-    pub doubles: Vec<String>,
     /// What is wrong now, one sentence each.
     pub troubles: BTreeMap<Topic, String>,
     /// Whether the round came so far as to look at every object.
@@ -76,6 +77,20 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Objects in the wanted state.
     pub objects: usize,
+}
+
+/// Wanted against actual, as a round left them.
+pub struct Picture {
+    /// How the interface was chosen, or that none was.
+    pub decision: Option<Result<uplink::Choice, uplink::Refusal>>,
+    /// The backend's type; empty without a configuration.
+    pub backend: &'static str,
+    /// What the kernel shall hold.
+    pub wanted: State,
+    /// How much of ours it holds.
+    pub actual: usize,
+    /// Steps from the one to the other that could not be done, and why not.
+    pub left: Vec<(Step, Option<String>)>,
 }
 
 /// The loop's memory. All of it can be lost: the next round rebuilds it from the kernel.
@@ -175,6 +190,34 @@ impl<K: Kernel> Reconciler<K> {
         report
     }
 
+    /// What the last round left, for people. Costs a plan and a comparison.
+    pub fn picture(&self, inputs: &Inputs) -> Picture {
+        let mut picture = Picture {
+            decision: self.kernel.decision(),
+            backend: "",
+            wanted: State::default(),
+            actual: self.actual.as_ref().map_or(0, State::len),
+            left: Vec::new(),
+        };
+        let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else { return picture };
+        picture.backend = backend.kind();
+        (picture.wanted, _) = self.wanted(conf, backend.as_ref(), facts, inputs, &mut Report::default());
+        if let Some(actual) = &self.actual {
+            let found = diff(&picture.wanted, actual);
+            let reason = |key: &Key| {
+                self.tracker
+                    .iter()
+                    .find(|(failed, _)| *failed == key)
+                    .map(|(_, failure)| failure.message.clone())
+            };
+            let steps = found.links.into_iter().chain(found.rest);
+            picture.left = steps.map(|step| (step.clone(), reason(&step.key()))).collect();
+            let foreign = found.foreign.iter().filter_map(|(dev, _)| picture.wanted.get(&Key::Link(*dev)));
+            picture.left.extend(foreign.map(|want| (Step::Put(want.clone()), reason(&want.key()))));
+        }
+        picture
+    }
+
     /// Configuration and facts. An error is a sentence for the operator; it is tried again.
     fn understand(&mut self, inputs: &Inputs, resync: bool) -> Result<(), String> {
         let Some(conf) = &inputs.conf else { return Ok(()) };
@@ -239,7 +282,11 @@ impl<K: Kernel> Reconciler<K> {
         report.peers = peers.len();
         report.left_out.extend(claims.rejected);
         let doubles = claims::doubles::find(inputs.own.as_ref(), &inputs.view.peers);
-        report.doubles = doubles.iter().map(|double| double.sentence(&inputs.view.names)).collect();
+        report.troubles.extend(
+            doubles
+                .iter()
+                .map(|double| (Topic::Double(double.what.to_string()), double.sentence(&inputs.view.names))),
+        );
 
         let mut wanted = plan.state;
         if let Some(own) = &inputs.own {
@@ -326,7 +373,9 @@ impl<K: Kernel> Reconciler<K> {
     fn pin(&mut self, scope: &Scope) {
         let Some(actual) = &self.actual else { return };
         for dev in &scope.devices {
-            if let Some(mac) = actual.link(*dev).and_then(|link| link.mac) {
+            // Somebody else's device in the way is no device of ours.
+            let ours = actual.link(*dev).filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
+            if let Some(mac) = ours.and_then(|link| link.mac) {
                 self.pinned.entry(*dev).or_insert(mac);
             }
         }

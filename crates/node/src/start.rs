@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use model::codec::subnet_env;
 use model::{NetConf, Subnets};
@@ -24,10 +24,13 @@ use crate::board::{Board, Topic};
 use crate::cniconf::CniConf;
 use crate::health::{self, Health};
 use crate::host::{self, Host};
-use crate::inputs::Inbox;
+use crate::inputs::{Inbox, Inputs};
 use crate::last_good::{Contact, Shelf};
 use crate::membership::Member;
-use crate::reconcile::{Reconciler, Report};
+use crate::reconcile::{Picture, Reconciler, Report};
+use crate::socket::{self, Desk};
+use crate::status::Status;
+use crate::status::gather::{History, gather};
 use crate::{log, outputs, predecessor};
 
 /// What `--version` prints.
@@ -110,7 +113,11 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     };
 
     let troubles = outputs::trouble_file(&options.subnet_file);
+    let (answer, answers) = watch::channel(None);
+    let said = std::env::var("LODEN_SOCKET").ok();
     let waiting = Waiting {
+        desk: Arc::new(Desk { inbox: inbox.clone(), answers }),
+        socket: socket::path(said.as_deref(), &options.subnet_file),
         inbox: inbox.clone(),
         board: board.clone(),
         health: health.clone(),
@@ -151,6 +158,10 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         }
         inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
+        if inputs.asked {
+            let status = outcome.status(&inputs, &report, reconciler.picture(&inputs), start.elapsed());
+            answer.send_replace(Some(Arc::new(status)));
+        }
         reports.send_replace(report);
     }
     for trouble in reconciler.hand_over() {
@@ -199,6 +210,9 @@ fn succeed_flanneld() {
 
 /// Everything that waits on networks, on one thread.
 struct Waiting {
+    desk: Arc<Desk>,
+    /// Where to listen for questions.
+    socket: Option<PathBuf>,
     inbox: Arc<Inbox>,
     board: Arc<Board>,
     health: Arc<Health>,
@@ -227,6 +241,7 @@ impl Waiting {
             tokio::select! {
                 () = signals() => tracing::info!("shutting down, the data path stays as it is"),
                 () = self.health() => {}
+                () = socket::serve(self.socket.clone(), self.desk.clone()) => {}
                 () = shown => {}
                 () = membership(store, member) => {}
             }
@@ -360,7 +375,7 @@ struct Outlet {
     /// MTU last written.
     mtu: u32,
     left_out: std::collections::BTreeMap<String, String>,
-    doubles: Vec<String>,
+    history: History,
 }
 
 impl Outlet {
@@ -377,11 +392,11 @@ impl Outlet {
             ready: false,
             mtu: 0,
             left_out: Default::default(),
-            doubles: Vec::new(),
+            history: History::default(),
         }
     }
 
-    fn publish(&mut self, inputs: &crate::inputs::Inputs, report: &Report) {
+    fn publish(&mut self, inputs: &Inputs, report: &Report) {
         self.tell(report);
         let mut ready = report.converged;
         if let (true, Some(conf), Some(own)) = (report.converged, &inputs.conf, &inputs.own) {
@@ -413,6 +428,12 @@ impl Outlet {
         self.ready = ready;
         self.board.ready(ready);
         self.health.beat();
+        self.history.note(&self.board.now(), SystemTime::now());
+    }
+
+    /// What somebody asked for.
+    fn status(&self, inputs: &Inputs, report: &Report, picture: Picture, uptime: Duration) -> Status {
+        gather(inputs, report, picture, &self.board.now(), &self.history, uptime)
     }
 
     /// Pods keep the MTU they were made with: an interface of theirs is in their own hands.
@@ -475,10 +496,6 @@ impl Outlet {
             tracing::warn!("{note}");
         }
         self.board.round(&report.troubles, report.looked);
-        for double in report.doubles.iter().filter(|double| !self.doubles.contains(double)) {
-            tracing::warn!("{double}");
-        }
-        self.doubles.clone_from(&report.doubles);
         for (subnets, why) in report.left_out.iter().filter(|(s, why)| self.left_out.get(*s) != Some(*why)) {
             tracing::warn!("peer {subnets} is left out: {why}");
         }

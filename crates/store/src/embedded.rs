@@ -18,7 +18,7 @@ use model::{Lease, LeaseAttrs, NetConf, Subnets};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::choose::{Candidate, Choice, choose};
-use crate::{Held, LeaseStore, Request, StoreError, Stored, View, entry};
+use crate::{Heard, Held, LeaseStore, Request, StoreError, Stored, View, entry};
 use file::{File, Problem};
 
 /// Tells the time; tests have their own.
@@ -104,6 +104,10 @@ struct Row {
 impl LeaseStore for EmbeddedStore {
     fn name(&self) -> String {
         format!("file {}", self.file.path().display())
+    }
+
+    fn heard(&self) -> Heard {
+        self.file.heard.clone()
     }
 
     async fn config(&self) -> Result<String, StoreError> {

@@ -20,7 +20,7 @@ use prost::bytes::Bytes;
 
 pub use tls::TlsFiles;
 
-use crate::{Held, LeaseStore, Request, StoreError, Stored, View, entry};
+use crate::{Heard, Held, LeaseStore, Request, StoreError, Stored, View, entry};
 use client::{Client, Credentials, Fault};
 use proto::{
     DeleteRangeRequest, KeyValue, Op, PutRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
@@ -197,6 +197,10 @@ impl EtcdStore {
 impl LeaseStore for EtcdStore {
     fn name(&self) -> String {
         format!("{} under {}", self.describe(), self.subnets.trim_end_matches("subnets/"))
+    }
+
+    fn heard(&self) -> Heard {
+        self.client.heard.clone()
     }
 
     async fn config(&self) -> Result<String, StoreError> {

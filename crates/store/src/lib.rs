@@ -6,6 +6,7 @@ mod choose;
 pub mod embedded;
 mod entry;
 pub mod etcd;
+mod heard;
 mod mirror;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::time::SystemTime;
 
 use model::{Lease, LeaseAttrs, Peers, Subnets};
 use tokio::sync::watch;
+
+pub use heard::Heard;
 
 /// What a node asks of the registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +119,12 @@ pub enum StoreError {
 pub trait LeaseStore {
     /// For messages: which store, where, without secrets.
     fn name(&self) -> String;
+
+    /// When the store last answered, whatever was asked. A store without one of its own gives one that
+    /// never has.
+    fn heard(&self) -> Heard {
+        Heard::default()
+    }
 
     /// The network configuration as JSON text (flannel.md 2), unparsed.
     ///

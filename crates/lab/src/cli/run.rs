@@ -27,7 +27,7 @@ const COUNT: u32 = 5;
 /// # Errors
 /// A sentence for standard error.
 pub fn run(command: Command, look: &Look) -> Result<i32> {
-    let style = style(look);
+    let style = style(look.ascii);
     match command {
         Command::Help(topic) => say(&help::text(topic.as_deref()))?,
         Command::Demo(spec) => return demo(spec, look, style),
@@ -305,7 +305,8 @@ fn agent(client: &Client, verb: AgentVerb, host: String, style: Style) -> Result
 
 // ---- output -----------------------------------------------------------------------------------------
 
-fn style(look: &Look) -> Style {
+/// What whoever reads standard output can see: colours on a terminal without NO_COLOR only.
+pub fn style(ascii: bool) -> Style {
     let set = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
     let utf8 = locale.to_uppercase().replace('-', "").contains("UTF8");
@@ -316,7 +317,7 @@ fn style(look: &Look) -> Style {
     Style {
         color: terminal && !dumb && set("NO_COLOR").is_none(),
         // Into a file or a pipe goes UTF-8 unless asked otherwise; a terminal must say it can.
-        unicode: !look.ascii && !dumb && (utf8 || (!terminal && locale.is_empty())),
+        unicode: !ascii && !dumb && (utf8 || (!terminal && locale.is_empty())),
         width: width.clamp(60, 120),
     }
 }

@@ -2,7 +2,7 @@
 //! them, and which one may change. Named, not judged: who is right cannot be seen from here.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use crate::addr::{Family, Mac};
@@ -77,6 +77,15 @@ fn shared<K: Ord + Copy>(mut all: Vec<(K, usize)>) -> Vec<(K, Vec<usize>)> {
 fn double(what: Shared, nodes: &[usize], all: &[&Lease], own_is_first: bool) -> Double {
     let ours = own_is_first && nodes.first() == Some(&0);
     Double { what, nodes: nodes.iter().map(|at| all[*at].subnets).collect(), ours }
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shared::Public(ip) => write!(f, "public address {ip}"),
+            Shared::Vtep(family, mac) => write!(f, "{family} VTEP address {mac}"),
+        }
+    }
 }
 
 impl Double {

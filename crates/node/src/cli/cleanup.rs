@@ -174,6 +174,15 @@ fn clean(options: &Options) -> Result<(), String> {
 
 /// What the agent made in the kernel.
 fn agents(kernel: &mut Kernel) -> Result<Vec<Act>, String> {
+    let actual = ours(kernel)?;
+    let nothing = State::default();
+    let found = diff(&nothing, &actual);
+    // What is on a device goes with it; the routes first, so that no packet meets half a path.
+    Ok(found.rest.into_iter().chain(found.links).map(|step| Act::Step(Box::new(step))).collect())
+}
+
+/// What is ours in this host's kernel, by marks and names alone.
+pub fn ours(kernel: &mut Kernel) -> Result<State, String> {
     let links = kernel.rtnl().links().map_err(|error| error.to_string())?;
     let ours = links.into_iter().filter(|l| backend::is_our_link(&l.link));
     let scope = Scope {
@@ -181,11 +190,7 @@ fn agents(kernel: &mut Kernel) -> Result<Vec<Act>, String> {
         tables: rules::table_keys().into(),
         ..Scope::default()
     };
-    let nothing = State::default();
-    let actual = kernel.read(&scope, &nothing).map_err(|error| error.to_string())?;
-    let found = diff(&nothing, &actual);
-    // What is on a device goes with it; the routes first, so that no packet meets half a path.
-    Ok(found.rest.into_iter().chain(found.links).map(|step| Act::Step(Box::new(step))).collect())
+    kernel.read(&scope, &State::default()).map_err(|error| error.to_string())
 }
 
 /// The bridge plugin turns forwarding on, and nobody knows who else counts on it now.

@@ -14,6 +14,7 @@ mod machine;
 mod migrate;
 mod nat;
 mod runtime;
+mod status;
 mod troubles;
 mod tutorials;
 mod uplink;

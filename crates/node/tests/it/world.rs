@@ -213,6 +213,20 @@ impl Host {
         &self.store
     }
 
+    /// `loden status` beside this host's subnet file: exit status and what it prints.
+    pub fn status(&self, words: &[&str]) -> (i32, String) {
+        let mut command = self.loden(&["status"]);
+        command.args(words).env("FLANNELD_SUBNET_FILE", self.subnet_file()).env_remove("LODEN_SOCKET");
+        let output = self.netns.run(|| command.output()).unwrap().unwrap();
+        (output.status.code().unwrap_or(-1), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// The same as JSON.
+    pub fn status_json(&self) -> (i32, Value) {
+        let (code, text) = self.status(&["-o", "json"]);
+        (code, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
     /// What a program prints inside the host; fails the test if the program fails.
     pub fn sh(&self, command: &str) -> String {
         sh(&self.netns, command)

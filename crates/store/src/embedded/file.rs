@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::StoreError;
+use crate::{Heard, StoreError};
 
 /// Marks the file as ours: "Lodn".
 const APPLICATION: i32 = 0x4c6f_646e;
@@ -59,6 +59,7 @@ impl From<StoreError> for Problem {
 pub(super) struct File {
     path: PathBuf,
     open: Arc<Mutex<Option<Open>>>,
+    pub heard: Heard,
 }
 
 struct Open {
@@ -69,12 +70,12 @@ struct Open {
 
 impl File {
     pub(super) fn new(path: PathBuf) -> File {
-        File { path, open: Arc::default() }
+        File { path, open: Arc::default(), heard: Heard::default() }
     }
 
     /// A second handle on the same file, with a connection of its own.
     pub(super) fn another(&self) -> File {
-        File::new(self.path.clone())
+        File { heard: self.heard.clone(), ..File::new(self.path.clone()) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -127,8 +128,10 @@ impl File {
                 }
             })
         });
-        done.await
-            .unwrap_or_else(|e| Err(StoreError::Broken(format!("{action} {}: {e}", self.path.display()))))
+        let done = done.await;
+        let done = done
+            .unwrap_or_else(|e| Err(StoreError::Broken(format!("{action} {}: {e}", self.path.display()))));
+        done.inspect(|_| self.heard.touch())
     }
 
     /// Opens the file unless it is open and still the one at our path. Gives whether it was opened now.

@@ -23,7 +23,7 @@ use super::proto::{
 };
 use super::tls::TlsFiles;
 use super::wire::{self, Conn};
-use crate::StoreError;
+use crate::{Heard, StoreError};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
@@ -68,6 +68,7 @@ pub(super) struct Client {
     tls: TlsFiles,
     user: Option<Credentials>,
     state: Mutex<State>,
+    pub heard: Heard,
 }
 
 #[derive(Default)]
@@ -100,7 +101,7 @@ impl<T> Outcome<T> {
 
 impl Client {
     pub(super) fn new(endpoints: Vec<Endpoint>, tls: TlsFiles, user: Option<Credentials>) -> Client {
-        Client { endpoints, tls, user, state: Mutex::default() }
+        Client { endpoints, tls, user, state: Mutex::default(), heard: Heard::default() }
     }
 
     /// The members, for messages.
@@ -118,7 +119,9 @@ impl Client {
         Q: prost::Message + Clone + Sync + 'static,
         R: prost::Message + Default + Sync + 'static,
     {
-        self.on_some_member(async |conn| self.unary(conn, path, request.clone()).await).await
+        let answer = self.on_some_member(async |conn| self.unary(conn, path, request.clone()).await).await?;
+        self.heard.touch();
+        Ok(answer)
     }
 
     /// Opens a watch. The stream ends when the sender or the connection is dropped.
@@ -141,7 +144,12 @@ impl Client {
                 grpc.streaming(request, path, ProstCodec::default()).await
             });
             let outcome = self.judge(conn, opened.await).await;
-            outcome.map(|answer| Watching { stream: answer.into_inner(), conn: conn.clone(), _keep: keep })
+            outcome.map(|answer| Watching {
+                stream: answer.into_inner(),
+                conn: conn.clone(),
+                heard: self.heard.clone(),
+                _keep: keep,
+            })
         })
         .await
     }
@@ -337,6 +345,7 @@ fn authorised<Q>(conn: &Conn, message: Q) -> Request<Q> {
 pub(super) struct Watching {
     stream: Streaming<WatchResponse>,
     pub conn: Arc<Conn>,
+    heard: Heard,
     /// Etcd ends the watch when our side of the stream closes.
     _keep: mpsc::Sender<WatchRequest>,
 }
@@ -348,7 +357,10 @@ impl Watching {
     /// Why the stream ended, without the endpoint.
     pub(super) async fn next(&mut self) -> Result<WatchResponse, String> {
         match self.stream.message().await {
-            Ok(Some(response)) => Ok(response),
+            Ok(Some(response)) => {
+                self.heard.touch();
+                Ok(response)
+            }
             Ok(None) => Err("the member ended the watch".to_owned()),
             Err(status) if status.source().is_some() => Err(self.conn.cause(&status).await),
             Err(status) => Err(status.message().to_owned()),

@@ -1,0 +1,245 @@
+//! The agent's Unix socket: whoever may be root on this node may ask how it is (decision 0094). HTTP/1, so
+//! that `curl --unix-socket` can, too; `GET /v1/status` answers with the JSON of [`crate::status`].
+//!
+//! The client is here as well, blocking and without a runtime: the path and the question belong together.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::inputs::Inbox;
+use crate::status::{Status, json};
+
+/// How long the loop may take for an answer; a round of ten thousand peers takes a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Distance of tries to open the socket.
+const REBIND: Duration = Duration::from_secs(5);
+/// A connection lives no longer.
+const LIFE: Duration = Duration::from_secs(30);
+
+/// Where the socket is: as `LODEN_SOCKET` says, else beside the subnet file, which differs between several
+/// agents of one host: `loden.sock` for `subnet.env`, `NAME.sock` for `NAME.env`. `None` for `none`.
+pub fn path(said: Option<&str>, subnet_file: &str) -> Option<PathBuf> {
+    match said.filter(|said| !said.is_empty()) {
+        Some("none") => None,
+        Some(path) => Some(PathBuf::from(path)),
+        None => {
+            let file = Path::new(subnet_file);
+            let stem = file.file_stem().filter(|stem| *stem != "subnet");
+            let name = stem.map_or("loden".into(), |stem| stem.to_string_lossy());
+            Some(file.with_file_name(format!("{name}.sock")))
+        }
+    }
+}
+
+/// What the answers are made of.
+pub struct Desk {
+    /// Where to ask.
+    pub inbox: Arc<Inbox>,
+    /// Where the loop answers.
+    pub answers: watch::Receiver<Option<Arc<Status>>>,
+}
+
+/// Serves for ever; cancel by dropping, which removes the socket.
+pub async fn serve(path: Option<PathBuf>, desk: Arc<Desk>) {
+    let Some(path) = path else { return std::future::pending().await };
+    let mut said = String::new();
+    let (listener, _place) = loop {
+        match open(&path) {
+            Ok(open) => break open,
+            Err(error) => {
+                let text = format!(
+                    "open the socket {} for `loden status`: {error}; the network goes on without, tried again \
+                     every 5 s; LODEN_SOCKET names another path, or `none`",
+                    path.display()
+                );
+                if said != text {
+                    tracing::warn!("{text}");
+                    said = text;
+                }
+            }
+        }
+        tokio::time::sleep(REBIND).await;
+    };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors or memory: leave the machine a moment.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let desk = desk.clone();
+        tokio::task::spawn_local(async move {
+            let service = hyper::service::service_fn(|request: Request<Incoming>| desk.answer(request));
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            // A client that goes away or is silent costs nobody anything.
+            let _ = tokio::time::timeout(LIFE, connection).await;
+        });
+    }
+}
+
+/// The socket in the file system; removed with the value, unless another one has taken its place.
+struct Place {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+            // Somebody else may have been quicker.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::symlink_metadata(path).map(|data| (data.dev(), data.ino()))
+}
+
+/// Made under another name with its mode and then renamed, so that nobody meets it half made, and a socket
+/// that a killed agent left behind is replaced.
+fn open(path: &Path) -> Result<(UnixListener, Place), String> {
+    if UnixStream::connect(path).is_ok() {
+        return Err("another agent answers there; give each its own --subnet-file".to_owned());
+    }
+    if identity(path).is_ok() && !is_socket(path) {
+        return Err("the path is taken by something that is no socket; remove it".to_owned());
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = dir.join(format!(".sock.{}", std::process::id()));
+    let make = || -> io::Result<(UnixListener, Place)> {
+        if !dir.exists() {
+            fs::create_dir_all(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+        }
+        // Of an agent with our process id before a reboot.
+        let _ = fs::remove_file(&temporary);
+        let listener = UnixListener::bind(&temporary)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&temporary, path)?;
+        let place = Place { path: path.to_owned(), identity: identity(path)? };
+        Ok((listener, place))
+    };
+    make().map_err(|error| {
+        // It may not have been made.
+        let _ = fs::remove_file(&temporary);
+        error.to_string()
+    })
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket())
+}
+
+impl Desk {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+        let (code, kind, text) = match (request.method(), request.uri().path()) {
+            (&Method::GET, "/v1/status") => match self.ask().await {
+                Some(status) => (StatusCode::OK, "application/json", json::write(&status).to_indented()),
+                None => (
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "text/plain; charset=utf-8",
+                    "the agent's loop has not answered for 5 s; if that lasts, restart the agent".to_owned(),
+                ),
+            },
+            (_, "/v1/status") => {
+                (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET".to_owned())
+            }
+            _ => (
+                StatusCode::NOT_FOUND,
+                "text/plain; charset=utf-8",
+                "there is only /v1/status; this agent may be older than the command that asks".to_owned(),
+            ),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text + "\n")));
+        *response.status_mut() = code;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        Ok(response)
+    }
+
+    async fn ask(&self) -> Option<Arc<Status>> {
+        let mut answers = self.answers.clone();
+        answers.mark_unchanged();
+        self.inbox.ask();
+        tokio::time::timeout(PATIENCE, answers.changed()).await.ok()?.ok()?;
+        answers.borrow_and_update().clone()
+    }
+}
+
+/// Asks an agent. The outer error says that there is none.
+///
+/// # Errors
+/// One sentence.
+pub fn ask(path: &Path) -> Result<Status, String> {
+    let sentence = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => format!("no agent runs here: there is no socket {}", path.display()),
+        io::ErrorKind::ConnectionRefused => {
+            format!("no agent runs here: nobody listens at {}, an agent was killed", path.display())
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("ask the agent at {}: {error}; run it as root", path.display())
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
+            "the agent at {} has not answered for {} s; if that lasts, restart it",
+            path.display(),
+            (PATIENCE + Duration::from_secs(1)).as_secs()
+        ),
+        _ => format!("ask the agent at {}: {error}", path.display()),
+    };
+    let exchange = || -> io::Result<Vec<u8>> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))?;
+        stream.write_all(b"GET /v1/status HTTP/1.0\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().map_err(sentence)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let Some((head, body)) = end.map(|at| (&answer[..at], &answer[at + 4..])) else {
+        return Err(format!("the agent at {} does not speak HTTP; is it Loden's?", path.display()));
+    };
+    let head = String::from_utf8_lossy(head);
+    match head.split_whitespace().nth(1) {
+        Some("200") => json::read(body),
+        _ => Err(String::from_utf8_lossy(body).trim().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_agent_of_a_host_has_a_socket_of_its_own() {
+        for (said, file, want) in [
+            (None, "/run/flannel/subnet.env", Some("/run/flannel/loden.sock")),
+            (Some(""), "/run/flannel/subnet.env", Some("/run/flannel/loden.sock")),
+            (None, "/run/flannel/second.env", Some("/run/flannel/second.sock")),
+            (None, "./subnet.env", Some("./loden.sock")),
+            (None, "subnet.env", Some("loden.sock")),
+            (Some("/run/other.sock"), "/run/flannel/subnet.env", Some("/run/other.sock")),
+            (Some("none"), "/run/flannel/subnet.env", None),
+        ] {
+            assert_eq!(path(said, file), want.map(PathBuf::from), "{said:?} {file}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What a node is like, as one plain value: made by the agent when somebody asks ([`gather`]), sent as
+//! JSON through its socket ([`json`]), shown by `loden status` ([`show`]). Without an agent the kernel
+//! alone is told of.
+//!
+//! The JSON has a version; members are added, never renamed or given another meaning. Later parts (round
+//! trips to peers, policies, services) get members of their own.
+
+pub mod gather;
+pub mod json;
+pub mod show;
+#[cfg(test)]
+mod tests;
+
+/// Version of the JSON.
+pub const VERSION: u32 = 1;
+
+/// Everything `loden status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The agent that answered; `None` when the kernel alone was asked.
+    pub agent: Option<Agent>,
+    /// Why there is no agent's answer, in one sentence.
+    pub silent: Option<String>,
+    /// The node's pods can be reached and reach others, as far as this node's own state tells.
+    pub ready: bool,
+    /// The registry.
+    pub store: Option<Store>,
+    /// The own lease.
+    pub lease: Option<Lease>,
+    /// The interface for traffic between hosts, once it was looked for.
+    pub interface: Option<Interface>,
+    /// How packets go to other hosts.
+    pub backend: Option<Backend>,
+    /// Other nodes.
+    pub peers: Option<Peers>,
+    /// The kernel's objects, wanted and actual.
+    pub objects: Option<Objects>,
+    /// What is wrong or was a short time ago, what is wrong now first.
+    pub troubles: Vec<Trouble>,
+    /// What the kernel holds of ours, as commands; filled without an agent.
+    pub kernel: Vec<String>,
+    /// The lines of `subnet.env`; filled without an agent.
+    pub subnet_env: Vec<String>,
+}
+
+/// The answering process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// Its version.
+    pub version: String,
+    /// Its process id, in its own namespace.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+}
+
+/// The registry of leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Store {
+    /// Which and where.
+    pub name: String,
+    /// Milliseconds since it last answered; `None` if it never has, or does not tell.
+    pub heard_ms: Option<u64>,
+    /// A complete list of leases has arrived.
+    pub complete: bool,
+}
+
+/// What this node has and tells the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Its pods' subnets.
+    pub subnets: Vec<String>,
+    /// Addresses others send to.
+    pub public: Vec<String>,
+}
+
+/// The interface chosen, or why none was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name; `None` if nothing fits.
+    pub name: Option<String>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Addresses used on it.
+    pub addresses: Vec<String>,
+    /// Addresses advertised.
+    pub public: Vec<String>,
+    /// Why nothing fits, or why the interface stays although nothing does.
+    pub trouble: Option<String>,
+    /// What was looked at, in order.
+    pub why: Vec<Step>,
+    /// What would change the choice.
+    pub otherwise: Vec<String>,
+}
+
+/// One step of the choice, see `plan::uplink::Step`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// What was looked at.
+    pub candidate: String,
+    /// Whether it was taken.
+    pub taken: bool,
+    /// Why it was taken or not.
+    pub because: String,
+}
+
+/// The backend in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// Its type in the network configuration.
+    pub kind: String,
+    /// MTU for pods in bytes.
+    pub mtu: u32,
+    /// Its devices, as the commands that make them.
+    pub devices: Vec<String>,
+}
+
+/// Other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// How many are in the kernel.
+    pub programmed: u32,
+    /// Those that are not, or not wholly.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A peer that cannot be reached, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The node's name, where the registry has names.
+    pub node: Option<String>,
+    /// Its subnet, or the registry's key of it.
+    pub subnets: String,
+    /// The reason, in one sentence.
+    pub reason: String,
+}
+
+/// Wanted against actual.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Objects the kernel shall hold.
+    pub wanted: u32,
+    /// Objects of ours it holds.
+    pub actual: u32,
+    /// What was found different by this look and put right, as commands.
+    pub repaired: Vec<String>,
+    /// What could not be put right.
+    pub differences: Vec<Difference>,
+}
+
+/// One difference between wanted and actual.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// The command that would end it.
+    pub command: String,
+    /// Why it was not done, if it was tried.
+    pub reason: Option<String>,
+}
+
+/// Something that is or was wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// One sentence.
+    pub text: String,
+    /// When it was first found, RFC 3339 in UTC.
+    pub first: String,
+    /// When it was last found.
+    pub last: String,
+    /// It is over.
+    pub over: bool,
+}
+
+/// What the exit status says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// 0
+    Healthy,
+    /// 1
+    Unhealthy,
+    /// 2: no agent answered.
+    Unknown,
+}
+
+impl Verdict {
+    /// The word in the JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Healthy => "healthy",
+            Verdict::Unhealthy => "unhealthy",
+            Verdict::Unknown => "unknown",
+        }
+    }
+
+    /// The exit status.
+    pub fn code(self) -> u8 {
+        match self {
+            Verdict::Healthy => 0,
+            Verdict::Unhealthy => 1,
+            Verdict::Unknown => 2,
+        }
+    }
+}
+
+impl Status {
+    /// Healthy is a node that is ready and has nothing wrong with it now, no peer left out included.
+    pub fn verdict(&self) -> Verdict {
+        if self.agent.is_none() || self.silent.is_some() {
+            return Verdict::Unknown;
+        }
+        let peers = self.peers.as_ref().is_none_or(|peers| peers.left_out.is_empty());
+        let objects = self.objects.as_ref().is_none_or(|objects| objects.differences.is_empty());
+        let quiet = self.troubles.iter().all(|trouble| trouble.over);
+        if self.ready && peers && objects && quiet { Verdict::Healthy } else { Verdict::Unhealthy }
+    }
+}

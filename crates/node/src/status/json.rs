@@ -1,0 +1,154 @@
+//! [`Status`] as JSON and back. The names of members are those of the fields.
+
+use model::Json;
+use model::gojson::GoInt;
+
+use super::{
+    Agent, Backend, Difference, Interface, Lease, LeftOut, Objects, Peers, Status, Step, Store, Trouble,
+    VERSION,
+};
+
+/// The document.
+pub fn write(status: &Status) -> Json {
+    Json::object([
+        ("version", VERSION.into()),
+        ("verdict", status.verdict().word().into()),
+        ("ready", status.ready.into()),
+        ("silent", status.silent.clone().into()),
+        ("agent", one(&status.agent)),
+        ("store", one(&status.store)),
+        ("lease", one(&status.lease)),
+        ("interface", one(&status.interface)),
+        ("backend", one(&status.backend)),
+        ("peers", one(&status.peers)),
+        ("objects", one(&status.objects)),
+        ("troubles", many(&status.troubles)),
+        ("kernel", texts(&status.kernel)),
+        ("subnet_env", texts(&status.subnet_env)),
+    ])
+}
+
+/// Reads a document of our version or a later one; what is missing is empty.
+///
+/// # Errors
+/// One sentence: not JSON, or not a status.
+pub fn read(text: &[u8]) -> Result<Status, String> {
+    let json = Json::parse(text).map_err(|error| format!("the agent's answer is not JSON: {error}"))?;
+    if int::<u32>(&json, "version") < VERSION {
+        return Err("the agent's answer is not a status".to_owned());
+    }
+    Ok(Status {
+        ready: flag(&json, "ready"),
+        silent: maybe_text(&json, "silent"),
+        agent: maybe(&json, "agent"),
+        store: maybe(&json, "store"),
+        lease: maybe(&json, "lease"),
+        interface: maybe(&json, "interface"),
+        backend: maybe(&json, "backend"),
+        peers: maybe(&json, "peers"),
+        objects: maybe(&json, "objects"),
+        troubles: list(&json, "troubles"),
+        kernel: words(&json, "kernel"),
+        subnet_env: words(&json, "subnet_env"),
+    })
+}
+
+/// A part of the document.
+trait Part: Sized {
+    fn write(&self) -> Json;
+    fn read(json: &Json) -> Self;
+}
+
+fn one<T: Part>(part: &Option<T>) -> Json {
+    part.as_ref().map(T::write).into()
+}
+
+fn many<T: Part>(parts: &[T]) -> Json {
+    Json::array(parts.iter().map(T::write))
+}
+
+fn texts(texts: &[String]) -> Json {
+    Json::array(texts.iter().map(String::as_str))
+}
+
+fn maybe<T: Part>(json: &Json, key: &str) -> Option<T> {
+    json.get_exact(key).filter(|part| !part.is_null()).map(T::read)
+}
+
+fn items<'a>(json: &'a Json, key: &str) -> &'a [Json] {
+    json.get_exact(key).and_then(Json::as_array).unwrap_or_default()
+}
+
+fn list<T: Part>(json: &Json, key: &str) -> Vec<T> {
+    items(json, key).iter().map(T::read).collect()
+}
+
+fn words(json: &Json, key: &str) -> Vec<String> {
+    items(json, key).iter().filter_map(Json::as_str).map(str::to_owned).collect()
+}
+
+fn maybe_text(json: &Json, key: &str) -> Option<String> {
+    json.get_exact(key).and_then(Json::as_str).map(str::to_owned)
+}
+
+fn text(json: &Json, key: &str) -> String {
+    maybe_text(json, key).unwrap_or_default()
+}
+
+fn flag(json: &Json, key: &str) -> bool {
+    json.get_exact(key).and_then(Json::as_bool).unwrap_or_default()
+}
+
+fn int<T: GoInt + Default>(json: &Json, key: &str) -> T {
+    json.get_exact(key).and_then(Json::as_int).unwrap_or_default()
+}
+
+/// One table for both directions: a type, and each member with how it is written and read.
+macro_rules! parts {
+    ($($kind:ident { $($field:ident: $write:expr, $read:expr;)* })*) => { $(
+        impl Part for $kind {
+            fn write(&self) -> Json {
+                Json::object([$((stringify!($field), ($write)(&self.$field))),*])
+            }
+
+            fn read(json: &Json) -> Self {
+                $kind { $($field: ($read)(json, stringify!($field))),* }
+            }
+        }
+    )* };
+}
+
+fn put<T: Clone + Into<Json>>(value: &T) -> Json {
+    value.clone().into()
+}
+
+parts! {
+    Agent { version: put, text; pid: put, int; uptime_s: put, int; }
+    Store {
+        name: put, text;
+        heard_ms: put, |json: &Json, key| json.get_exact(key).and_then(Json::as_int);
+        complete: put, flag;
+    }
+    Lease { subnets: |v: &Vec<String>| texts(v), words; public: |v: &Vec<String>| texts(v), words; }
+    Interface {
+        name: put, maybe_text;
+        mtu: put, int;
+        addresses: |v: &Vec<String>| texts(v), words;
+        public: |v: &Vec<String>| texts(v), words;
+        trouble: put, maybe_text;
+        why: |v: &Vec<Step>| many(v), list;
+        otherwise: |v: &Vec<String>| texts(v), words;
+    }
+    Step { candidate: put, text; taken: put, flag; because: put, text; }
+    Backend { kind: put, text; mtu: put, int; devices: |v: &Vec<String>| texts(v), words; }
+    Peers { programmed: put, int; left_out: |v: &Vec<LeftOut>| many(v), list; }
+    LeftOut { node: put, maybe_text; subnets: put, text; reason: put, text; }
+    Objects {
+        wanted: put, int;
+        actual: put, int;
+        repaired: |v: &Vec<String>| texts(v), words;
+        differences: |v: &Vec<Difference>| many(v), list;
+    }
+    Difference { command: put, text; reason: put, maybe_text; }
+    Trouble { text: put, text; first: put, text; last: put, text; over: put, flag; }
+}

@@ -1,0 +1,239 @@
+//! [`Status`] on one screen. Pure.
+
+use lab::paint::{Style, Text, Tone};
+
+use super::{Interface, LeftOut, Status, Verdict};
+
+/// Lines of one list shown before the rest is counted.
+const SHOWN: usize = 8;
+/// Columns of the headings on the left.
+const LEFT: usize = 11;
+
+/// The screen; `why` adds every step of the choice of the interface.
+pub fn show(status: &Status, why: bool, style: Style) -> Vec<Text> {
+    let mut page = Page { lines: Vec::new(), style };
+    page.head(status);
+    page.store(status);
+    if let Some(lease) = &status.lease {
+        let to = if lease.public.is_empty() {
+            String::new()
+        } else {
+            format!(", others send to {}", lease.public.join(" and "))
+        };
+        page.row("lease", Text::plain(format!("{}{to}", lease.subnets.join(" and "))));
+    } else if status.agent.is_some() {
+        page.row("lease", Text::of(Tone::Bad, "none yet"));
+    }
+    if let Some(interface) = &status.interface {
+        page.interface(interface, why);
+    }
+    if let Some(backend) = &status.backend {
+        page.row("backend", Text::plain(format!("{}, MTU {} for pods", backend.kind, backend.mtu)));
+        page.list(backend.devices.iter().map(|command| Text::of(Tone::Dim, command)));
+    }
+    page.peers(status);
+    page.objects(status);
+    page.troubles(status);
+    page.kernel(status);
+    page.foot(status);
+    page.lines
+}
+
+struct Page {
+    lines: Vec<Text>,
+    style: Style,
+}
+
+impl Page {
+    fn row(&mut self, heading: &str, text: Text) {
+        self.lines.push(Text::of(Tone::Bold, format!("  {heading}")).left(LEFT + 2).join(text));
+    }
+
+    fn more(&mut self, text: Text) {
+        self.lines.push(Text::plain(" ".repeat(LEFT + 2)).join(text));
+    }
+
+    fn list(&mut self, items: impl Iterator<Item = Text>) {
+        let items: Vec<Text> = items.collect();
+        let hidden = items.len().saturating_sub(SHOWN);
+        items.into_iter().take(SHOWN).for_each(|item| self.more(item));
+        if hidden > 0 {
+            self.more(Text::of(Tone::Dim, format!("and {hidden} more, see -o json")));
+        }
+    }
+
+    fn head(&mut self, status: &Status) {
+        let dot = self.style.dot();
+        let line = match &status.agent {
+            Some(agent) => Text::of(Tone::Bold, format!("loden {}", agent.version)).and(
+                Tone::Dim,
+                format!(" {dot} process {} {dot} up {}", agent.pid, duration(agent.uptime_s * 1000)),
+            ),
+            None => Text::of(Tone::Bold, "no agent answers"),
+        };
+        self.lines.push(line);
+        if let Some(silent) = &status.silent {
+            self.lines.push(Text::plain(silent));
+        }
+    }
+
+    fn store(&mut self, status: &Status) {
+        let Some(store) = &status.store else { return };
+        let name = if store.name.is_empty() { "none yet" } else { &store.name };
+        let heard = match store.heard_ms {
+            Some(ms) => format!(", heard {} ago", duration(ms)),
+            None => ", not heard yet".to_owned(),
+        };
+        let list = if store.complete { "" } else { ", without a complete list of leases" };
+        self.row("store", Text::plain(format!("{name}{heard}{list}")));
+    }
+
+    fn interface(&mut self, interface: &Interface, why: bool) {
+        match &interface.name {
+            Some(name) => {
+                let as_ = if interface.public == interface.addresses {
+                    String::new()
+                } else {
+                    format!(", advertised as {}", interface.public.join(" and "))
+                };
+                let text =
+                    format!("{name}, MTU {}, {}{as_}", interface.mtu, interface.addresses.join(" and "));
+                self.row("interface", Text::plain(text));
+            }
+            None => self.row("interface", Text::of(Tone::Bad, "none fits")),
+        }
+        if let Some(trouble) = &interface.trouble {
+            self.more(Text::of(Tone::Bad, trouble));
+        }
+        let mark = |taken: bool| {
+            if taken { self.style.tick() } else { Text::of(Tone::Dim, self.style.pick("·", "-")) }
+        };
+        let steps = interface.why.iter().filter(|step| why || step.taken);
+        let steps: Vec<Text> = steps
+            .map(|step| {
+                mark(step.taken)
+                    .and(Tone::Plain, format!(" {}: ", step.candidate))
+                    .and(Tone::Dim, &step.because)
+            })
+            .collect();
+        steps.into_iter().for_each(|step| self.more(step));
+        let others = if why { interface.otherwise.len() } else { 2 };
+        for hint in interface.otherwise.iter().take(others) {
+            self.more(Text::of(Tone::Dim, self.style.pick("→ ", "-> ")).and(Tone::Plain, hint));
+        }
+        let hidden = interface.why.iter().any(|step| !step.taken) || interface.otherwise.len() > others;
+        if !why && hidden {
+            self.more(Text::of(Tone::Dim, "all that was looked at: loden status --why"));
+        }
+    }
+
+    fn peers(&mut self, status: &Status) {
+        let Some(peers) = &status.peers else { return };
+        let left = match peers.left_out.len() {
+            0 => Text::plain(", none left out"),
+            n => Text::of(Tone::Bad, format!(", {n} left out")),
+        };
+        let text = Text::plain(format!("{} in the kernel", peers.programmed)).join(left);
+        self.row("peers", text.and(Tone::Dim, " (not probed: whether packets arrive is not known here)"));
+        let who = |peer: &LeftOut| match &peer.node {
+            Some(node) => format!("{node} ({})", peer.subnets),
+            None => peer.subnets.clone(),
+        };
+        let line =
+            |peer: &LeftOut| self.style.cross().and(Tone::Plain, format!(" {}: {}", who(peer), peer.reason));
+        let lines: Vec<Text> = peers.left_out.iter().map(line).collect();
+        self.list(lines.into_iter());
+    }
+
+    fn objects(&mut self, status: &Status) {
+        let Some(objects) = &status.objects else { return };
+        let text = format!("{} wanted, {} there, ", objects.wanted, objects.actual);
+        let verdict = match objects.differences.len() {
+            0 => Text::plain("no difference"),
+            1 => Text::of(Tone::Bad, "1 difference"),
+            n => Text::of(Tone::Bad, format!("{n} differences")),
+        };
+        self.row("objects", Text::plain(text).join(verdict));
+        let differences = objects.differences.iter().map(|difference| {
+            // The reason of a refusal begins with its command.
+            let text = difference.reason.as_ref().unwrap_or(&difference.command);
+            self.style.cross().and(Tone::Plain, format!(" {text}"))
+        });
+        let repaired = objects
+            .repaired
+            .iter()
+            .map(|command| Text::of(Tone::Good, "put right just now: ").and(Tone::Plain, command));
+        let lines: Vec<Text> = differences.chain(repaired).collect();
+        self.list(lines.into_iter());
+    }
+
+    fn troubles(&mut self, status: &Status) {
+        if status.agent.is_none() {
+            return;
+        }
+        let (over, now): (Vec<_>, Vec<_>) = status.troubles.iter().partition(|trouble| trouble.over);
+        match now.len() {
+            0 => self.row("troubles", Text::plain("none")),
+            n => self.row("troubles", Text::of(Tone::Bad, n)),
+        }
+        for trouble in now {
+            let times = if trouble.first == trouble.last {
+                format!("since {}", trouble.first)
+            } else {
+                format!("since {}, last found {}", trouble.first, trouble.last)
+            };
+            self.more(self.style.cross().and(Tone::Plain, format!(" {}", trouble.text)));
+            self.more(Text::of(Tone::Dim, format!("  {times}")));
+        }
+        for trouble in over {
+            self.more(Text::of(
+                Tone::Dim,
+                format!("over: {} ({} to {})", trouble.text, trouble.first, trouble.last),
+            ));
+        }
+    }
+
+    fn kernel(&mut self, status: &Status) {
+        if status.agent.is_some() {
+            return;
+        }
+        match status.kernel.len() {
+            0 => self.row("kernel", Text::plain("nothing of ours on this host")),
+            1 => self.row("kernel", Text::plain("1 object of ours")),
+            n => self.row("kernel", Text::plain(format!("{n} objects of ours"))),
+        }
+        self.list(status.kernel.iter().map(Text::plain));
+        if status.subnet_env.is_empty() {
+            self.row("subnet.env", Text::plain("none"));
+        }
+        for (at, line) in status.subnet_env.iter().enumerate() {
+            if at == 0 { self.row("subnet.env", Text::plain(line)) } else { self.more(Text::plain(line)) }
+        }
+    }
+
+    fn foot(&mut self, status: &Status) {
+        let verdict = match status.verdict() {
+            Verdict::Healthy => {
+                self.style.tick().and(Tone::Plain, " healthy, as far as this node's own state tells")
+            }
+            Verdict::Unhealthy if status.ready => {
+                self.style.cross().and(Tone::Plain, " ready, but not all is well, see above")
+            }
+            Verdict::Unhealthy => self.style.cross().and(Tone::Plain, " not ready, see above"),
+            Verdict::Unknown => Text::plain("? cannot tell without an agent"),
+        };
+        self.lines.extend([Text::default(), verdict]);
+    }
+}
+
+/// A duration for people, to two units.
+fn duration(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..=9 => format!("{}.{} s", s, ms % 1000 / 100),
+        10..=59 => format!("{s} s"),
+        60..=3599 => format!("{} min {} s", s / 60, s % 60),
+        3600..=86_399 => format!("{} h {} min", s / 3600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
+    }
+}
