@@ -214,7 +214,10 @@ fn a_changed_configuration_is_said_and_not_used() {
     host.put_config(&GOOD.replace(r#""vxlan""#, r#""vxlan","VNI":7"#));
     agent.says("was changed and this agent goes on with the one it started with; restart");
     host.sh("ip link show flannel.1");
-    assert!(host.troubles().contains("rollout restart"), "{}", host.troubles());
+    until("the sentence in the file", || {
+        let text = host.troubles();
+        if text.contains("rollout restart") { Ok(()) } else { Err(text) }
+    });
     host.put_config(&GOOD.replace(",", " ,\n"));
     agent.says("run on the network config of the store: works again");
 }
