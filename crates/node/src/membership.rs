@@ -63,6 +63,24 @@ impl Pace {
     }
 }
 
+/// Asks, and while there is no answer asks again beside it every second: what swallowed the first question,
+/// such as a service address without a server behind it, may be gone long before the store gives up on it.
+/// Only for questions that change nothing.
+async fn ask<T, F: Future<Output = T>>(question: impl Fn() -> F) -> T {
+    let again = async {
+        tokio::time::sleep(RETRY).await;
+        loop {
+            if let Ok(answer) = tokio::time::timeout(RETRY, question()).await {
+                return answer;
+            }
+        }
+    };
+    tokio::select! {
+        answer = question() => answer,
+        answer = again => answer,
+    }
+}
+
 impl Member {
     /// Runs for ever; cancel by dropping.
     pub async fn run<S: LeaseStore>(self, store: S) {
@@ -123,7 +141,7 @@ impl Member {
     async fn remembered<S: LeaseStore>(&self, store: &S) -> Remembered {
         let mut pace = Pace::start();
         loop {
-            match store.remembered().await {
+            match ask(|| store.remembered()).await {
                 Ok(remembered) => {
                     self.contact.set(Contact::Answers);
                     self.board.clear(&Topic::Remembered);
@@ -143,7 +161,7 @@ impl Member {
         let mut pace = Pace::start();
         loop {
             // Success tells nothing about a store whose configuration is a file.
-            let found = store.config().await.map_err(|error| {
+            let found = ask(|| store.config()).await.map_err(|error| {
                 self.contact.set(Contact::of(&error));
                 error.to_string()
             });

@@ -14,7 +14,7 @@ const FLAGS: &str = "--healthz-port=2402";
 const STARTS: &str = "flanneld is not ready yet\n";
 
 /// The sentence is where it has to be, and nowhere twice.
-fn is_said(host: &Host, agent: &mut Agent, sentence: &str) {
+pub fn is_said(host: &Host, agent: &mut Agent, sentence: &str) {
     let body = until(&format!("/readyz to say {sentence:?}"), || match host.http(PORT, "/readyz")? {
         (503, body) if body.contains(sentence) => Ok(body),
         other => Err(format!("{other:?}")),
@@ -33,7 +33,7 @@ fn is_said(host: &Host, agent: &mut Agent, sentence: &str) {
 }
 
 /// Ready, how long after `fixed`, and nothing is said to be wrong any more.
-fn is_over(host: &Host, agent: &Agent, what: &str, fixed: Instant) {
+pub fn is_over(host: &Host, agent: &Agent, what: &str, fixed: Instant) {
     until("/readyz to be ready", || match host.http(PORT, "/readyz")? {
         (200, body) if body == "flanneld is ready" => Ok(()),
         other => Err(format!("{other:?} {}", agent.log())),
@@ -142,6 +142,29 @@ fn an_etcd_that_is_away_or_empty_is_said_and_its_return_noticed_soon() {
     is_said(host, &mut agent, "no network configuration in etcd");
     etcdctl(host, &["put", "/coreos.com/network/config", GOOD]);
     is_over(host, &agent, "etcd was away, then empty", Instant::now());
+}
+
+/// A lost packet is sent again after 1, 3 and 7 seconds, and a client waits as long for its answer.
+#[test]
+fn the_end_of_a_silence_is_noticed_soon() {
+    if !has_etcd("the_end_of_a_silence") {
+        return;
+    }
+    let world = World::new(2);
+    let (one, two) = (&world.hosts[0], &world.hosts[1]);
+    let _etcd = Etcd::on(one, "192.0.2.11", None);
+    etcdctl(one, &["put", "/coreos.com/network/config", GOOD]);
+    for rule in [
+        "add table ip cut",
+        "add chain ip cut in { type filter hook input priority 0 ; }",
+        "add rule ip cut in tcp dport 2379 drop",
+    ] {
+        one.sh(&format!("nft {rule}"));
+    }
+    let agent = two.agent_in(&[FLAGS, ETCD], &[]);
+    agent.says("fetch network config: ");
+    one.sh("nft delete table ip cut");
+    is_over(two, &agent, "a silent etcd", Instant::now());
 }
 
 #[test]
