@@ -168,6 +168,8 @@ fn clean(options: &Options) -> Result<(), String> {
             failures.push(error);
         }
     }
+    let mut said = std::collections::BTreeSet::new();
+    kept.retain(|line| said.insert(line.clone()));
     print(&kept.concat());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }

@@ -105,24 +105,37 @@ fn plugin(machine: &Machine, verb: &str, conf: &Value) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
+/// Both ways of portmap, as on a host whose plugins were changed.
+const BACKENDS: [&str; 2] = ["nftables", "iptables"];
+
+fn has_iptables() -> bool {
+    Path::new("/usr/sbin/iptables").exists()
+}
+
 fn flannel() -> Value {
     json!({"name": "cbr0", "cniVersion": "1.0.0", "type": "flannel",
         "delegate": {"hairpinMode": true, "isDefaultGateway": true}})
 }
 
-fn portmap(result: &Value) -> Value {
+fn portmap(result: &Value, backend: &str) -> Value {
     json!({"name": "cbr0", "cniVersion": "1.0.0", "type": "portmap", "prevResult": result,
+        "backend": backend, "snat": true,
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}})
 }
 
 impl Attached {
     fn add(machine: &Machine) -> Attached {
-        let result = plugin(machine, "ADD", &flannel());
-        Attached { result: plugin(machine, "ADD", &portmap(&result)) }
+        let mut result = plugin(machine, "ADD", &flannel());
+        for backend in BACKENDS.iter().filter(|b| has_iptables() || **b == "nftables") {
+            result = plugin(machine, "ADD", &portmap(&result, backend));
+        }
+        Attached { result }
     }
 
     fn del(self, machine: &Machine) {
-        plugin(machine, "DEL", &portmap(&self.result));
+        for backend in BACKENDS {
+            plugin(machine, "DEL", &portmap(&self.result, backend));
+        }
         plugin(machine, "DEL", &flannel());
     }
 }
@@ -145,6 +158,15 @@ fn cleanup_leaves_a_host_as_it_was() {
     }
     // As a machine is before anybody forwards.
     host.sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0");
+    if has_iptables() {
+        // Tables that iptables makes when it first writes are all programs'.
+        for program in ["iptables", "ip6tables"] {
+            for chain in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
+                host.sh(&format!("{program} -t nat -A {chain} -j ACCEPT"));
+                host.sh(&format!("{program} -t nat -D {chain} -j ACCEPT"));
+            }
+        }
+    }
     let Some(machine) = Machine::on(host, test) else { return };
     // What the runtime has before any network is there.
     machine.sh("mkdir -p /etc/cni/net.d");
@@ -211,7 +233,14 @@ fn cleanup_leaves_a_host_as_it_was() {
     host.sh(&format!("sysctl -qw {}", switches.join(" ")));
     let left = changes(&kernel_before, &kernel_picture(host));
     for line in &left {
-        let named = [("cni0", "ip link delete cni0"), ("cni_hostport", "nft delete table ip cni_hostport")];
+        let named = [
+            ("cni0", "ip link delete cni0"),
+            ("cni_hostport", "nft delete table ip cni_hostport"),
+            ("CNI-HOSTPORT", "iptables-nft -t nat -X CNI-HOSTPORT-DNAT"),
+            // The same as nft shows them.
+            ("ruleset: table ip nat:", "iptables-nft -t nat -X CNI-HOSTPORT-DNAT"),
+            ("ruleset: table ip6 nat:", "ip6tables-nft -t nat -X CNI-HOSTPORT-DNAT"),
+        ];
         let by_name = named.iter().any(|(object, command)| line.contains(object) && said.contains(command));
         assert!(by_name, "not named by cleanup: {line}\n{said}");
     }
@@ -277,7 +306,7 @@ fn what_other_networks_use_stays() {
 
 #[test]
 fn what_flanneld_left_goes_on_request() {
-    if !Path::new("/usr/sbin/iptables").exists() {
+    if !has_iptables() {
         println!("SKIP what_flanneld_left_goes_on_request: iptables is not installed");
         return;
     }

@@ -11,11 +11,13 @@ use plan::backend;
 use plan::state::{NftFamily, TableKey};
 
 use super::act::Act;
-use super::iptables::{Nets, removal};
+use super::iptables::{Nets, Signs, removal};
 use super::{Found, Options};
 
 /// `RTPROT_BOOT`, what flanneld's routes have.
 const BOOT: u8 = 3;
+/// What iptables makes when it is first asked to write.
+pub const SHARED: &str = "iptables' own tables and chains, which are all programs'";
 /// The main table.
 const MAIN: u32 = 254;
 
@@ -27,21 +29,29 @@ pub fn look(kernel: &mut Kernel, options: &Options) -> Result<Found, String> {
     for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
         let network = previous.networks.of(family);
         let nets = network.map(|network| Nets { network, subnet: previous.subnets.of(family) });
-        for program in programs(name) {
-            let Ok(output) = Command::new(format!("{program}-save")).output() else { continue };
+        for (program, save) in saved(name) {
             asked = true;
-            let input = removal(&String::from_utf8_lossy(&output.stdout), nets);
+            let input = removal(&save, &Signs::flannel(nets));
             found.acts.extend(input.map(|input| Act::Iptables(program, input)));
         }
     }
     if asked {
         if !found.acts.is_empty() {
-            found.kept.push("iptables' own tables and chains, which are all programs'".to_owned());
+            found.kept.push(SHARED.to_owned());
         }
     } else {
         found.kept.extend(unreached()?);
     }
     Ok(found)
+}
+
+/// What the variants of `iptables` or `ip6tables` hold: names and rules.
+pub fn saved(name: &str) -> Vec<(String, String)> {
+    let save = |program: String| {
+        let output = Command::new(format!("{program}-save")).output().ok()?;
+        Some((program, String::from_utf8_lossy(&output.stdout).into_owned()))
+    };
+    programs(name).into_iter().filter_map(save).collect()
 }
 
 /// The variants of a program that are there: both backends have rules of their own. Without variants the

@@ -11,6 +11,8 @@ use plan::state::{LinkKind, NftFamily, TableKey};
 
 use super::act::Act;
 use super::files::{exists, tree};
+use super::flannel::{SHARED, saved};
+use super::iptables::{Signs, removal};
 use super::{Found, Options};
 
 /// Name of the network in flannel's manifest, and its bridge.
@@ -55,6 +57,7 @@ pub fn look(kernel: &mut Kernel, options: &Options) -> Result<Look, String> {
         }
     }
     tables(&mut found)?;
+    host_ports(&mut found);
     files(options, &configured, &mut found);
     Ok(Look { found, attached: refusal(&attached) })
 }
@@ -90,6 +93,19 @@ fn tables(found: &mut Found) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The chains of portmap's iptables backend are shared as its tables are.
+fn host_ports(found: &mut Found) {
+    for (program, save) in ["iptables", "ip6tables"].into_iter().flat_map(saved) {
+        let Some(input) = removal(&save, &Signs::host_ports()) else { continue };
+        if save.contains(":CNI-DN-") {
+            found.kept.push(format!("{program}'s chains CNI-HOSTPORT-*, pods have ports in them"));
+        } else {
+            found.acts.push(Act::Iptables(program, input));
+            found.kept.push(SHARED.to_owned());
+        }
+    }
 }
 
 fn files(options: &Options, configured: &Configured, found: &mut Found) {
