@@ -81,7 +81,7 @@ pub fn send_from_child(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
 /// Keeps a descriptor open in a child process that nobody waits for, so that whoever closes it here is not
 /// the last to do so.
 pub fn hold_in_child(fd: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
-    let time = libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
+    let time = libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos() as _ };
     in_child(fd, || {
         // SAFETY: the time lives through the call; the time left is not asked for.
         unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
@@ -152,10 +152,8 @@ pub fn file_system_magic(path: &Path) -> io::Result<u64> {
 
 /// The kind of namespace a descriptor of nsfs stands for, as its `CLONE_NEW…` flag.
 pub fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    /// `NS_GET_NSTYPE`, `_IO(0xb7, 3)` in linux/nsfs.h
-    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
     // SAFETY: this request takes no argument.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE) })
 }
 
 /// Makes a tap device that stays when the descriptor of `/dev/net/tun` closes. `flags` are `IFF_…` of
@@ -167,11 +165,6 @@ pub fn make_tap(
     owner: Option<u32>,
     group: Option<u32>,
 ) -> io::Result<()> {
-    // `_IOW('T', n, int)` of linux/if_tun.h
-    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-    const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
-    const TUNSETOWNER: libc::c_ulong = 0x4004_54cc;
-    const TUNSETGROUP: libc::c_ulong = 0x4004_54ce;
     // SAFETY: ifreq is plain data for which all zeroes is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
@@ -179,12 +172,12 @@ pub fn make_tap(
     }
     request.ifr_ifru.ifru_flags = flags;
     // SAFETY: the request lives through the call and has the layout the kernel expects.
-    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &raw mut request) })?;
-    let settings = [(TUNSETOWNER, owner), (TUNSETGROUP, group), (TUNSETPERSIST, Some(1))];
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    let settings = [(libc::TUNSETOWNER, owner), (libc::TUNSETGROUP, group), (libc::TUNSETPERSIST, Some(1))];
     for (setting, value) in settings {
         if let Some(value) = value {
             // SAFETY: these requests take a number by value.
-            check(unsafe { libc::ioctl(tun.as_raw_fd(), setting as _, libc::c_ulong::from(value)) })?;
+            check(unsafe { libc::ioctl(tun.as_raw_fd(), setting, libc::c_ulong::from(value)) })?;
         }
     }
     Ok(())

@@ -479,7 +479,9 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], deadline: Instant) -> io::Result<Ve
         tv_nsec: libc::c_long::from(left.subsec_nanos() as i32),
     };
     // SAFETY: pointer and length describe the vector; the signal mask is not changed.
-    check(unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as u64, &left, std::ptr::null()) })?;
+    check(unsafe {
+        libc::ppoll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, &left, std::ptr::null())
+    })?;
     Ok((0..fds.len()).filter(|at| polled[*at].revents != 0).collect())
 }
 
