@@ -7,13 +7,14 @@
 mod check;
 mod gateway;
 mod host;
+mod spoof;
 
 use kernel::Netns;
 use kernel::link::LinkChange;
 use kernel::rtnl::Rtnl;
 use model::Family;
 use model::cni::bridge::BridgeConf;
-use model::cni::{CniResult, Error, Interface, RouteConfig, code};
+use model::cni::{CniResult, Error, Interface, RouteConfig};
 
 use crate::pod::{self, Dad, Setup, internal};
 use crate::record::{self, Record};
@@ -82,6 +83,10 @@ fn make<'a>(
     // The pod's end names the other one: one look-up is saved, each of which waits for the kernel's lock.
     let port = inside.lower.ok_or_else(missing)?;
     host::set_port(host, conf, port)?;
+    if conf.mac_spoof_check {
+        undo.push(|| spoof::remove(&call.env.container_id, &call.env.ifname));
+        spoof::add(call, peer, &inside)?;
+    }
     if late {
         result = ipam::ask(call, &conf.ipam, undo)?;
         complete(conf, &mut result);
@@ -121,7 +126,12 @@ fn make<'a>(
 /// # Errors
 /// What could not be removed; what is missing is no error.
 pub fn del(call: &Call) -> Result<(), Error> {
-    pair::del(NAME, call)
+    let deleted = pair::del(NAME, call);
+    deleted.and(if may_check_frames(call) {
+        spoof::remove(&call.env.container_id, &call.env.ifname)
+    } else {
+        Ok(())
+    })
 }
 
 /// Whether ADD could be served: the address manager says.
@@ -138,16 +148,24 @@ pub fn status(call: &Call) -> Result<(), Error> {
 /// # Errors
 /// The first failure, after everything was tried.
 pub fn gc(call: &Call) -> Result<(), Error> {
-    pair::gc(NAME, call)
+    let Some(valid) = call.valid_attachments()? else { return pair::gc(NAME, call) };
+    let mut outcome = Ok(());
+    if may_check_frames(call) {
+        for record in record::stale(NAME, call, &valid) {
+            outcome = outcome.and(spoof::remove(&record.container_id, &record.ifname));
+        }
+    }
+    outcome.and(pair::gc(NAME, call)).and(gateway::sweep(call))
+}
+
+/// Whether the document speaks of the check; one that cannot be read may have.
+fn may_check_frames(call: &Call) -> bool {
+    !matches!(call.conf().boolean("macspoofchk"), Ok(None | Some(false)))
 }
 
 fn parse(call: &Call) -> Result<BridgeConf, Error> {
     let failed = |e: String| Error::config(format!("failed to load netconf: {e}"));
     let conf = BridgeConf::parse(&call.conf(), &call.env.args).map_err(failed)?;
-    if conf.mac_spoof_check {
-        let msg = "macspoofchk true: this version does not filter source MAC addresses yet";
-        return Err(Error::new(code::UNSUPPORTED, msg).details("leave macspoofchk out"));
-    }
     masquerade::check_backend(&conf.ip_masq_backend)?;
     if conf.ipam.is_empty() && matches!(call.verb, Verb::Add) && call.needs_addresses() {
         let details = "a bridge without ipam needs cniVersion 0.3.0 or newer";

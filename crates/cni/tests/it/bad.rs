@@ -151,17 +151,6 @@ fn a_result_that_could_not_be_printed_is_refused_first() {
     assert_eq!(host.links(), [""; 0]);
 }
 
-#[test]
-fn a_spoof_check_is_not_passed_over() {
-    let host = Host::new();
-    let (_netns, pod) = pod("c1");
-    let conf = r#"{"cniVersion": "1.0.0", "name": "net", "type": "bridge", "macspoofchk": true}"#;
-    let (code, text) = host.call("bridge", "ADD", &pod, conf).error();
-    assert_eq!(code, 2);
-    assert!(text.starts_with("macspoofchk true: "), "{text}");
-    assert!(host.call("bridge", "DEL", &pod, conf).ok);
-}
-
 /// Kernels without a kind of device say so, and how to help it.
 #[test]
 fn a_missing_kind_of_device_is_named() {

@@ -239,6 +239,131 @@ fn a_vlan_has_its_own_gateway() {
     assert!(host.call("bridge", "DEL", &pod, &conf).ok);
 }
 
+/// Rows of layer 2 with VLANs (cni.md 4.3): what the port gets.
+#[test]
+fn the_vlans_of_a_port() {
+    if !filters_vlans("the_vlans_of_a_port") {
+        return;
+    }
+    let own = |id| format!("{id} PVID Egress Untagged");
+    for (members, want) in [
+        (r#""vlan": 100"#, vec![own(100)]),
+        (r#""vlan": 100, "preserveDefaultVlan": true"#, vec!["1 Egress Untagged".to_owned(), own(100)]),
+        (
+            r#""vlanTrunk": [{"id": 101}, {"minID": 200, "maxID": 201}]"#,
+            vec![own(1), "101".to_owned(), "200".to_owned(), "201".to_owned()],
+        ),
+        (r#""vlan": 100, "vlanTrunk": [{"id": 101}]"#, vec![own(100), "101".to_owned()]),
+    ] {
+        let host = Host::new();
+        let (_netns, pod) = pod("c1");
+        let conf = conf(&host, "1.0.0", members, "");
+        host.call("bridge", "ADD", &pod, &conf).expect(members);
+        let port = host.links().into_iter().find(|name| name.starts_with("veth")).unwrap();
+        let output = run_in(
+            &host.netns,
+            std::process::Command::new("bridge").args(["vlan", "show", "dev", &port]),
+            "",
+        );
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text
+            .lines()
+            .skip(1)
+            .map(|l| l.replace(&port, "").split_whitespace().collect::<Vec<_>>().join(" "));
+        assert_eq!(lines.collect::<Vec<_>>(), want, "{members}: {text}");
+        assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+    }
+}
+
+/// The gateway of a VLAN goes with GC once no port has the VLAN (B-24).
+#[test]
+fn an_unused_vlan_gateway_goes() {
+    if !filters_vlans("an_unused_vlan_gateway_goes") {
+        return;
+    }
+    let host = Host::new();
+    let (_one, first) = pod("c1");
+    let conf = conf(&host, "1.1.0", r#""isGateway": true, "vlan": 100"#, V4);
+    host.call("bridge", "ADD", &first, &conf).expect("ADD");
+    let gc = |valid: &[&str]| {
+        let list = valid
+            .iter()
+            .map(|id| Json::object([("containerID", Json::from(*id)), ("ifname", "eth0".into())]));
+        let conf = with(&conf, "cni.dev/valid-attachments", Json::array(list));
+        host.call("bridge", "GC", &first, &conf).expect("GC");
+        host.links().contains(&"cni0.100".to_owned())
+    };
+    assert!(gc(&["c1"]));
+    assert!(!gc(&[]), "{:?}", host.links());
+    assert_eq!(host.links(), ["cni0"]);
+}
+
+/// Frames with another source address do not leave the pod; the rules are upstream's, and either program
+/// removes the other's.
+#[test]
+fn a_spoofed_frame_is_dropped() {
+    let members = r#""macspoofchk": true"#;
+    let host = Host::new();
+    let bin = host.bin().display().to_string();
+    let dirs = if debian("a_spoofed_frame_is_dropped (beside Debian's)") {
+        vec![bin.as_str(), DEBIAN]
+    } else {
+        vec![bin.as_str()]
+    };
+    let mut listings = Vec::new();
+    for first in &dirs {
+        for second in &dirs {
+            let host = Host::new();
+            let (netns, pod) = pod("c1");
+            let conf = conf(&host, "1.0.0", members, V4);
+            let result = host.call_with(&[first], "bridge", "ADD", &pod, &conf).expect("ADD");
+            let told = with(&conf, "prevResult", result);
+            host.call("bridge", "CHECK", &pod, &told).expect("CHECK");
+            let mac: Json = ip_in(&netns, "-j link show eth0").parse().unwrap();
+            let mac = mac.as_array().unwrap()[0].get("address").and_then(Json::as_str).unwrap().to_owned();
+            let port = host.links().into_iter().find(|name| name.starts_with("veth")).unwrap();
+            let rules = host.rules();
+            assert!(rules.contains(&format!("ether saddr {mac} return")), "{rules}");
+            listings.push(rules.replace(&mac, "MAC").replace(&port, "PORT"));
+            assert!(host.call_with(&[second], "bridge", "DEL", &pod, &told).ok);
+            assert!(!host.rules().contains("cni-br-iface"), "{}", host.rules());
+        }
+    }
+    assert!(listings.iter().all(|text| *text == listings[0]), "{listings:#?}");
+    // On the wire.
+    let (sender, one) = pod("c1");
+    let (receiver, two) = pod("c2");
+    let conf = conf(&host, "1.1.0", members, V4);
+    let result = host.call("bridge", "ADD", &one, &conf).expect("ADD");
+    host.call("bridge", "ADD", &two, &conf).expect("ADD");
+    let socket = receiver.run(|| std::net::UdpSocket::bind("10.9.1.3:7000").unwrap()).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    let heard = || {
+        let send = || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            let _ = socket.send_to(b"x", "10.9.1.3:7000");
+        };
+        (0..4).any(|_| {
+            sender.run(send).unwrap();
+            socket.recv(&mut [0; 8]).is_ok()
+        })
+    };
+    assert!(heard());
+    ip_in(&sender, "link set eth0 address 0a:00:00:00:00:66");
+    assert!(!heard());
+    let told = with(&conf, "prevResult", result);
+    let flush = ["flush", "chain", "bridge", "nat", "cni-br-iface-c1-eth0"];
+    host.run(std::process::Command::new("nft").args(flush), "");
+    assert!(heard(), "it was the rules");
+    ip_in(&sender, "link set eth0 address 0a:00:00:00:00:66");
+    let changed = told.replace("\"mac\"", "\"was\"");
+    let (_, text) = host.call("bridge", "CHECK", &one, &changed).error();
+    assert!(text.contains("missing rules of macspoofchk for eth0"), "{text}");
+    let gc = with(&conf, "cni.dev/valid-attachments", Json::array(Vec::<Json>::new()));
+    host.call("bridge", "GC", &one, &gc).expect("GC");
+    assert!(!host.rules().contains("cni-br-iface"), "{}", host.rules());
+}
+
 #[test]
 fn a_gatewayless_default_route_gets_the_gateway() {
     let host = Host::new();

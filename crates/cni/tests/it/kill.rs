@@ -1,10 +1,10 @@
 //! Killed between any two steps, then DEL: nothing is left (cni.md 1.14.6).
 
-use std::io::Write;
-use std::process::{Output, Stdio};
+use std::process::Output;
+use std::time::Duration;
 
 use crate::chain::{conflist, each};
-use crate::harness::{Host, Pod, pod};
+use crate::harness::{Host, Pod, pod, with};
 use model::gojson::Json;
 
 /// System calls of an ADD before which it is killed, by strace's fault injection.
@@ -31,6 +31,120 @@ const POINTS: &[(&str, u32)] = &[
     ("write", 9),
 ];
 
+/// ADD under strace, which kills it before its n-th system call of a name.
+fn killed_at(host: &Host, plugin: &str, pod: &Pod, conf: &str, call: &str, nth: u32) -> Output {
+    let inject = format!("inject={call}:signal=KILL:when={nth}");
+    straced(host, pod, plugin, "ADD", conf, &["-f", "-qq", "-o", "/dev/null", "-e", &inject])
+}
+
+/// System calls that change something, or come right before or after one that does.
+const CALLS: [&str; 9] =
+    ["sendto", "sendmsg", "setns", "write", "flock", "link", "unlink", "ioctl", "ftruncate"];
+
+/// Every plugin that makes an interface, killed before each of these calls, one after the other, until ADD
+/// comes through; then DEL, with everything or with nothing but the names.
+#[test]
+fn each_call_of_each_plugin() {
+    if !std::path::Path::new("/usr/bin/strace").exists() {
+        println!("SKIP each_call_of_each_plugin: strace is not installed");
+        return;
+    }
+    let rows = [
+        ("ptp", r#""ipMasq": true"#, true),
+        ("macvlan", r#""master": "eth0""#, true),
+        ("tap", "", std::path::Path::new("/dev/net/tun").exists()),
+        ("host-device", r#""device": "ov0""#, true),
+        ("veth-to-host", r#""hostInterface": "eth0", "containerInterface": "veth0", "ipMasq": true"#, true),
+        ("bridge", r#""isDefaultGateway": true, "ipMasq": true, "macspoofchk": true"#, true),
+    ];
+    std::thread::scope(|scope| {
+        for (plugin, members, _) in rows.into_iter().filter(|row| row.2) {
+            scope.spawn(move || kill_at_each(plugin, members));
+        }
+    });
+}
+
+fn kill_at_each(plugin: &str, members: &str) {
+    let mut killed = 0;
+    for call in CALLS {
+        for nth in 1.. {
+            let host = &Host::new();
+            for (dev, peer) in [("eth0", "eth1"), ("ov0", "ov1")] {
+                host.ip(&format!("link add {dev} type veth peer name {peer}"));
+            }
+            host.ip("addr add 10.10.20.152/24 dev eth0");
+            host.ip("link set eth0 up");
+            let (netns, pod) = pod("c1");
+            let members = if members.is_empty() { String::new() } else { format!(", {members}") };
+            let ipam = format!(
+                r#""ipam": {{"type": "host-local", "dataDir": "{}", "subnet": "10.9.1.0/24"}}"#,
+                host.path("networks")
+            );
+            let mut conf =
+                format!(r#"{{"cniVersion": "1.0.0", "name": "net", "type": "{plugin}"{members}, {ipam}}}"#);
+            if plugin == "veth-to-host" {
+                crate::harness::ip_in(&netns, "link add eth0 type veth peer name x");
+                let before = r#"{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}],
+                    "ips": [{"interface": 0, "address": "10.9.1.2/24"}]}"#;
+                conf = with(&conf, "prevResult", before.parse::<Json>().unwrap());
+            }
+            let links = host.links();
+            let output = killed_at(host, plugin, &pod, &conf, call, nth);
+            let what = format!("{plugin} killed at {call} {nth}");
+            let through = output.status.success();
+            // The runtime knows everything, or the pod is gone and with it the result.
+            let bare = nth % 2 == 0 && plugin != "host-device";
+            let told = if bare { Pod { path: String::new(), ..pod.clone() } } else { pod.clone() };
+            let mut inside = Some(netns);
+            if bare {
+                inside = None;
+            }
+            for _ in 0..2 {
+                let answer = host.call(plugin, "DEL", &told, &conf);
+                assert!(answer.ok, "{what}: {}", answer.text);
+            }
+            if bare {
+                // A namespace ends a moment after its last user, and its devices with it.
+                let gone = || host.links().iter().all(|name| !name.starts_with("veth"));
+                assert!(
+                    (0..500).any(|_| gone() || {
+                        std::thread::sleep(Duration::from_millis(10));
+                        false
+                    }),
+                    "{what}"
+                );
+            }
+            if let Some(netns) = &inside {
+                let left = crate::harness::ip_in(netns, "-br link show");
+                let ours = if plugin == "veth-to-host" { "veth0" } else { "eth0" };
+                assert!(
+                    !left.contains(&format!("{ours}@")) && !left.contains(&format!("{ours} ")),
+                    "{what}: {left}"
+                );
+                assert!(!left.lines().any(|l| l.starts_with("veth")), "{what}: {left}");
+            }
+            let mut now = host.links();
+            now.retain(|name| name != "cni0");
+            now.sort();
+            let mut before = links;
+            before.sort();
+            assert_eq!(now, before, "{what}");
+            assert!(!host.ip("-4 rule show").contains("1024:"), "{what}");
+            let files = host.files("networks");
+            assert!(files.iter().all(|f| !f.contains("10.9.1.")), "{what}: {files:?}");
+            assert_eq!(host.files("state/attachments"), [""; 0], "{what}");
+            let rules = host.rules();
+            assert!(!rules.contains("10.9.1.") && !rules.contains("cni-br-iface"), "{what}: {rules}");
+            killed += u32::from(!through);
+            if through {
+                break;
+            }
+        }
+    }
+    assert!(killed >= 15, "{plugin}: only {killed} points were met");
+    println!("{plugin}: killed at {killed} points");
+}
+
 #[test]
 fn a_killed_add_is_cleaned_up() {
     if !std::path::Path::new("/usr/bin/strace").exists() {
@@ -43,23 +157,7 @@ fn a_killed_add_is_cleaned_up() {
         let mut chain = conflist(&host, "0.3.1");
         chain[0].1 = chain[0].1.replace("\"hairpinMode\"", "\"ipMasq\": true, \"hairpinMode\"");
         let (netns, pod) = pod("c1");
-        let bin = host.bin().display().to_string();
-        let plain = host.prepare(&[&bin], "flannel", "ADD", &pod);
-        let mut command = host.command("/usr/bin/strace");
-        command.args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("inject={call}:signal=KILL:when={nth}"),
-        ]);
-        command.arg(plain.get_program());
-        command.envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = host.netns.run(|| command.spawn()).unwrap().unwrap();
-        let _ = child.stdin.take().unwrap().write_all(chain[0].1.as_bytes());
-        let output = child.wait_with_output().unwrap();
+        let output = killed_at(&host, "flannel", &pod, &chain[0].1, call, *nth);
         killed += u32::from(!output.status.success());
         let what = format!("killed at {call} {nth}: {output:?}");
         // The runtime may try again before it cleans up; whatever that says, DEL ends both.

@@ -30,6 +30,9 @@ pub fn check(call: &Call) -> Result<(), Error> {
     check_port(&mut host, result, &bridge, &link)?;
     compare::addresses(&mut inside, &link, result)?;
     compare::routes(&mut inside, result)?;
+    if conf.mac_spoof_check {
+        super::spoof::check(call, &link)?;
+    }
     if conf.ip_masq && !conf.ipam.is_empty() {
         masquerade::check(call)?;
     }

@@ -5,12 +5,13 @@ use std::path::Path;
 use ipnet::IpNet;
 use kernel::link::{LinkChange, LinkInfo};
 use kernel::rtnl::{AddrInfo, Put, Rtnl};
-use model::Family;
 use model::cni::bridge::BridgeConf;
 use model::cni::{CniResult, Error};
+use model::{Family, IfName};
 
 use super::host::{self, ALIAS};
 use crate::pod::{self, internal};
+use crate::skel::Call;
 
 /// Puts each gateway on the bridge, or with a VLAN on a device of its own, which is returned.
 ///
@@ -114,4 +115,32 @@ fn put(rtnl: &mut Rtnl, device: &LinkInfo, gateway: IpNet) -> Result<(), Error> 
     rtnl.add_address(&address, Put::Replace).map_err(failed)?;
     let fixed = LinkChange { mac: device.link.mac, ..LinkChange::default() };
     rtnl.set_link(device.index, &fixed).map_err(failed)
+}
+
+/// Removes the gateway's device of a VLAN that no port of the bridge has any more (B-24). For GC, while
+/// nobody adds a port.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn sweep(call: &Call) -> Result<(), Error> {
+    let Ok(conf) = super::parse(call) else { return Ok(()) };
+    let Ok(name) = IfName::new(&format!("{}.{}", conf.bridge, conf.vlan)) else { return Ok(()) };
+    if conf.vlan == 0 {
+        return Ok(());
+    }
+    let mut rtnl = Rtnl::open().map_err(internal)?;
+    let links = rtnl.links().map_err(internal)?;
+    let find = |name: IfName| links.iter().find(|link| link.link.name == name);
+    let (Some(bridge), Some(gateway)) = (find(conf.bridge), find(name)) else { return Ok(()) };
+    // Ours is one end of a pair, the other of which is a port.
+    if gateway.link.kind.name() != "veth" {
+        return Ok(());
+    }
+    let ports = links.iter().filter(|l| l.master == Some(bridge.index) && Some(l.index) != gateway.lower);
+    for port in ports {
+        if rtnl.vlans(port.index).map_err(internal)?.iter().any(|vlan| vlan.id == conf.vlan) {
+            return Ok(());
+        }
+    }
+    rtnl.delete_link(gateway.index).map(drop).map_err(internal)
 }
