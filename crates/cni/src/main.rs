@@ -9,6 +9,7 @@ mod compare;
 mod copy;
 mod delegate;
 mod device;
+mod forwarding;
 mod install;
 mod ipam;
 mod iptables;

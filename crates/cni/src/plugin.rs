@@ -1,5 +1,6 @@
 //! The table of plugins.
 
+mod bandwidth;
 mod bridge;
 mod child;
 mod dummy;
@@ -179,6 +180,15 @@ pub const ALL: &[Plugin] = &[
         check: firewall::check,
         status: firewall::status,
         gc: firewall::gc,
+    },
+    Plugin {
+        name: "bandwidth",
+        versions: &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        add: bandwidth::add,
+        del: bandwidth::del,
+        check: bandwidth::check,
+        status: bandwidth::status,
+        gc: bandwidth::gc,
     },
     Plugin {
         name: "sbr",

@@ -9,6 +9,7 @@ pub mod neigh;
 pub mod nexthop;
 pub mod route;
 pub mod rule;
+pub mod tc;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -428,6 +429,16 @@ impl Rtnl {
     /// As there.
     pub fn add_rule_as(&mut self, rule: &plan::state::Rule, protocol: u8) -> Result<(), Error> {
         self.request(&rule::add_as(rule, protocol), || format!("add rule {rule}"))
+    }
+
+    /// Queueing disciplines of a device.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn qdiscs(&mut self, dev: u32) -> Result<Vec<tc::QdiscInfo>, Error> {
+        let mut all = self.dump(&tc::dump(dev), "queueing disciplines", tc::decode)?;
+        all.retain(|qdisc| qdisc.dev == dev);
+        Ok(all)
     }
 
     /// Deletes a policy rule; false if it was not there.

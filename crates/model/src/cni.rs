@@ -12,6 +12,7 @@ macro_rules! json {
 }
 
 pub mod args;
+pub mod bandwidth;
 pub mod bridge;
 pub mod cache;
 pub mod child;

@@ -16,6 +16,7 @@ use model::Family;
 use model::cni::bridge::BridgeConf;
 use model::cni::{CniResult, Error, Interface, RouteConfig};
 
+use crate::forwarding;
 use crate::pod::{self, Dad, Setup, internal};
 use crate::record::{self, Record};
 use crate::skel::{Call, Verb};
@@ -134,12 +135,15 @@ pub fn del(call: &Call) -> Result<(), Error> {
     })
 }
 
-/// Whether ADD could be served: the address manager says.
+/// Whether ADD could be served: the address manager says; and whether pods are cut off (code 51).
 ///
 /// # Errors
 /// The address manager's own, or a configuration we refuse.
 pub fn status(call: &Call) -> Result<(), Error> {
-    parse(call)?;
+    let conf = parse(call)?;
+    if conf.is_gateway {
+        forwarding::status(NAME, call)?;
+    }
     ipam::forward(call)
 }
 

@@ -460,3 +460,26 @@ fn masquerading_is_made_and_removed() {
     assert_eq!(code, 7);
     assert!(text.contains("unknown ipmasq backend \"x\""), "{text}");
 }
+
+/// B-41: through flannel as well, whose delegate is asked.
+#[test]
+fn status_tells_that_pods_are_cut_off() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let chain = crate::chain::conflist(&host, "1.1.0");
+    let ask = || host.call("flannel", "STATUS", &pod, &chain[0].1);
+    let forward = |value: &str| kernel::sysctl::write_in(&host.netns, "net/ipv4/ip_forward", value).unwrap();
+    forward("0");
+    assert!(ask().ok, "without pods nobody is cut off; ADD switches it on");
+    host.call("flannel", "ADD", &pod, &chain[0].1).expect("ADD");
+    assert!(ask().ok);
+    forward("0");
+    let (code, text) = ask().error();
+    assert_eq!(code, 51);
+    assert!(
+        text.contains("net/ipv4/ip_forward is 0") && text.contains("sysctl -w net.ipv4.ip_forward=1"),
+        "{text}"
+    );
+    forward("1");
+    assert!(ask().ok);
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 mod bad;
+mod bandwidth;
 mod bridge;
 mod chain;
 mod children;
