@@ -9,13 +9,13 @@ use crate::say;
 /// Most bytes the programs may have: `loden`, `loden-cni`.
 const LIMITS: [(&str, u64); 2] = [("loden", 16 << 20), ("loden-cni", 2 << 20)];
 
-/// C compilers of Debian for other machines, by the target's architecture: package and program.
+/// C compilers of Debian for other machines, by the target's architecture: packages and program.
 const COMPILERS: [(&str, &str, &str); 5] = [
-    ("aarch64", "gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc"),
-    ("armv7", "gcc-arm-linux-gnueabihf", "arm-linux-gnueabihf-gcc"),
-    ("powerpc64le", "gcc-powerpc64le-linux-gnu", "powerpc64le-linux-gnu-gcc"),
-    ("riscv64gc", "gcc-riscv64-linux-gnu", "riscv64-linux-gnu-gcc"),
-    ("s390x", "gcc-s390x-linux-gnu", "s390x-linux-gnu-gcc"),
+    ("aarch64", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross", "aarch64-linux-gnu-gcc"),
+    ("armv7", "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross", "arm-linux-gnueabihf-gcc"),
+    ("powerpc64le", "gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross", "powerpc64le-linux-gnu-gcc"),
+    ("riscv64gc", "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross", "riscv64-linux-gnu-gcc"),
+    ("s390x", "gcc-s390x-linux-gnu libc6-dev-s390x-cross", "s390x-linux-gnu-gcc"),
 ];
 
 /// Builds for one target into `dist/`, or into `dist/TARGET/` for another machine.
