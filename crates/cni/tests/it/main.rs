@@ -18,6 +18,7 @@ mod host_local;
 mod kill;
 mod loopback;
 mod mixed;
+mod nonsense;
 mod parallel;
 mod portmap;
 mod ptp;
