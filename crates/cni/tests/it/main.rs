@@ -17,6 +17,7 @@ mod host_device;
 mod host_local;
 mod kill;
 mod loopback;
+mod manager;
 mod mixed;
 mod nonsense;
 mod parallel;
