@@ -56,8 +56,10 @@ fn vrf_is_that_of_debians_plugin() {
             }
             assert!(host.call_with(dirs, "vrf", "DEL", &pod, &conf).ok);
             text.push_str(&ip_in(&netns, "-br link show type vrf"));
-            // Ours tells an empty `dns` in the older shape only, theirs always.
-            text.replace("\"dns\":{},", "")
+            // Ours tells an empty `dns` in the older shape only, theirs always. Theirs (1.1.1) loses routes over
+            // gateways.
+            let lines = text.lines().filter(|line| !line.contains("gateway=\""));
+            lines.map(|line| line.replace("\"dns\":{},", "") + "\n").collect::<String>()
         };
         let (have, want) = (run(&[&bin]), run(&[DEBIAN]));
         assert!(have == want, "{version} {members}\nours:\n{have}\ntheirs:\n{want}");
