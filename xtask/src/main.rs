@@ -15,6 +15,7 @@ pub const PACKAGES: &[&str] = &[
     "conntrack",
     "containerd",
     "containernetworking-plugins",
+    "dnsmasq-base",
     "etcd-client",
     "etcd-server",
     "ethtool",

@@ -36,6 +36,7 @@ usage: loden-cni install --bin-dir DIR [--keep]
        loden-cni cp -f SOURCE DEST        copy a file into place, as flannel's init containers do
        loden-cni install-conf SOURCE DEST the same for a configuration
        loden-cni PLUGIN                   act as a CNI plugin (cni.md 1: environment and stdin)
+       loden-cni dhcp daemon [FLAG]...    keep the leases of pods with the dhcp plugin
        loden-cni --version
 plugins:";
 
@@ -45,10 +46,13 @@ static MEMORY: arena::Arena = arena::Arena::new();
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();
-    if let Some(plugin) = plugin::by_name(&base_name(&called)) {
-        return skel::main(plugin);
-    }
     let args: Vec<OsString> = args.collect();
+    if let Some(plugin) = plugin::by_name(&base_name(&called)) {
+        return match (plugin.name, args.split_first()) {
+            ("dhcp", Some((word, flags))) if word == "daemon" => dhcp_daemon(flags),
+            _ => skel::main(plugin),
+        };
+    }
     let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let Some(tool) = copy::by_name(&base_name(&called)) {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         ["install", "--bin-dir", _, "--keep"] => install(Path::new(&args[2]), true),
         ["cp", words @ ..] => finish(copy::cp(words)),
         ["install-conf", words @ ..] => finish(copy::install_conf(words)),
+        ["dhcp", "daemon", ..] => dhcp_daemon(&args[2..]),
         ["--version" | "version"] => say(&format!("loden-cni {}", env!("CARGO_PKG_VERSION")), true),
         ["--help" | "-h" | "help"] => say(&usage(), true),
         [name] => match plugin::by_name(name) {
@@ -67,6 +72,11 @@ fn main() -> ExitCode {
         },
         _ => say(&usage(), false),
     }
+}
+
+fn dhcp_daemon(flags: &[OsString]) -> ExitCode {
+    let flags: Vec<String> = flags.iter().map(|flag| flag.to_string_lossy().into_owned()).collect();
+    plugin::dhcp::daemon::main(&flags)
 }
 
 fn base_name(path: &OsString) -> String {

@@ -3,6 +3,7 @@
 mod bandwidth;
 mod bridge;
 mod child;
+pub mod dhcp;
 mod dummy;
 mod firewall;
 mod flannel;
@@ -189,6 +190,15 @@ pub const ALL: &[Plugin] = &[
         check: bandwidth::check,
         status: bandwidth::status,
         gc: bandwidth::gc,
+    },
+    Plugin {
+        name: "dhcp",
+        versions: version::ALL,
+        add: dhcp::add,
+        del: dhcp::del,
+        check: dhcp::check,
+        status: dhcp::status,
+        gc: dhcp::gc,
     },
     Plugin {
         name: "sbr",

@@ -10,6 +10,7 @@ pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod process;
 mod read;
 pub mod rtnl;

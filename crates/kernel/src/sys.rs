@@ -192,3 +192,110 @@ pub fn kill_group(id: u32) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+/// A socket for IPv4 packets with UDP datagrams to one port, of one device, below the network layer: the
+/// device needs no address. `packet(7)`, kind `SOCK_DGRAM`: without the Ethernet header.
+pub fn udp_packet_socket(device: u32, port: u16) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the new descriptor is owned by nobody else. Protocol 0 takes no packet yet.
+    let fd = unsafe {
+        OwnedFd::from_raw_fd(check(libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?)
+    };
+    // Protocol UDP, no fragment, destination port; as `tcpdump -dd` makes it, from the IP header on.
+    let op = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        op(0x30, 0, 0, 9),
+        op(0x15, 0, 6, 17),
+        op(0x28, 0, 0, 6),
+        op(0x45, 4, 0, 0x1fff),
+        op(0xb1, 0, 0, 0),
+        op(0x48, 0, 0, 2),
+        op(0x15, 0, 1, port.into()),
+        op(0x06, 0, 0, u32::MAX),
+        op(0x06, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the program and its instructions live through the call, and the length is its size.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            length,
+        )
+    })?;
+    let address = packet_address(device);
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the address lives through the call and the length is its size.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(fd)
+}
+
+/// Sends a packet to every station of an Ethernet.
+pub fn send_broadcast(fd: BorrowedFd<'_>, device: u32, packet: &[u8]) -> io::Result<usize> {
+    let mut address = packet_address(device);
+    address.sll_halen = 6;
+    address.sll_addr[..6].fill(0xff);
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: packet and address live through the call, and the lengths are theirs.
+    check_size(unsafe {
+        libc::sendto(
+            fd.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const address).cast(),
+            length,
+        )
+    })
+}
+
+fn packet_address(device: u32) -> libc::sockaddr_ll {
+    // SAFETY: sockaddr_ll is plain data for which all zeroes is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+    address.sll_ifindex = device as i32;
+    address
+}
+
+/// Lets SIGINT and SIGTERM wait for [`wait_for_end`], in this thread and those it starts.
+pub fn hold_end_signals() -> io::Result<()> {
+    let set = end_signals();
+    // SAFETY: the set lives through the call; the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Waits for one of the signals held.
+pub fn wait_for_end() -> io::Result<()> {
+    let set = end_signals();
+    let mut signal = 0;
+    // SAFETY: the set and the number live through the call.
+    match unsafe { libc::sigwait(&raw const set, &raw mut signal) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+fn end_signals() -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data, which sigemptyset makes valid.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        set
+    }
+}
+
+/// Takes over the first descriptor a service manager hands down (`sd_listen_fds(3)`).
+pub fn first_inherited() -> OwnedFd {
+    const FIRST: i32 = 3;
+    // SAFETY: by the protocol the descriptor is ours alone; the caller has looked at the environment, and
+    // calls once.
+    unsafe { OwnedFd::from_raw_fd(FIRST) }
+}

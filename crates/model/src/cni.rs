@@ -18,6 +18,7 @@ pub mod cache;
 pub mod child;
 pub mod common;
 pub mod conflist;
+pub mod dhcp;
 pub mod error;
 pub mod firewall;
 pub mod flannel;

@@ -8,6 +8,7 @@ mod bandwidth;
 mod bridge;
 mod chain;
 mod children;
+mod dhcp;
 mod driver;
 mod dummy;
 mod firewall;
