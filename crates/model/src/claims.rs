@@ -6,6 +6,7 @@
 //! business.
 
 pub mod doubles;
+pub mod judge;
 pub mod nodes;
 #[cfg(test)]
 mod tests;
@@ -45,54 +46,84 @@ pub struct Claims {
 /// `local` holds the host's own addresses. O(n log n).
 pub fn check(conf: &NetConf, own: &Lease, local: &BTreeSet<IpAddr>, peers: &Peers) -> Claims {
     let mut claims = Claims::default();
-    let others: Vec<&Arc<Lease>> = peers.iter_shared().filter(|l| l.subnets != own.subnets).collect();
-    let mut good = vec![Subnets::default(); others.len()];
+    for verdict in verdicts(conf, own, local, peers) {
+        claims.accepted.extend(verdict.accepted());
+        claims.rejected.extend(verdict.refused);
+    }
+    claims
+}
+
+/// What became of one lease.
+struct Verdict<'a> {
+    lease: &'a Arc<Lease>,
+    /// The subnets accepted.
+    good: Subnets,
+    /// Subnets refused, as text, and why.
+    refused: Vec<(String, String)>,
+}
+
+impl Verdict<'_> {
+    /// The lease reduced to what was accepted.
+    fn accepted(&self) -> Option<Arc<Lease>> {
+        if self.good == self.lease.subnets {
+            Some(Arc::clone(self.lease))
+        } else if self.good != Subnets::default() {
+            Some(Arc::new(Lease { subnets: self.good, attrs: self.lease.attrs.clone() }))
+        } else {
+            None
+        }
+    }
+
+    fn note(&mut self, net: IpNet, problem: Option<String>) {
+        match (problem, net) {
+            (Some(problem), _) => {
+                self.refused.push((net.to_string(), format!("refuse peer subnet {net}: {problem}")));
+            }
+            (None, IpNet::V4(net)) => self.good.v4 = Some(net),
+            (None, IpNet::V6(net)) => self.good.v6 = Some(net),
+        }
+    }
+}
+
+/// All leases but the own, in order of their subnets.
+fn verdicts<'a>(conf: &NetConf, own: &Lease, local: &BTreeSet<IpAddr>, peers: &'a Peers) -> Vec<Verdict<'a>> {
+    let others = peers.iter_shared().filter(|l| l.subnets != own.subnets);
+    let mut verdicts: Vec<Verdict<'a>> =
+        others.map(|lease| Verdict { lease, good: Subnets::default(), refused: Vec::new() }).collect();
     for family in conf.families() {
         let mut taken = Taken::default();
-        if let Some(net) = own.subnets.of(family) {
-            taken.insert(net);
-        }
-        let own_nets = taken.clone();
         let wanted_len = if family == Family::V4 { conf.subnet_len } else { conf.ipv6_subnet_len };
-        let mut order: Vec<(bool, usize, IpNet)> = others
+        let mut order: Vec<(bool, usize, IpNet)> = verdicts
             .iter()
             .enumerate()
-            .filter_map(|(index, lease)| {
-                let net = lease.subnets.of(family)?;
+            .filter_map(|(index, verdict)| {
+                let net = verdict.lease.subnets.of(family)?;
                 Some((wanted_len != 0 && net.prefix_len() != wanted_len, index, net))
             })
             .collect();
         // Indexes go up with the subnets, so a stable sort by the first part is the whole rule.
         order.sort_by_key(|(odd, ..)| *odd);
         for (_, index, net) in order {
-            let public = others[index].attrs.public(family);
-            let problem = misplaced(conf, family, net)
-                .or_else(|| own_nets.overlap(net).map(|own| format!("it overlaps this node's subnet {own}")))
-                .or_else(|| public.and_then(|ip| unreachable(ip, net, own, local)))
+            let verdict = &mut verdicts[index];
+            let problem = alone(conf, own, local, verdict.lease, net)
                 .or_else(|| taken.overlap(net).map(|other| format!("it overlaps {other} of another node")));
-            match problem {
-                Some(problem) => {
-                    let why = format!("refuse peer subnet {net}: {problem}");
-                    claims.rejected.insert(net.to_string(), why);
-                }
-                None => {
-                    taken.insert(net);
-                    match net {
-                        IpNet::V4(net) => good[index].v4 = Some(net),
-                        IpNet::V6(net) => good[index].v6 = Some(net),
-                    }
-                }
+            if problem.is_none() {
+                taken.insert(net);
             }
+            verdict.note(net, problem);
         }
     }
-    for (lease, subnets) in others.into_iter().zip(good) {
-        if subnets == lease.subnets {
-            claims.accepted.push(Arc::clone(lease));
-        } else if subnets != Subnets::default() {
-            claims.accepted.push(Arc::new(Lease { subnets, attrs: lease.attrs.clone() }));
-        }
-    }
-    claims
+    verdicts
+}
+
+/// What is wrong with a subnet whatever the other peers claim.
+fn alone(conf: &NetConf, own: &Lease, local: &BTreeSet<IpAddr>, lease: &Lease, net: IpNet) -> Option<String> {
+    let family = Family::of_net(net);
+    let ours = own.subnets.of(family).filter(|own| own.contains(&net) || net.contains(own));
+    let public = lease.attrs.public(family);
+    misplaced(conf, family, net)
+        .or_else(|| ours.map(|own| format!("it overlaps this node's subnet {own}")))
+        .or_else(|| public.and_then(|ip| unreachable(ip, net, own, local)))
 }
 
 fn misplaced(conf: &NetConf, family: Family, net: IpNet) -> Option<String> {

@@ -246,7 +246,8 @@ mod tests {
                     }
                     _ => {
                         let all: Vec<Lease> = (0..n).map(|n| lease(n, 1)).collect();
-                        let next: BTreeMap<Subnets, Lease> = all.iter().map(|l| (l.subnets, l.clone())).collect();
+                        let next: BTreeMap<Subnets, Lease> =
+                            all.iter().map(|l| (l.subnets, l.clone())).collect();
                         let changed = next != map;
                         map = next;
                         assert_eq!(peers.reset(all), changed);
@@ -262,7 +263,9 @@ mod tests {
                     assert!(changes.windows(2).all(|pair| pair[0].0 < pair[1].0), "in order, each once");
                     for (subnets, lease) in changes {
                         let old = match lease {
-                            Some(lease) => replay.insert(subnets, (*lease).clone()).filter(|old| *old == *lease),
+                            Some(lease) => {
+                                replay.insert(subnets, (*lease).clone()).filter(|old| *old == *lease)
+                            }
                             None => replay.remove(&subnets).map_or(Some(Lease::default()), |_| None),
                         };
                         assert_eq!(old, None, "only what differs");
