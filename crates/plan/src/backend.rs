@@ -1,5 +1,6 @@
 //! The one trait all backends implement. Three questions: what do we advertise, what MTU do pods get,
-//! what state do we want. No events, no handles, no I/O.
+//! what state do we want, of ourselves and of each peer. No events, no handles, no I/O. The parts are put
+//! together in [`crate::assembly`].
 //!
 //! Adding a backend is one file below `backend/` with its table of expectations, and a line in
 //! [`from_config`].
@@ -11,27 +12,32 @@ pub mod vxlan;
 
 use std::net::IpAddr;
 
-use model::{IfName, Lease, LeaseAttrs, NetConf, Subnets};
+use ipnet::IpNet;
+use model::{Family, IfName, Lease, LeaseAttrs, NetConf, Subnets};
 
 use crate::facts::{Facts, Families};
-use crate::state::{Link, LinkKind, Nexthop, Object, Route, State, Via};
+use crate::state::{Link, LinkKind, Object, State};
 
-/// A peer that cannot be reached as its lease says, and why: one sentence with the way out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// The peer's subnets.
-    pub subnets: Subnets,
-    /// The sentence.
-    pub reason: String,
+/// What one family of a peer adds to the wanted state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Half {
+    /// Entries of a tunnel device.
+    pub entries: Vec<Object>,
+    /// The way to the peer's subnet.
+    pub hop: Option<Hop>,
 }
 
-/// What a backend wants of the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Objects that shall exist.
-    pub state: State,
-    /// Peers left out. The others are not affected.
-    pub rejected: Vec<Rejected>,
+/// A route through a gateway, plain or by a nexthop object as the number of peers wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The peer's subnet.
+    pub dst: IpNet,
+    /// The gateway.
+    pub gateway: IpAddr,
+    /// Outgoing device.
+    pub dev: IfName,
+    /// The gateway is on the link although no address of ours says so.
+    pub onlink: bool,
 }
 
 /// A way to carry packets between hosts.
@@ -57,9 +63,24 @@ pub trait Backend {
     /// What our lease tells other nodes.
     fn attrs(&self, facts: &Facts) -> LeaseAttrs;
 
-    /// What the kernel shall hold. Without an own lease that is the devices alone. `peers` have passed
-    /// `model::claims` and do not contain our own lease.
-    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan;
+    /// Whether this backend reaches peers whose lease has such a `BackendType`.
+    fn carries(&self, backend_type: &str) -> bool {
+        backend_type == self.kind()
+    }
+
+    /// What the kernel shall hold whoever the peers are: devices, and with an own lease their addresses.
+    fn base(&self, facts: &Facts, own: Option<&Lease>) -> State;
+
+    /// What one family of a peer adds. The peer has passed `model::claims` and has a subnet of the family.
+    ///
+    /// # Errors
+    /// Why this half of the peer cannot be reached: one sentence with the way out.
+    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String>;
+
+    /// Why a peer is left out whose object stands already, with another value, for another peer.
+    fn clash(&self, object: &Object, other: &Subnets) -> String {
+        format!("it wants what {other} has: {object}")
+    }
 }
 
 /// The backend a configuration names.
@@ -122,66 +143,9 @@ pub fn is_our_link(link: &Link) -> bool {
     }
 }
 
-/// Lays a backend's gateway routes: plain ones for few peers, through nexthop objects for many, since
-/// thousands of routes with distinct gateways on one device are quadratic in the kernel (decision 0004).
-struct Routes {
-    routes: Vec<(ipnet::IpNet, IpAddr, IfName, bool)>,
-}
-
-/// From how many routes on nexthop objects are used, and below how many they are given up again.
-const NEXTHOPS_FROM: usize = 256;
-const NEXTHOPS_UNTIL: usize = 128;
-
-/// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
-const NEXTHOP_BASE: u32 = 0x4c00_0000;
-
-impl Routes {
-    fn new() -> Routes {
-        Routes { routes: Vec::new() }
-    }
-
-    fn add(&mut self, dst: ipnet::IpNet, gateway: IpAddr, dev: IfName, onlink: bool) {
-        self.routes.push((dst, gateway, dev, onlink));
-    }
-
-    fn into_state(self, state: &mut State, in_use: bool) {
-        let many = self.routes.len() > if in_use { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM };
-        let mut taken = std::collections::BTreeMap::new();
-        for (dst, gateway, dev, onlink) in self.routes {
-            let via = if many {
-                let id = nexthop_id(&mut taken, gateway, dev);
-                state.put(Object::Nexthop(Nexthop { id, dev, via: gateway, onlink }));
-                Via::Nexthop(id)
-            } else {
-                Via::Gateway { gateway, dev, onlink }
-            };
-            state.put(Object::Route(Route::ours(dst, via)));
-        }
-    }
-}
-
-/// An id that depends on the nexthop alone, but for the rare case that two share a hash.
-fn nexthop_id(
-    taken: &mut std::collections::BTreeMap<u32, (IpAddr, IfName)>,
-    via: IpAddr,
-    dev: IfName,
-) -> u32 {
-    let text = format!("{via} {dev}");
-    let mut id = NEXTHOP_BASE | (hash64(&[text.as_bytes()]) as u32 & 0x00ff_ffff);
-    loop {
-        match taken.get(&id) {
-            None => break,
-            Some(same) if *same == (via, dev) => break,
-            Some(_) => id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff),
-        }
-    }
-    taken.insert(id, (via, dev));
-    id
-}
-
 /// 64-bit FNV-1a over all parts, its bits mixed once more at the end: stable over versions and machines,
 /// unlike the standard hasher, and every bit depends on every byte.
-fn hash64(parts: &[&[u8]]) -> u64 {
+pub(crate) fn hash64(parts: &[&[u8]]) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let mut hash =
         parts.iter().flat_map(|p| p.iter().copied().chain([0xff])).fold(0xcbf2_9ce4_8422_2325, step);

@@ -3,11 +3,12 @@
 //! Links first (a device must be there before anything on it), then what is new or changed in creation
 //! order, then what is no longer wanted, backwards. So a change is made before the old is broken.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use model::IfName;
 
-use crate::state::{Link, LinkFit, LinkKind, Object, State, Via};
+use crate::state::{Key, Link, LinkFit, LinkKind, Object, State, Via};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,30 +79,52 @@ impl Difference {
 pub fn diff(wanted: &State, actual: &State) -> Difference {
     let mut out = Difference::default();
     for (key, want) in wanted.iter() {
-        match (want, actual.get(key)) {
-            (Object::Link(want), Some(Object::Link(have))) => match want.fit(have) {
-                LinkFit::Same => {}
-                LinkFit::Change => out.links.push(Step::Change(want.clone())),
-                LinkFit::Recreate(why) => {
-                    out.recreated.push((want.name, why));
-                    out.links.push(Step::Delete(Object::Link(have.clone())));
-                    out.links.push(Step::Put(Object::Link(want.clone())));
-                }
-                LinkFit::Foreign(why) => out.foreign.push((want.name, why)),
-            },
-            (Object::Link(_), _) => out.links.push(Step::Put(want.clone())),
-            (Object::Nft(want), Some(Object::Nft(have))) if want.same(have) => {}
-            (_, Some(have)) if want == have => {}
-            _ => out.rest.push(Step::Put(want.clone())),
-        }
+        out.want(want, actual.get(key));
     }
     for (key, have) in actual.iter().rev() {
         if wanted.get(key).is_none() {
-            let step = Step::Delete(have.clone());
-            if matches!(have, Object::Link(_)) { out.links.push(step) } else { out.rest.push(step) }
+            out.unwanted(have);
         }
     }
     out
+}
+
+/// The same where only what is under these keys can differ.
+pub fn diff_within(wanted: &State, actual: &State, keys: &BTreeSet<Key>) -> Difference {
+    let mut out = Difference::default();
+    for (key, want) in keys.iter().filter_map(|key| Some((key, wanted.get(key)?))) {
+        out.want(want, actual.get(key));
+    }
+    for have in keys.iter().rev().filter(|key| wanted.get(key).is_none()).filter_map(|key| actual.get(key)) {
+        out.unwanted(have);
+    }
+    out
+}
+
+impl Difference {
+    fn want(&mut self, want: &Object, have: Option<&Object>) {
+        match (want, have) {
+            (Object::Link(want), Some(Object::Link(have))) => match want.fit(have) {
+                LinkFit::Same => {}
+                LinkFit::Change => self.links.push(Step::Change(want.clone())),
+                LinkFit::Recreate(why) => {
+                    self.recreated.push((want.name, why));
+                    self.links.push(Step::Delete(Object::Link(have.clone())));
+                    self.links.push(Step::Put(Object::Link(want.clone())));
+                }
+                LinkFit::Foreign(why) => self.foreign.push((want.name, why)),
+            },
+            (Object::Link(_), _) => self.links.push(Step::Put(want.clone())),
+            (Object::Nft(want), Some(Object::Nft(have))) if want.same(have) => {}
+            (_, Some(have)) if want == have => {}
+            _ => self.rest.push(Step::Put(want.clone())),
+        }
+    }
+
+    fn unwanted(&mut self, have: &Object) {
+        let step = Step::Delete(have.clone());
+        if matches!(have, Object::Link(_)) { self.links.push(step) } else { self.rest.push(step) }
+    }
 }
 
 impl fmt::Display for Step {

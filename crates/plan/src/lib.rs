@@ -4,6 +4,7 @@
 //! or write the kernel, knows no netlink bytes, and does not care which store the peers came from.
 
 pub mod advice;
+pub mod assembly;
 pub mod backend;
 pub mod diff;
 pub mod facts;
@@ -13,7 +14,8 @@ pub mod state;
 pub mod tracker;
 pub mod uplink;
 
-pub use diff::{Step, diff};
+pub use assembly::{Assembly, Touched};
+pub use diff::{Step, diff, diff_within};
 pub use facts::Facts;
 pub use state::{Key, Object, State};
 

@@ -1,9 +1,10 @@
 //! alloc: a subnet and nothing else (flannel.md 6.9). Somebody else carries the packets.
 
-use model::{IfName, Lease, LeaseAttrs};
+use model::{Family, IfName, Lease, LeaseAttrs};
 
-use super::{Backend, Plan};
+use super::{Backend, Half};
 use crate::facts::{Facts, Families};
+use crate::state::State;
 
 /// The backend `alloc`.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +43,16 @@ impl Backend for Alloc {
         }
     }
 
-    fn plan(&self, _: &Facts, _: Option<&Lease>, _: &[&Lease]) -> Plan {
-        Plan::default()
+    fn carries(&self, _: &str) -> bool {
+        true
+    }
+
+    fn base(&self, _: &Facts, _: Option<&Lease>) -> State {
+        State::default()
+    }
+
+    fn peer(&self, _: &Facts, _: Family, _: &Lease) -> Result<Half, String> {
+        Ok(Half::default())
     }
 }
 

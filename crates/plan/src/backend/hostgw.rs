@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use model::{Family, IfName, Lease, LeaseAttrs};
 
-use super::{Backend, Plan, Rejected, Routes};
+use super::{Backend, Half, Hop};
 use crate::facts::{Facts, Families};
 use crate::state::State;
 
@@ -78,26 +78,16 @@ impl Backend for HostGw {
         }
     }
 
-    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan {
-        let mut routes = Routes::new();
-        let mut rejected = Vec::new();
-        for peer in peers.iter().filter(|_| own.is_some()) {
-            if peer.attrs.backend_type != self.kind() {
-                let reason = format!("its backend is {:?}, ours is \"host-gw\"", peer.attrs.backend_type);
-                rejected.push(Rejected { subnets: peer.subnets, reason });
-                continue;
-            }
-            for family in self.families.iter() {
-                let Some(subnet) = peer.subnets.of(family) else { continue };
-                match self.gateway(facts, family, peer) {
-                    Ok(gateway) => routes.add(subnet, gateway, facts.uplink.name, false),
-                    Err(reason) => rejected.push(Rejected { subnets: peer.subnets, reason }),
-                }
-            }
-        }
-        let mut state = State::default();
-        routes.into_state(&mut state, facts.nexthops_in_use);
-        Plan { state, rejected }
+    fn base(&self, _: &Facts, _: Option<&Lease>) -> State {
+        State::default()
+    }
+
+    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+        let enabled = self.families.iter().any(|f| f == family);
+        let Some(dst) = peer.subnets.of(family).filter(|_| enabled) else { return Ok(Half::default()) };
+        let gateway = self.gateway(facts, family, peer)?;
+        let hop = Hop { dst, gateway, dev: facts.uplink.name, onlink: false };
+        Ok(Half { entries: Vec::new(), hop: Some(hop) })
     }
 }
 

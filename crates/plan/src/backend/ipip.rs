@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use model::gojson::Json;
 use model::{Family, IfName, Lease, LeaseAttrs};
 
-use super::{Backend, Plan, Rejected, Routes};
+use super::{Backend, Half, Hop};
 use crate::facts::{Facts, Families};
 use crate::state::{self, Addr, Link, LinkKind, Object, State};
 
@@ -60,19 +60,6 @@ impl Ipip {
             master: None,
         }
     }
-
-    fn peer(&self, facts: &Facts, peer: &Lease, routes: &mut Routes) -> Result<(), String> {
-        if peer.attrs.backend_type != self.kind() {
-            return Err(format!("its backend is {:?}, ours is \"ipip\"", peer.attrs.backend_type));
-        }
-        let Some(subnet) = peer.subnets.of(Family::V4) else { return Ok(()) };
-        let public = peer.attrs.public(Family::V4).ok_or("its lease has no public IPv4 address")?;
-        match facts.on_link.get(&public).filter(|_| self.direct_routing) {
-            Some(lower) => routes.add(subnet, public, *lower, false),
-            None => routes.add(subnet, public, Ipip::device(), true),
-        }
-        Ok(())
-    }
 }
 
 impl Backend for Ipip {
@@ -121,24 +108,25 @@ impl Backend for Ipip {
         }
     }
 
-    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan {
+    fn base(&self, facts: &Facts, own: Option<&Lease>) -> State {
         let mut state = State::default();
         state.put(Object::Link(Box::new(Ipip::link(facts))));
-        let mut routes = Routes::new();
-        let mut rejected = Vec::new();
-        if let Some(own) = own {
-            if let Some(net) = own.subnets.v4 {
-                let host = ipnet::Ipv4Net::new(net.addr(), 32).unwrap_or(net);
-                state.put(Object::Addr(Addr { dev: Ipip::device(), net: host.into() }));
-            }
-            for peer in peers {
-                if let Err(reason) = self.peer(facts, peer, &mut routes) {
-                    rejected.push(Rejected { subnets: peer.subnets, reason });
-                }
-            }
+        if let Some(net) = own.and_then(|own| own.subnets.v4) {
+            let host = ipnet::Ipv4Net::new(net.addr(), 32).unwrap_or(net);
+            state.put(Object::Addr(Addr { dev: Ipip::device(), net: host.into() }));
         }
-        routes.into_state(&mut state, facts.nexthops_in_use);
-        Plan { state, rejected }
+        state
+    }
+
+    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+        let v4 = peer.subnets.of(family).filter(|_| family == Family::V4);
+        let Some(dst) = v4 else { return Ok(Half::default()) };
+        let gateway = peer.attrs.public(family).ok_or("its lease has no public IPv4 address")?;
+        let (dev, onlink) = match facts.on_link.get(&gateway).filter(|_| self.direct_routing) {
+            Some(lower) => (*lower, false),
+            None => (Ipip::device(), true),
+        };
+        Ok(Half { entries: Vec::new(), hop: Some(Hop { dst, gateway, dev, onlink }) })
     }
 }
 
@@ -198,8 +186,8 @@ mod tests {
     fn the_tunnel_leaves_from_the_interface_and_not_from_a_nat_address() {
         let mut facts = facts();
         facts.public.v4 = Some([203, 0, 113, 1].into());
-        let plan = backend("{}").expect("valid").plan(&facts, None, &[]);
-        let link = plan.state.link(Ipip::device()).expect("the device");
+        let state = backend("{}").expect("valid").base(&facts, None);
+        let link = state.link(Ipip::device()).expect("the device");
         assert_eq!(link.kind, LinkKind::Ipip(state::Ipip { local: Some(ip("192.0.2.10")), remote: None }));
     }
 

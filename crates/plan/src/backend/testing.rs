@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use model::{IfName, Lease, LeaseAttrs, Mac};
 
-use super::{Backend, Rejected};
+use super::Backend;
+use crate::Assembly;
 use crate::facts::{Addresses, Facts, Uplink};
 
 /// A host with `eth0` at 192.0.2.10 and 2001:db8::10, MTU 1500.
@@ -56,15 +58,21 @@ pub fn lease(subnets: &str, publics: &str, kind: &str, data: [&str; 2]) -> Lease
     lease
 }
 
-/// The plan as commands, one a line, then the rejected peers.
+/// Everything put together for these peers.
+pub fn assembly(backend: &dyn Backend, facts: &Facts, own: Option<&Lease>, peers: &[Lease]) -> Assembly {
+    let accepted = peers.iter().map(|lease| (lease.subnets, Arc::new(lease.clone()))).collect();
+    let mut assembly = Assembly::default();
+    assembly.update(backend, facts, own, Vec::new(), &accepted, &[]);
+    assembly
+}
+
+/// The wanted state as commands, one a line, then the rejected peers.
 pub fn text(backend: &dyn Backend, facts: &Facts, own: Option<&Lease>, peers: &[Lease]) -> String {
-    let peers: Vec<&Lease> = peers.iter().collect();
-    let plan = backend.plan(facts, own, &peers);
-    let mut lines: Vec<String> = plan.state.iter().map(|(_, object)| object.to_string()).collect();
-    lines.extend(plan.rejected.iter().map(|r| {
-        let Rejected { subnets, reason } = r;
-        format!("left out {subnets}: {reason}")
-    }));
+    let assembly = assembly(backend, facts, own, peers);
+    let mut lines: Vec<String> = assembly.wanted().iter().map(|(_, object)| object.to_string()).collect();
+    for (subnets, reasons) in assembly.rejected() {
+        lines.extend(reasons.iter().map(|reason| format!("left out {subnets}: {reason}")));
+    }
     lines.join("\n")
 }
 

@@ -5,16 +5,13 @@
 //! of a peer stand alone (F-79), and the hardware address is derived from the machine, so that it is the
 //! same after a reboot.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use model::codec::vtep::{self, Vtep};
 use model::config::VxlanConf;
-use model::{Family, IfName, Lease, LeaseAttrs, Mac};
+use model::{Family, IfName, Lease, LeaseAttrs, Mac, Subnets};
 
-use super::{Backend, Plan, Rejected, Routes, hash64};
+use super::{Backend, Half, Hop, hash64};
 use crate::facts::{Facts, Families};
-use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object};
+use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object, State};
 
 /// Bytes of outer Ethernet, IP, UDP and VXLAN headers. The kernel gives an IPv6 tunnel no larger MTU
 /// than its 70 leave, whatever is asked for (F-77, decision 0009).
@@ -108,48 +105,6 @@ impl Vxlan {
             master: None,
         }
     }
-
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease, out: &mut Entries) -> Result<(), String> {
-        let (Some(dev), Some(subnet)) = (self.device(family), peer.subnets.of(family)) else {
-            return Ok(());
-        };
-        let public =
-            peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
-        if let Some(lower) = facts.on_link.get(&public).filter(|_| self.config.direct_routing) {
-            out.routes.add(subnet, public, *lower, false);
-            return Ok(());
-        }
-        let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
-        let mac =
-            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?.mac;
-        let own = self.mac(facts, family, dev);
-        if mac == own {
-            return Err(format!(
-                "its VTEP address {own} is ours too, as on cloned machines; give one of the two another \
-                 machine id and delete its {dev}"
-            ));
-        }
-        // A node with two leases, one of them left over, says the same in both; all of it can be had.
-        let (other, theirs) = *out.macs.entry((dev, mac)).or_insert((subnet, public));
-        if theirs != public {
-            return Err(format!(
-                "its VTEP address {} is also that of {other}, as on cloned machines; give one of the two \
-                 another machine id and delete its {dev}",
-                mac
-            ));
-        }
-        out.state.put(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
-        out.state.put(Object::Fdb(Fdb { dev, mac, dst: public }));
-        out.routes.add(subnet, subnet.addr(), dev, true);
-        Ok(())
-    }
-}
-
-/// What is collected over all peers.
-struct Entries {
-    state: state::State,
-    routes: Routes,
-    macs: BTreeMap<(IfName, Mac), (ipnet::IpNet, IpAddr)>,
 }
 
 impl Backend for Vxlan {
@@ -215,36 +170,60 @@ impl Backend for Vxlan {
         }
     }
 
-    fn plan(&self, facts: &Facts, own: Option<&Lease>, peers: &[&Lease]) -> Plan {
-        let mut out =
-            Entries { state: state::State::default(), routes: Routes::new(), macs: BTreeMap::new() };
-        let mut rejected = Vec::new();
+    fn base(&self, facts: &Facts, own: Option<&Lease>) -> State {
+        let mut state = State::default();
         for (family, name) in &self.devices {
-            out.state.put(Object::Link(Box::new(self.link(facts, *family, *name))));
+            state.put(Object::Link(Box::new(self.link(facts, *family, *name))));
             if facts.ipv6 {
                 // A tunnel device must not take addresses or routes from a router's advertisement.
                 let path = format!("net/ipv6/conf/{name}/accept_ra");
-                out.state.put(Object::Sysctl { path, value: "0".to_owned() });
+                state.put(Object::Sysctl { path, value: "0".to_owned() });
             }
             if let Some(subnet) = own.and_then(|lease| lease.subnets.of(*family)) {
                 let host = ipnet::IpNet::new(subnet.addr(), family.bits()).unwrap_or(subnet);
-                out.state.put(Object::Addr(Addr { dev: *name, net: host }));
+                state.put(Object::Addr(Addr { dev: *name, net: host }));
             }
         }
-        for peer in peers.iter().filter(|_| own.is_some()) {
-            if peer.attrs.backend_type != self.kind() {
-                let reason = format!("its backend is {:?}, ours is \"vxlan\"", peer.attrs.backend_type);
-                rejected.push(Rejected { subnets: peer.subnets, reason });
-                continue;
-            }
-            for family in Family::BOTH {
-                if let Err(reason) = self.peer(facts, family, peer, &mut out) {
-                    rejected.push(Rejected { subnets: peer.subnets, reason });
-                }
-            }
+        state
+    }
+
+    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+        let (Some(dev), Some(subnet)) = (self.device(family), peer.subnets.of(family)) else {
+            return Ok(Half::default());
+        };
+        let public =
+            peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
+        if let Some(lower) = facts.on_link.get(&public).filter(|_| self.config.direct_routing) {
+            let hop = Hop { dst: subnet, gateway: public, dev: *lower, onlink: false };
+            return Ok(Half { entries: Vec::new(), hop: Some(hop) });
         }
-        out.routes.into_state(&mut out.state, facts.nexthops_in_use);
-        Plan { state: out.state, rejected }
+        let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
+        let mac =
+            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?.mac;
+        let own = self.mac(facts, family, dev);
+        if mac == own {
+            return Err(format!(
+                "its VTEP address {own} is ours too, as on cloned machines; give one of the two another \
+                 machine id and delete its {dev}"
+            ));
+        }
+        Ok(Half {
+            entries: vec![
+                Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }),
+                Object::Fdb(Fdb { dev, mac, dst: public }),
+            ],
+            hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }),
+        })
+    }
+
+    /// A node with two leases, one of them left over, says the same in both, and all of it can be had; with
+    /// another destination it is another node.
+    fn clash(&self, object: &Object, other: &Subnets) -> String {
+        let Object::Fdb(Fdb { dev, mac, .. }) = object else { return format!("{other} has it: {object}") };
+        format!(
+            "its VTEP address {mac} is also that of {other}, as on cloned machines; give one of the two another \
+             machine id and delete its {dev}"
+        )
     }
 }
 

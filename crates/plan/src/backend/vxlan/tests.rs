@@ -1,7 +1,7 @@
 use model::config::VxlanConf;
 use model::{IfName, Lease, LeaseAttrs, Mac};
 
-use super::super::testing::{expect, facts, ip, lease, text};
+use super::super::testing::{assembly, expect, facts, ip, lease, text};
 use super::{Backend, Vxlan};
 use crate::facts::Families;
 use crate::state::{Bridge, Link, LinkKind, Object};
@@ -221,9 +221,8 @@ fn many_peers_go_through_nexthop_objects() {
     let count = |peers: &[Lease], in_use: bool| {
         let mut facts = facts();
         facts.nexthops_in_use = in_use;
-        let peers: Vec<&Lease> = peers.iter().collect();
-        let state = backend(V4, |_| ()).plan(&facts, Some(&own()), &peers).state;
-        state.iter().filter(|(_, o)| matches!(o, Object::Nexthop(_))).count()
+        let assembly = assembly(&backend(V4, |_| ()), &facts, Some(&own()), peers);
+        assembly.wanted().iter().filter(|(_, o)| matches!(o, Object::Nexthop(_))).count()
     };
     assert_eq!(count(&peers, false), 300);
     assert_eq!(count(&peers[..256], false), 0);

@@ -1,0 +1,244 @@
+//! The wanted state, put together from a backend's parts and kept up to date: one peer's news costs what
+//! that peer has in the kernel, not what the cluster has.
+//!
+//! What depends on the order of peers (two that want the same object with other values) or touches all of
+//! them (host, own lease, rules, plain routes or nexthop objects) is put together anew, in order of the peers'
+//! subnets. So the state is always what starting afresh would give, but for the number of a nexthop object
+//! whose hash another one has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::{Family, IfName, Lease, Subnets};
+
+use crate::Facts;
+use crate::backend::{Backend, Half, Hop, hash64};
+use crate::state::{Key, Nexthop, Object, Route, State, Via};
+
+/// From how many routes on nexthop objects are used, and below how many they are given up again: thousands
+/// of routes with distinct gateways on one device are quadratic in the kernel (decision 0004).
+const NEXTHOPS_FROM: usize = 256;
+const NEXTHOPS_UNTIL: usize = 128;
+
+/// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
+const NEXTHOP_BASE: u32 = 0x4c00_0000;
+
+/// Which part of the wanted state may be another one now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Any.
+    All,
+    /// What is under these keys.
+    Keys(BTreeSet<Key>),
+}
+
+/// The wanted state and how it came about.
+#[derive(Clone, Debug, Default)]
+pub struct Assembly {
+    wanted: State,
+    basis: Option<Basis>,
+    peers: BTreeMap<Subnets, Entry>,
+    /// Objects that several peers may want, with the first of these and their number.
+    shared: BTreeMap<Key, (Subnets, usize)>,
+    hops: usize,
+    /// Whether routes go by nexthop objects.
+    many: bool,
+    /// The state depends on the order of the peers.
+    ordered: bool,
+    rejected: BTreeMap<Subnets, Vec<String>>,
+}
+
+/// What everything depends on.
+#[derive(Clone, Debug, PartialEq)]
+struct Basis {
+    facts: Facts,
+    own: Option<Lease>,
+    rules: Vec<Object>,
+}
+
+/// What one peer has in the wanted state.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    keys: Vec<Key>,
+    hops: usize,
+}
+
+/// The order of the peers would matter.
+struct OrderMatters;
+
+impl Assembly {
+    /// Brings the state up to date. `accepted` are all peers, `changes` those that differ from the last call;
+    /// `rules` are objects that have nothing to do with peers.
+    pub fn update(
+        &mut self,
+        backend: &dyn Backend,
+        facts: &Facts,
+        own: Option<&Lease>,
+        rules: Vec<Object>,
+        accepted: &BTreeMap<Subnets, Arc<Lease>>,
+        changes: &[(Subnets, Option<Arc<Lease>>)],
+    ) -> Touched {
+        let basis = self.basis.as_ref();
+        let same = basis.is_some_and(|b| b.facts == *facts && b.own.as_ref() == own && b.rules == rules);
+        if !same {
+            self.basis = Some(Basis { facts: facts.clone(), own: own.cloned(), rules });
+        } else if changes.is_empty() || own.is_none() {
+            return Touched::Keys(BTreeSet::new());
+        } else if !self.ordered
+            && let Ok(touched) = self.change(backend, facts, changes)
+            && self.wants_many() == self.many
+        {
+            return Touched::Keys(touched);
+        }
+        self.anew(backend, facts, own, accepted);
+        Touched::All
+    }
+
+    /// What the kernel shall hold.
+    pub fn wanted(&self) -> &State {
+        &self.wanted
+    }
+
+    /// Peers left out in part or whole, and why: one sentence with the way out for each.
+    pub fn rejected(&self) -> &BTreeMap<Subnets, Vec<String>> {
+        &self.rejected
+    }
+
+    fn wants_many(&self) -> bool {
+        self.hops > if self.many { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM }
+    }
+
+    fn anew(
+        &mut self,
+        backend: &dyn Backend,
+        facts: &Facts,
+        own: Option<&Lease>,
+        accepted: &BTreeMap<Subnets, Arc<Lease>>,
+    ) {
+        let rules = self.basis.as_ref().map(|basis| basis.rules.clone()).unwrap_or_default();
+        let many = self.many || (self.peers.is_empty() && facts.nexthops_in_use);
+        *self = Assembly { basis: self.basis.take(), many, ..Assembly::default() };
+        self.wanted = backend.base(facts, own);
+        self.wanted.extend(rules);
+        if own.is_none() {
+            return;
+        }
+        let halves: Vec<_> =
+            accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, lease))).collect();
+        let hops = halves.iter().flat_map(|(_, halves)| halves.iter().flatten());
+        self.hops = hops.filter(|half| half.hop.is_some()).count();
+        self.many = self.wants_many();
+        self.hops = 0;
+        for (subnets, halves) in halves {
+            self.add(backend, subnets, halves);
+        }
+    }
+
+    fn change(
+        &mut self,
+        backend: &dyn Backend,
+        facts: &Facts,
+        changes: &[(Subnets, Option<Arc<Lease>>)],
+    ) -> Result<BTreeSet<Key>, OrderMatters> {
+        let mut touched = BTreeSet::new();
+        // All that goes first, so that what moved from one peer to another is free.
+        for (subnets, _) in changes {
+            self.remove(subnets, &mut touched);
+        }
+        for (subnets, lease) in changes {
+            let Some(lease) = lease else { continue };
+            self.add(backend, *subnets, halves(backend, facts, lease));
+            if self.ordered {
+                return Err(OrderMatters);
+            }
+            touched.extend(self.peers.get(subnets).into_iter().flat_map(|entry| entry.keys.iter().cloned()));
+        }
+        Ok(touched)
+    }
+
+    fn remove(&mut self, subnets: &Subnets, touched: &mut BTreeSet<Key>) {
+        self.rejected.remove(subnets);
+        let Some(entry) = self.peers.remove(subnets) else { return };
+        self.hops -= entry.hops;
+        for key in entry.keys {
+            if let Some((_, count)) = self.shared.get_mut(&key) {
+                *count -= 1;
+                if *count > 0 {
+                    continue;
+                }
+                self.shared.remove(&key);
+            }
+            self.wanted.remove(&key);
+            touched.insert(key);
+        }
+    }
+
+    fn add(&mut self, backend: &dyn Backend, subnets: Subnets, halves: Vec<Result<Half, String>>) {
+        let mut entry = Entry::default();
+        for half in halves {
+            let half = match half {
+                Ok(half) => half,
+                Err(reason) => {
+                    self.rejected.entry(subnets).or_default().push(reason);
+                    continue;
+                }
+            };
+            entry.hops += usize::from(half.hop.is_some());
+            let mut objects = half.entries;
+            objects.extend(half.hop.into_iter().flat_map(|hop| self.lay(hop)));
+            let stands =
+                |object: &&Object| self.wanted.get(&object.key()).is_some_and(|have| have != *object);
+            if let Some(object) = objects.iter().find(stands) {
+                self.ordered = true;
+                let other = self.shared.get(&object.key()).map(|(first, _)| *first).unwrap_or_default();
+                self.rejected.entry(subnets).or_default().push(backend.clash(object, &other));
+                continue;
+            }
+            for object in objects {
+                let key = object.key();
+                if matches!(key, Key::Fdb(..) | Key::Nexthop(_)) {
+                    self.shared.entry(key.clone()).or_insert((subnets, 0)).1 += 1;
+                }
+                entry.keys.push(key);
+                self.wanted.put(object);
+            }
+        }
+        self.hops += entry.hops;
+        self.peers.insert(subnets, entry);
+    }
+
+    /// A gateway route, and its nexthop object if it has one.
+    fn lay(&self, hop: Hop) -> Vec<Object> {
+        let Hop { dst, gateway, dev, onlink } = hop;
+        if !self.many {
+            return vec![Object::Route(Route::ours(dst, Via::Gateway { gateway, dev, onlink }))];
+        }
+        let mut id = nexthop_id(gateway, dev);
+        let nexthop = |id| Object::Nexthop(Nexthop { id, dev, via: gateway, onlink });
+        // Of two that share a hash the first has the id, and the next one is as good for the second.
+        while self.wanted.get(&Key::Nexthop(id)).is_some_and(|have| *have != nexthop(id)) {
+            id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff);
+        }
+        vec![nexthop(id), Object::Route(Route::ours(dst, Via::Nexthop(id)))]
+    }
+}
+
+/// What a peer adds, family by family.
+fn halves(backend: &dyn Backend, facts: &Facts, lease: &Lease) -> Vec<Result<Half, String>> {
+    let kind = &lease.attrs.backend_type;
+    if !backend.carries(kind) {
+        return vec![Err(format!("its backend is {kind:?}, ours is {:?}", backend.kind()))];
+    }
+    let families = Family::BOTH.into_iter().filter(|family| lease.subnets.of(*family).is_some());
+    families.map(|family| backend.peer(facts, family, lease)).collect()
+}
+
+/// An id that depends on the nexthop alone.
+fn nexthop_id(via: IpAddr, dev: IfName) -> u32 {
+    let text = format!("{via} {dev}");
+    NEXTHOP_BASE | (hash64(&[text.as_bytes()]) as u32 & 0x00ff_ffff)
+}
+
+#[cfg(test)]
+mod tests;
