@@ -218,7 +218,7 @@ fn latency(
     let follower = std::thread::spawn(move || {
         let mut seen: HashMap<IpNet, Instant> = HashMap::new();
         while let Ok(Some(event)) = monitor.next() {
-            if let Event::Route(key, protocol) = event
+            if let Event::Route(key, protocol, _) = event
                 && protocol == plan::ROUTE_PROTOCOL
             {
                 seen.entry(key.dst).or_insert_with(Instant::now);

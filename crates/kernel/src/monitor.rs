@@ -1,20 +1,22 @@
 //! What changed in the kernel, as it tells it: one event names one object or device.
 //!
 //! Takes multicast notifications of rtnetlink and nftables on two sockets of its own; gives events to one
-//! thread that blocks in [`Monitor::next`]. Events are hints: they say where to look, not what is there,
-//! and [`Event::Overrun`] says to look everywhere. Our own changes are reported as well.
+//! thread that blocks in [`Monitor::next`]. Events are hints: they say where to look, and of small objects what
+//! was there at that moment; [`Event::Overrun`] says to look everywhere. Our own changes are reported as well:
+//! whoever knows what they were can tell them by what they say.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use model::{Family, IfName};
-use plan::state::{Route, RouteKey, TableKey};
+use plan::state::{Key, Object, Route, RouteKey, TableKey};
 
 use crate::link;
 use crate::netlink::{MULTICAST_BUFFER, Protocol, Received, Reply, Socket};
 use crate::nft::message;
+use crate::read::{self, Names};
 use crate::rtnl::{Rtnl, addr, neigh, nexthop, route, rule};
 use crate::{Errno, Error, Netns, sys};
 
@@ -22,21 +24,18 @@ use crate::{Errno, Error, Netns, sys};
 const GULP: usize = 256;
 
 /// Something changed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A device came, changed or went: name and index. A renamed one is told by both names.
     Link(IfName, u32),
     /// An address of a device.
     Addr(IfName),
-    /// A neighbour of a device.
-    Neigh(IfName),
-    /// A forwarding entry of a device.
-    Fdb(IfName),
-    /// A route, and its protocol number. The kernel does not tell of IPv4 routes that go with a device
-    /// (down or deleted): the device's own event must do.
-    Route(RouteKey, u8),
-    /// A nexthop object.
-    Nexthop(u32),
+    /// A neighbour, a forwarding entry or a nexthop object, and what is there now in the terms of the plan:
+    /// nothing if it went or is of a kind the plan does not make, such as a learnt neighbour.
+    Object(Key, Option<Object>),
+    /// A route, its protocol number, and what is there now. The kernel does not tell of IPv4 routes that go
+    /// with a device (down or deleted) or with a nexthop object: the event of that must do.
+    Route(RouteKey, u8, Option<Route>),
     /// A policy rule.
     Rule(Family),
     /// Anything in an nftables table, or the table itself.
@@ -52,7 +51,7 @@ pub struct Monitor {
     nft: Socket,
     /// For names of devices that changed before we listened.
     rtnl: Rtnl,
-    names: HashMap<u32, IfName>,
+    names: Names,
     queue: VecDeque<Event>,
     stop: OwnedFd,
 }
@@ -185,12 +184,7 @@ fn drain(
     Ok(())
 }
 
-fn route_event(
-    reply: &Reply<'_>,
-    rtnl: &mut Rtnl,
-    names: &mut HashMap<u32, IfName>,
-    push: &mut dyn FnMut(Event),
-) {
+fn route_event(reply: &Reply<'_>, rtnl: &mut Rtnl, names: &mut Names, push: &mut dyn FnMut(Event)) {
     if let Some(link) = link::decode(reply) {
         let (name, index) = (link.link.name, link.index);
         let before =
@@ -207,17 +201,21 @@ fn route_event(
             Some(name)
         })
     };
+    let gone = [libc::RTM_DELNEIGH, libc::RTM_DELROUTE, nexthop::RTM_DELNEXTHOP].contains(&reply.kind);
+    let now = |object: Option<Object>| object.filter(|_| !gone);
     let event = if let Some(a) = addr::decode(reply) {
         name(a.index).map(Event::Addr)
     } else if let Some(n) = neigh::decode(reply) {
-        name(n.index).map(Event::Neigh)
+        name(n.index).map(|dev| Event::Object(Key::Neigh(dev, n.dst), now(read::neigh(&n, dev))))
     } else if let Some(f) = neigh::decode_fdb(reply) {
-        name(f.index).map(Event::Fdb)
+        name(f.index).map(|dev| Event::Object(Key::Fdb(dev, f.mac), now(read::fdb(&f, dev))))
     } else if let Some(r) = route::decode(reply) {
-        let priority = r.priority.unwrap_or(Route::default_priority(Family::of_net(r.dst)));
-        Some(Event::Route(RouteKey { table: r.table, dst: r.dst, priority }, r.protocol))
+        r.dev.and_then(&mut name);
+        let found = read::plan_route(&r, names);
+        Some(Event::Route(found.key(), r.protocol, (!gone).then_some(found)))
     } else if let Some(n) = nexthop::decode(reply) {
-        Some(Event::Nexthop(n.id))
+        n.index.and_then(&mut name);
+        Some(Event::Object(Key::Nexthop(n.id), now(read::nexthop(&n, names))))
     } else {
         rule::decode(reply).map(|r| Event::Rule(r.rule.family))
     };

@@ -17,7 +17,8 @@ use crate::rtnl::{AddrInfo, FdbInfo, NeighInfo, NexthopInfo, RouteFilter, RouteI
 use crate::{Error, Kernel, sysctl};
 
 /// Names by index.
-type Names = BTreeMap<u32, IfName>;
+/// Names of devices by index.
+pub(crate) type Names = BTreeMap<u32, IfName>;
 
 /// What a wanted state asks to be looked at, besides what is ours by mark.
 #[derive(Default)]
@@ -169,17 +170,17 @@ fn addr(info: &AddrInfo, dev: IfName) -> Option<Object> {
     permanent.then_some(Object::Addr(Addr { dev, net: info.net }))
 }
 
-fn neigh(info: &NeighInfo, dev: IfName) -> Option<Object> {
+pub(crate) fn neigh(info: &NeighInfo, dev: IfName) -> Option<Object> {
     let permanent = info.state == PERMANENT && info.flags & libc::NTF_PROXY == 0;
     Some(Object::Neigh(Neigh { dev, dst: info.dst, mac: info.mac? })).filter(|_| permanent)
 }
 
-fn fdb(info: &FdbInfo, dev: IfName) -> Option<Object> {
+pub(crate) fn fdb(info: &FdbInfo, dev: IfName) -> Option<Object> {
     let permanent = info.state & PERMANENT != 0 && info.flags & libc::NTF_SELF != 0;
     Some(Object::Fdb(Fdb { dev, mac: info.mac, dst: info.dst? })).filter(|_| permanent)
 }
 
-fn nexthop(info: &NexthopInfo, names: &Names) -> Option<Object> {
+pub(crate) fn nexthop(info: &NexthopInfo, names: &Names) -> Option<Object> {
     if info.protocol != ROUTE_PROTOCOL || info.group {
         return None;
     }
@@ -188,7 +189,7 @@ fn nexthop(info: &NexthopInfo, names: &Names) -> Option<Object> {
 }
 
 /// A route in the terms of the plan; what it has no words for becomes [`Via::Foreign`].
-fn plan_route(info: &RouteInfo, names: &Names) -> Route {
+pub(crate) fn plan_route(info: &RouteInfo, names: &Names) -> Route {
     let dev = info.dev.and_then(|index| names.get(&index)).copied();
     let via = match (info.kind, info.nexthop, info.gateway, dev) {
         (libc::RTN_BLACKHOLE, ..) => Via::Blackhole,

@@ -17,7 +17,7 @@ use plan::state::{LinkKind, Scope, TABLE_MAIN};
 use plan::uplink::{
     self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Refusal, Routing, Selectors, Situation,
 };
-use plan::{Facts, State, Step, backend, rules};
+use plan::{Facts, Key, Object, State, Step, backend, rules};
 use store::Remembered;
 
 use crate::args::Options;
@@ -233,32 +233,36 @@ pub fn listen(inbox: Arc<Inbox>) {
 }
 
 fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
-    const ALL: News = News { host: true, ours: true };
+    let some = |host, ours| News { host, ours, entries: Vec::new() };
+    let entry = |host, key, now| News { host, ours: false, entries: vec![(key, now)] };
     let mut monitor = Monitor::open()?;
     // What happened before the socket was open has not been reported.
-    inbox.news(|_| ALL);
+    inbox.news(|_| some(true, true));
     while let Some(event) = monitor.next()? {
-        inbox.news(|inputs| match &event {
-            Event::Overrun => ALL,
+        inbox.news(|inputs| match event {
+            Event::Overrun => some(true, true),
             // Any device or address may decide which interface carries the traffic.
             // IPv4 routes go with their interface, and the kernel does not say so.
             Event::Link(dev, _) | Event::Addr(dev) => {
-                News { host: true, ours: backend::is_our_device(*dev) || inputs.uplink == Some(*dev) }
+                some(true, backend::is_our_device(dev) || inputs.uplink == Some(dev))
             }
-            Event::Neigh(dev) | Event::Fdb(dev) => News { host: false, ours: backend::is_our_device(*dev) },
-            Event::Route(key, protocol) => News {
+            Event::Object(key, now) if key.device().is_none_or(backend::is_our_device) => {
+                entry(false, key, now)
+            }
+            Event::Object(..) => News::default(),
+            Event::Route(key, protocol, now) => {
                 // The default route, or the way to the address of --iface-can-reach.
-                host: key.dst.prefix_len() == 0 || inputs.reach.is_some_and(|ip| key.dst.contains(&ip)),
+                let host = key.dst.prefix_len() == 0 || inputs.reach.is_some_and(|ip| key.dst.contains(&ip));
+                let inside = |conf: &NetConf| conf.networks().iter().any(|net| net.contains(&key.dst));
                 // A route of someone else to a destination of ours may have replaced ours.
-                ours: *protocol == plan::ROUTE_PROTOCOL
-                    || inputs
-                        .conf
-                        .as_ref()
-                        .is_some_and(|conf| conf.networks().iter().any(|net| net.contains(&key.dst))),
-            },
-            Event::Nexthop(_) => News { host: false, ours: true },
-            Event::Rule(_) => News { host: true, ours: false },
-            Event::Nft(table) => News { host: false, ours: rules::table_keys().contains(table) },
+                if protocol == plan::ROUTE_PROTOCOL || inputs.conf.as_ref().is_some_and(inside) {
+                    entry(host, Key::Route(key), now.map(Object::Route))
+                } else {
+                    some(host, false)
+                }
+            }
+            Event::Rule(_) => some(true, false),
+            Event::Nft(table) => some(false, rules::table_keys().contains(&table)),
         });
     }
     Ok(())

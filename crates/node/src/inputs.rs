@@ -6,15 +6,34 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{IfName, Lease, NetConf};
+use plan::{Key, Object};
 use store::{Heard, Remembered, View};
 
 /// What the kernel's notifications said since the last round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct News {
     /// Interfaces, addresses or routes of the host changed: read the facts again.
     pub host: bool,
     /// Something that may be ours changed, or notifications were lost: read the kernel again.
     pub ours: bool,
+    /// Single objects that may be ours, and what was there when the kernel said so. Most of it is the echo of
+    /// our own changes; only what is not makes the kernel be read again.
+    pub entries: Vec<(Key, Option<Object>)>,
+}
+
+/// More entries than this are not compared one by one.
+const MOST_ENTRIES: usize = 16_384;
+
+impl News {
+    fn add(&mut self, more: News) {
+        self.host |= more.host;
+        self.ours |= more.ours;
+        self.entries.extend(more.entries);
+        if self.ours || self.entries.len() > MOST_ENTRIES {
+            self.ours = true;
+            self.entries.clear();
+        }
+    }
 }
 
 /// What of the inputs is not the store's word but was read from this node's disk (decision 0090).
@@ -98,8 +117,7 @@ impl Inbox {
         let mut slot = self.lock();
         let news = judge(&slot.0);
         if news != News::default() {
-            slot.0.news.host |= news.host;
-            slot.0.news.ours |= news.ours;
+            slot.0.news.add(news);
             slot.1 = true;
             self.wake.notify_one();
         }
@@ -127,8 +145,8 @@ impl Inbox {
             }
         }
         slot.1 = false;
-        let inputs = slot.0.clone();
-        slot.0.news = News::default();
+        let news = std::mem::take(&mut slot.0.news);
+        let inputs = Inputs { news, ..slot.0.clone() };
         slot.0.asked = false;
         inputs
     }

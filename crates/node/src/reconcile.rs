@@ -4,9 +4,9 @@
 //! ```text
 //!  wake: inputs changed │ kernel news │ retry due │ full resync due
 //!    1  facts      when interfaces, addresses or routes changed
-//!    2  wanted   ← backend.plan(facts, own lease, checked peers) ∪ rules
-//!    3  actual   ← kernel.read(scope)   at start, on news, after an error, every resync
-//!    4  steps    ← diff(wanted, actual) less what is backing off
+//!    2  wanted   ← what changed of facts, own lease, checked peers, rules
+//!    3  actual   ← kernel.read(scope)   at start, on surprising news, after an error, every resync
+//!    4  steps    ← diff(wanted, actual) less what is backing off; only of what changed, if the rest is known
 //!    5  nothing is deleted before our lease and a complete list of peers are there
 //!    6  devices first, then read again, then the rest in one batch
 //!    7  failures get a back-off of their own; the report goes to the outputs
@@ -17,13 +17,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{IfName, Lease, LeaseAttrs, Mac, NetConf, claims};
+use model::claims::{doubles, judge::Judge};
+use model::{IfName, LeaseAttrs, Mac, NetConf, Peers};
 use plan::backend::{self, Backend};
 use plan::rules::{self, Choice};
 use plan::state::{LinkKind, Scope};
 use plan::tracker::Tracker;
 use plan::uplink;
-use plan::{Facts, Key, Object, State, Step, diff, handover};
+use plan::{Assembly, Facts, Key, Object, State, Step, Touched, diff, diff_within, handover};
 use store::Remembered;
 
 use crate::board::Topic;
@@ -31,6 +32,8 @@ use crate::inputs::Inputs;
 
 /// Everything is read and compared again at least this often.
 pub const RESYNC_MS: u64 = 30_000;
+/// Nodes that announce the same are looked for at most this often: a warning is worth no more.
+const DOUBLES_MS: u64 = 1_000;
 /// While the host is not understood, or the kernel does not answer, it is asked again this often.
 const ASK_AGAIN_MS: u64 = 1_000;
 
@@ -104,8 +107,16 @@ pub struct Reconciler<K> {
     /// What the facts were made with.
     remembered: Remembered,
     asked: Vec<IpAddr>,
+    /// The leases `asked` was made from.
+    asked_of: Peers,
     pinned: BTreeMap<IfName, Mac>,
+    judge: Judge,
+    assembly: Assembly,
+    doubles: Doubles,
     actual: Option<State>,
+    /// All differences between wanted and actual are known to the tracker: only what changes has to be
+    /// compared.
+    settled: bool,
     /// A step failed: what we believe may be wrong.
     stale: bool,
     /// Facts or kernel could not be read: when to try again.
@@ -113,6 +124,15 @@ pub struct Reconciler<K> {
     read_ms: u64,
     swept: bool,
     tracker: Tracker,
+}
+
+/// Nodes that announce the same, as last found.
+#[derive(Default)]
+struct Doubles {
+    troubles: Vec<(Topic, String)>,
+    found_ms: u64,
+    /// When to look again; `None` while nothing changed.
+    due_ms: Option<u64>,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -126,8 +146,13 @@ impl<K: Kernel> Reconciler<K> {
             lost: None,
             remembered: Remembered::default(),
             asked: Vec::new(),
+            asked_of: Peers::default(),
             pinned: BTreeMap::new(),
+            judge: Judge::default(),
+            assembly: Assembly::default(),
+            doubles: Doubles::default(),
             actual: None,
+            settled: false,
             stale: false,
             again_ms: None,
             read_ms: 0,
@@ -143,7 +168,8 @@ impl<K: Kernel> Reconciler<K> {
 
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
-        let due = [Some(self.read_ms + RESYNC_MS), self.again_ms, self.tracker.next_retry_ms()];
+        let resync = Some(self.read_ms + RESYNC_MS);
+        let due = [resync, self.again_ms, self.tracker.next_retry_ms(), self.doubles.due_ms];
         due.into_iter().flatten().min().unwrap_or_default()
     }
 
@@ -158,20 +184,21 @@ impl<K: Kernel> Reconciler<K> {
             return report;
         }
         self.again_ms = self.lost.is_some().then_some(now_ms + ASK_AGAIN_MS);
-        let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else {
+        let Some((scope, touched)) = self.plan(inputs, now_ms, &mut report) else {
             self.read_ms = now_ms;
             return report;
         };
-        report.attrs = Some(backend.attrs(facts));
-        report.mtu = backend.mtu(facts);
-
-        let (wanted, scope) = self.wanted(conf, backend.as_ref(), facts, inputs, &mut report);
+        // Lent to the rest of the round, which needs all of us.
+        let assembly = std::mem::take(&mut self.assembly);
+        let wanted = assembly.wanted();
         let sweep = inputs.own.is_some() && !inputs.recalled.own && inputs.view.complete;
         let known = inputs.own.is_some() && (inputs.view.complete || inputs.recalled.peers);
-        if resync || inputs.news.ours || std::mem::take(&mut self.stale) {
+        let surprised =
+            inputs.news.entries.iter().any(|(key, now)| self.is_surprise(&scope, wanted, key, now));
+        if resync || inputs.news.ours || surprised || std::mem::take(&mut self.stale) {
             self.actual = None;
         }
-        match self.converge(&scope, &wanted, sweep, now_ms, &mut report) {
+        match self.converge(&scope, wanted, touched, sweep, now_ms, &mut report) {
             Ok(()) => self.swept |= sweep,
             Err(error) => {
                 self.actual = None;
@@ -179,7 +206,7 @@ impl<K: Kernel> Reconciler<K> {
                 report.troubles.insert(Topic::Kernel, error);
             }
         }
-        self.settle(&wanted, &mut report);
+        self.settle(wanted, &mut report);
         report.troubles.extend(self.lost.clone().map(|trouble| (Topic::Host, trouble)));
         report.looked = true;
         let understood = self.lost.is_none() && self.actual.is_some();
@@ -187,11 +214,22 @@ impl<K: Kernel> Reconciler<K> {
         let swept = self.swept || report.recalled;
         report.converged = known && understood && swept && !self.critical_failure();
         report.objects = wanted.len();
+        self.assembly = assembly;
         report
     }
 
+    /// Whether a notification says something else than we believe of an object that is ours or should be.
+    fn is_surprise(&self, scope: &Scope, wanted: &State, key: &Key, now: &Option<Object>) -> bool {
+        let Some(actual) = &self.actual else { return true };
+        let believed = actual.get(key);
+        believed != now.as_ref()
+            && (believed.is_some()
+                || wanted.get(key).is_some()
+                || now.as_ref().is_some_and(|object| scope.owns(object)))
+    }
+
     /// What the last round left, for people. Costs a plan and a comparison.
-    pub fn picture(&self, inputs: &Inputs) -> Picture {
+    pub fn picture(&self) -> Picture {
         let mut picture = Picture {
             decision: self.kernel.decision(),
             backend: "",
@@ -199,9 +237,9 @@ impl<K: Kernel> Reconciler<K> {
             actual: self.actual.as_ref().map_or(0, State::len),
             left: Vec::new(),
         };
-        let (Some((conf, backend)), Some(facts)) = (&self.conf, &self.facts) else { return picture };
+        let (Some((_, backend)), Some(_)) = (&self.conf, &self.facts) else { return picture };
         picture.backend = backend.kind();
-        (picture.wanted, _) = self.wanted(conf, backend.as_ref(), facts, inputs, &mut Report::default());
+        picture.wanted = self.assembly.wanted().clone();
         if let Some(actual) = &self.actual {
             let found = diff(&picture.wanted, actual);
             let reason = |key: &Key| {
@@ -224,10 +262,13 @@ impl<K: Kernel> Reconciler<K> {
         if self.conf.as_ref().is_none_or(|(known, _)| known != conf) {
             self.conf = Some((conf.clone(), backend::from_config(conf)?));
             self.facts = None;
+            self.assembly = Assembly::default();
         }
         let Some((conf, backend)) = &self.conf else { return Ok(()) };
-        let mut asked: Vec<IpAddr> = Vec::new();
-        if backend.asks_on_link() {
+        let mut asked = self.asked.clone();
+        if !backend.asks_on_link() {
+            asked.clear();
+        } else if !inputs.view.peers.changes(&self.asked_of).is_empty() {
             let publics = inputs
                 .view
                 .peers
@@ -252,6 +293,7 @@ impl<K: Kernel> Reconciler<K> {
             facts.nexthops_in_use =
                 self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);
             self.asked = asked;
+            self.asked_of = inputs.view.peers.clone();
             self.remembered.clone_from(&inputs.remembered);
             if away || self.facts.as_ref() != Some(&facts) {
                 // The host is another one now: what failed may succeed, and what stood may be gone.
@@ -263,50 +305,59 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    /// What the kernel shall hold, and what of it is ours to touch.
-    fn wanted(
-        &self,
-        conf: &NetConf,
-        backend: &dyn Backend,
-        facts: &Facts,
-        inputs: &Inputs,
-        report: &mut Report,
-    ) -> (State, Scope) {
-        let claims =
-            inputs.own.as_ref().map(|own| claims::check(conf, own, &facts.local, &inputs.view.peers));
-        let claims = claims.unwrap_or_default();
-        let peers: Vec<&Lease> = claims.accepted.iter().map(|lease| &**lease).collect();
-        let plan = backend.plan(facts, inputs.own.as_ref(), &peers);
-        report.left_out = inputs.view.rejected.clone();
-        report.left_out.extend(plan.rejected.into_iter().map(|r| (r.subnets.to_string(), r.reason)));
-        report.peers = peers.len();
-        report.left_out.extend(claims.rejected);
-        let doubles = claims::doubles::find(inputs.own.as_ref(), &inputs.view.peers);
-        report.troubles.extend(
-            doubles
-                .iter()
-                .map(|double| (Topic::Double(double.what.to_string()), double.sentence(&inputs.view.names))),
-        );
-
-        let mut wanted = plan.state;
-        if let Some(own) = &inputs.own {
+    /// Brings the wanted state up to date; gives what of the kernel is ours to touch, and which part of the
+    /// wanted state may be another one than last time. Nothing while configuration or facts are missing.
+    fn plan(&mut self, inputs: &Inputs, now_ms: u64, report: &mut Report) -> Option<(Scope, Touched)> {
+        let ((conf, backend), facts) = (self.conf.as_ref()?, self.facts.as_ref()?);
+        report.attrs = Some(backend.attrs(facts));
+        report.mtu = backend.mtu(facts);
+        let (own, view) = (inputs.own.as_ref(), &inputs.view);
+        let mut changes = Vec::new();
+        let mut rules: Vec<Object> = Vec::new();
+        if let Some(own) = own {
+            changes = self.judge.judge(conf, own, &facts.local, &view.peers);
             let tables = rules::tables(conf, &own.subnets, self.choice);
-            wanted.extend(tables.into_iter().map(|t| Object::Nft(Box::new(t))));
-            wanted.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
+            rules.extend(tables.into_iter().map(|t| Object::Nft(Box::new(t))));
+            rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
-        let sysctls = wanted.iter().filter_map(|(key, _)| match key {
-            Key::Sysctl(path) => Some(path.clone()),
-            _ => None,
-        });
+        let accepted = self.judge.accepted();
+        let touched = self.assembly.update(backend.as_ref(), facts, own, rules, accepted, &changes);
+
+        report.left_out.clone_from(&view.rejected);
+        if own.is_some() {
+            report.peers = accepted.len();
+            for (subnets, reasons) in self.assembly.rejected() {
+                report.left_out.insert(subnets.to_string(), reasons.join("; "));
+            }
+            report.left_out.extend(self.judge.refused().cloned());
+        }
+        if touched == Touched::All || !changes.is_empty() {
+            self.doubles.due_ms.get_or_insert(self.doubles.found_ms + DOUBLES_MS);
+        }
+        if self.doubles.due_ms.is_some_and(|due| due <= now_ms) {
+            let found = doubles::find(own, &view.peers);
+            let trouble = |double: &doubles::Double| {
+                (Topic::Double(double.what.to_string()), double.sentence(&view.names))
+            };
+            let troubles = found.iter().map(trouble).collect();
+            self.doubles = Doubles { troubles, found_ms: now_ms, due_ms: None };
+        }
+        report.troubles.extend(self.doubles.troubles.clone());
+
+        // In the order of keys sysctls come before everything there is much of.
+        let wanted = self.assembly.wanted().iter();
+        let few = wanted.take_while(|(key, _)| matches!(key, Key::Nft(_) | Key::Link(_) | Key::Sysctl(_)));
+        let sysctl =
+            |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
         let scope = Scope {
             devices: backend.devices().into_iter().collect(),
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
             tables: rules::table_keys().into(),
-            sysctls: sysctls.collect(),
+            sysctls: few.filter_map(sysctl).collect(),
             adopt: !self.swept,
         };
-        (wanted, scope)
+        Some((scope, touched))
     }
 
     /// Brings the kernel to the wanted state as far as it can be done now.
@@ -314,14 +365,23 @@ impl<K: Kernel> Reconciler<K> {
         &mut self,
         scope: &Scope,
         wanted: &State,
+        touched: Touched,
         sweep: bool,
         now_ms: u64,
         report: &mut Report,
     ) -> Result<(), String> {
         if self.actual.is_none() {
+            self.settled = false;
             self.reread(scope, wanted, now_ms)?;
         }
-        let found = diff(wanted, self.actual.get_or_insert_default());
+        let actual = self.actual.get_or_insert_default();
+        let found = match touched {
+            Touched::Keys(mut keys) if self.settled => {
+                keys.extend(self.tracker.iter().map(|(key, _)| key.clone()));
+                diff_within(wanted, actual, &keys)
+            }
+            _ => diff(wanted, actual),
+        };
         for (device, why) in &found.recreated {
             report.notes.push(format!("device {device} does not fit, making it anew: its {why}"));
         }
@@ -348,7 +408,9 @@ impl<K: Kernel> Reconciler<K> {
             (want, _) => want.is_none(),
         };
         // What needs a device that could not be made is not tried: the device's failure says it all.
-        let rest = rest.into_iter().filter(|step| step.device().is_none_or(stands)).collect();
+        let (rest, waiting): (Vec<Step>, Vec<Step>) =
+            rest.into_iter().partition(|step| step.device().is_none_or(stands));
+        self.settled = sweep && waiting.is_empty();
         let rest = self.ready(rest, sweep, now_ms);
         self.apply(rest, now_ms, report);
         Ok(())
@@ -380,8 +442,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         if let Some(facts) = &mut self.facts {
-            facts.pinned_macs = self.pinned.clone();
-            facts.nexthops_in_use = actual.iter().any(|(key, _)| matches!(key, Key::Nexthop(_)));
+            facts.pinned_macs.clone_from(&self.pinned);
         }
     }
 

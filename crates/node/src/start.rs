@@ -159,7 +159,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
         if inputs.asked {
-            let status = outcome.status(&inputs, &report, reconciler.picture(&inputs), start.elapsed());
+            let status = outcome.status(&inputs, &report, reconciler.picture(), start.elapsed());
             answer.send_replace(Some(Arc::new(status)));
         }
         reports.send_replace(report);

@@ -1,12 +1,12 @@
 //! Every kind of change is told, and lost events are admitted.
 
-use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use kernel::{Event, Monitor};
-use model::{Family, IfName};
-use plan::state::{NftFamily, RouteKey, TABLE_MAIN, TableKey};
+use model::{Family, IfName, Mac};
+use plan::state::{Fdb, Key, Neigh, Nexthop, NftFamily, Object, Route, TableKey, Via};
 
 use super::{fresh, run_in};
 
@@ -29,21 +29,49 @@ fn every_kind_of_change_is_an_event() {
     });
     let eth0 = IfName::fixed("eth0");
     let vx = IfName::fixed("vx");
-    let key = |dst: &str, priority| RouteKey { table: TABLE_MAIN, dst: dst.parse().unwrap(), priority };
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+    let gateway = |text: &str| Via::Gateway { gateway: ip(text), dev: eth0, onlink: false };
+    let route = |dst: &str, protocol, via: Option<Via>| {
+        let route = Route { protocol, ..Route::ours(dst.parse().unwrap(), Via::Blackhole) };
+        Event::Route(route.key(), protocol, via.map(|via| Route { via, ..route }))
+    };
+    let nexthop = Object::Nexthop(Nexthop { id: 7, dev: eth0, via: ip("192.0.2.2"), onlink: false });
+    let neigh = Object::Neigh(Neigh { dev: eth0, dst: ip("192.0.2.9"), mac: mac(9) });
+    let fdb = Object::Fdb(Fdb { dev: vx, mac: mac(8), dst: ip("192.0.2.8") });
     let table = TableKey { family: NftFamily::Inet, name: "t".to_owned() };
     for (command, want) in [
         ("ip link set wire up", Event::Link(IfName::fixed("wire"), 2)),
         ("ip addr add 192.0.2.1/24 dev eth0", Event::Addr(eth0)),
         ("ip addr add 2001:db8::1/64 dev eth0 nodad", Event::Addr(eth0)),
-        ("ip route add 10.1.0.0/24 via 192.0.2.2 proto 76", Event::Route(key("10.1.0.0/24", 0), 76)),
-        ("ip route del 10.1.0.0/24", Event::Route(key("10.1.0.0/24", 0), 76)),
-        ("ip route add fd00:1::/64 via 2001:db8::2", Event::Route(key("fd00:1::/64", 1024), 3)),
-        ("ip nexthop add id 7 via 192.0.2.2 dev eth0", Event::Nexthop(7)),
+        (
+            "ip route add 10.1.0.0/24 via 192.0.2.2 proto 76",
+            route("10.1.0.0/24", 76, Some(gateway("192.0.2.2"))),
+        ),
+        ("ip route del 10.1.0.0/24", route("10.1.0.0/24", 76, None)),
+        ("ip route add fd00:1::/64 via 2001:db8::2", route("fd00:1::/64", 3, Some(gateway("2001:db8::2")))),
+        (
+            "ip nexthop add id 7 via 192.0.2.2 dev eth0 proto 76",
+            Event::Object(Key::Nexthop(7), Some(nexthop)),
+        ),
+        ("ip route add 10.2.0.0/24 nhid 7 proto 76", route("10.2.0.0/24", 76, Some(Via::Nexthop(7)))),
+        ("ip nexthop del id 7", Event::Object(Key::Nexthop(7), None)),
         ("ip rule add pref 9 lookup 9", Event::Rule(Family::V4)),
         ("ip -6 rule add pref 9 lookup 9", Event::Rule(Family::V6)),
-        ("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent", Event::Neigh(eth0)),
+        (
+            "ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent",
+            Event::Object(Key::Neigh(eth0, ip("192.0.2.9")), Some(neigh)),
+        ),
+        (
+            "ip neigh change 192.0.2.9 dev eth0 nud stale",
+            Event::Object(Key::Neigh(eth0, ip("192.0.2.9")), None),
+        ),
         ("ip link add vx type vxlan id 5 dstport 8472 dev eth0", Event::Link(vx, 4)),
-        ("bridge fdb add 02:00:00:00:00:08 dev vx dst 192.0.2.8 self permanent", Event::Fdb(vx)),
+        (
+            "bridge fdb add 02:00:00:00:00:08 dev vx dst 192.0.2.8 self permanent",
+            Event::Object(Key::Fdb(vx, mac(8)), Some(fdb)),
+        ),
+        ("bridge fdb del 02:00:00:00:00:08 dev vx", Event::Object(Key::Fdb(vx, mac(8)), None)),
         ("nft add table inet t", Event::Nft(table.clone())),
         ("nft add chain inet t c", Event::Nft(table.clone())),
         ("nft delete table inet t", Event::Nft(table)),
@@ -51,10 +79,10 @@ fn every_kind_of_change_is_an_event() {
         ("ip link del vx2", Event::Link(IfName::fixed("vx2"), 4)),
     ] {
         run_in(&netns, command);
-        let mut seen = HashSet::new();
+        let mut seen = Vec::new();
         while !seen.contains(&want) {
             let event = receiver.recv_timeout(PATIENCE);
-            seen.insert(event.unwrap_or_else(|_| panic!("{command}: no {want:?} among {seen:?}")));
+            seen.push(event.unwrap_or_else(|_| panic!("{command}: no {want:?} among {seen:?}")));
         }
     }
     closer.close();
