@@ -32,8 +32,13 @@ impl Backoff {
     }
 
     pub(crate) async fn wait(&mut self) {
-        let span = self.next;
-        self.next = (span * 2).min(LAST);
+        self.wait_at_most(LAST).await;
+    }
+
+    /// As [`Backoff::wait`], but not longer than about `most`.
+    pub(crate) async fn wait_at_most(&mut self, most: Duration) {
+        let span = self.next.min(most);
+        self.next = (self.next * 2).min(LAST);
         tokio::time::sleep(jitter(span)).await;
     }
 }

@@ -7,6 +7,7 @@ pub mod embedded;
 mod entry;
 pub mod etcd;
 mod heard;
+pub mod kube;
 mod mirror;
 
 use std::collections::BTreeMap;
@@ -124,6 +125,12 @@ pub trait LeaseStore {
     /// never has.
     fn heard(&self) -> Heard {
         Heard::default()
+    }
+
+    /// Whether the store hands out subnets itself and so needs to know their size and range; else the
+    /// cluster gives each node its own.
+    fn allocates(&self) -> bool {
+        true
     }
 
     /// The network configuration as JSON text (flannel.md 2), unparsed.

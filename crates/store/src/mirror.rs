@@ -2,6 +2,7 @@
 //! logs changes of its state sparingly. Knows nothing of transports.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::peers::Change;
@@ -22,14 +23,29 @@ pub(crate) struct Mirror<'a> {
     dirty: bool,
     /// For messages.
     store: String,
+    /// Keys are names of nodes.
+    named: bool,
     logged: Option<Instant>,
     announced: bool,
 }
 
 impl<'a> Mirror<'a> {
     pub(crate) fn new(store: String, feed: &'a watch::Sender<View>) -> Mirror<'a> {
-        let view = View::default();
-        Mirror { view, known: BTreeMap::new(), feed, dirty: false, store, logged: None, announced: false }
+        Mirror {
+            view: View::default(),
+            known: BTreeMap::new(),
+            feed,
+            dirty: false,
+            store,
+            named: false,
+            logged: None,
+            announced: false,
+        }
+    }
+
+    /// For a store whose keys are names of nodes, which the view then tells.
+    pub(crate) fn of_nodes(store: String, feed: &'a watch::Sender<View>) -> Mirror<'a> {
+        Mirror { named: true, ..Mirror::new(store, feed) }
     }
 
     /// Takes the complete content of the store: what is not in it is gone. A key whose value cannot be
@@ -38,26 +54,49 @@ impl<'a> Mirror<'a> {
         &mut self,
         entries: impl IntoIterator<Item = (K, Result<Lease, String>)>,
     ) {
-        let mut known = BTreeMap::new();
+        let last = |key: &str| self.view.peers.get(self.known.get(key)?).cloned();
+        let places: Vec<_> = entries
+            .into_iter()
+            .map(|(key, lease)| {
+                let key = key.into();
+                match lease {
+                    Ok(lease) => (key, Some(lease), None),
+                    Err(reason) => {
+                        let lease = last(&key);
+                        (key, lease, Some(reason))
+                    }
+                }
+            })
+            .collect();
+        self.replace(places);
+    }
+
+    /// Takes the complete content of the store, key by key: the lease that counts, if any, and what is
+    /// wrong with it, if anything. No two may hold the same subnets.
+    pub(crate) fn replace(
+        &mut self,
+        entries: impl IntoIterator<Item = (String, Option<Lease>, Option<String>)>,
+    ) {
+        let (mut known, mut names) = (BTreeMap::new(), BTreeMap::new());
         let mut rejected = BTreeMap::new();
         let mut leases = Vec::new();
-        for (key, lease) in entries {
-            let key = key.into();
-            match lease {
-                Ok(lease) => {
-                    known.insert(key, lease.subnets);
-                    leases.push(lease);
+        for (key, lease, wrong) in entries {
+            if let Some(reason) = wrong {
+                rejected.insert(key.clone(), reason);
+            }
+            if let Some(lease) = lease {
+                if self.named {
+                    names.insert(lease.subnets, key.as_str().into());
                 }
-                Err(reason) => {
-                    if let Some(subnets) = self.known.get(&key) {
-                        leases.extend(self.view.peers.get(subnets).cloned());
-                        known.insert(key.clone(), *subnets);
-                    }
-                    rejected.insert(key, reason);
-                }
+                known.insert(key, lease.subnets);
+                leases.push(lease);
             }
         }
         self.dirty |= self.view.peers.reset(leases) | !self.view.complete | (rejected != self.view.rejected);
+        if names != *self.view.names {
+            self.view.names = Arc::new(names);
+            self.dirty = true;
+        }
         self.known = known;
         self.view.complete = true;
         self.set_rejected(rejected);
@@ -66,27 +105,41 @@ impl<'a> Mirror<'a> {
     /// A key was written.
     pub(crate) fn put(&mut self, key: &str, lease: Result<Lease, String>) {
         match lease {
-            Ok(lease) => {
-                if self.view.rejected.remove(key).is_some() {
-                    self.dirty = true;
-                }
-                self.known.insert(key.to_owned(), lease.subnets);
-                self.dirty |= self.view.peers.apply(Change::Put(lease));
+            Ok(lease) => self.place(key, Some(lease), None),
+            Err(reason) => self.complain(key, Some(reason)),
+        }
+    }
+
+    /// The lease that counts for a key now, if any, and what is wrong with it, if anything.
+    pub(crate) fn place(&mut self, key: &str, lease: Option<Lease>, wrong: Option<String>) {
+        self.complain(key, wrong);
+        let old = match &lease {
+            Some(lease) => self.known.insert(key.to_owned(), lease.subnets),
+            None => self.known.remove(key),
+        };
+        if let Some(old) = old.filter(|old| lease.as_ref().is_none_or(|lease| lease.subnets != *old)) {
+            self.dirty |= self.view.peers.apply(Change::Removed(old));
+            if self.named {
+                Arc::make_mut(&mut self.view.names).remove(&old);
             }
-            Err(reason) => {
-                let mut rejected = self.view.rejected.clone();
-                self.dirty |= rejected.insert(key.to_owned(), reason.clone()) != Some(reason);
-                self.set_rejected(rejected);
+        }
+        if let Some(lease) = lease {
+            if self.named && self.view.names.get(&lease.subnets).is_none_or(|name| **name != *key) {
+                Arc::make_mut(&mut self.view.names).insert(lease.subnets, key.into());
+                self.dirty = true;
             }
+            self.dirty |= self.view.peers.apply(Change::Put(lease));
         }
     }
 
     /// A key was deleted or ran out.
     pub(crate) fn remove(&mut self, key: &str) {
-        self.dirty |= self.view.rejected.remove(key).is_some();
-        if let Some(subnets) = self.known.remove(key) {
-            self.dirty |= self.view.peers.apply(Change::Removed(subnets));
-        }
+        self.place(key, None, None);
+    }
+
+    /// Readers are woken by the next publication though nothing in the view changed.
+    pub(crate) fn touch(&mut self) {
+        self.dirty = true;
     }
 
     /// The store cannot be read, and why; what is known stays.
@@ -122,6 +175,20 @@ impl<'a> Mirror<'a> {
         }
     }
 
+    /// Notes what is wrong with a key, or that nothing is.
+    fn complain(&mut self, key: &str, wrong: Option<String>) {
+        if self.view.rejected.get(key) == wrong.as_ref() {
+            return;
+        }
+        self.dirty = true;
+        let mut rejected = self.view.rejected.clone();
+        match wrong {
+            Some(reason) => drop(rejected.insert(key.to_owned(), reason)),
+            None => drop(rejected.remove(key)),
+        }
+        self.set_rejected(rejected);
+    }
+
     /// Logs keys that have just become unreadable in one line.
     fn set_rejected(&mut self, rejected: BTreeMap<String, String>) {
         let fresh: BTreeSet<_> = rejected.keys().filter(|k| !self.view.rejected.contains_key(*k)).collect();
@@ -130,11 +197,11 @@ impl<'a> Mirror<'a> {
                 0 => String::new(),
                 n => format!(" (and {n} more)"),
             };
-            tracing::warn!(
-                "{}: key {first:?} holds no valid lease, ignored{others}: {}",
-                self.store,
-                rejected[*first]
-            );
+            let what = match self.named {
+                true => format!("Node {first} is not used as it is"),
+                false => format!("key {first:?} holds no valid lease, ignored"),
+            };
+            tracing::warn!("{}: {what}{others}: {}", self.store, rejected[*first]);
         }
         self.view.rejected = rejected;
     }
