@@ -1,5 +1,4 @@
-//! The flags and variables of flanneld (flannel.md 1.2, 1.3), parsed from the first day. What is not
-//! built yet is refused by name ([`unsupported`]), never ignored.
+//! The flags and variables of flanneld (flannel.md 1.2, 1.3).
 //!
 //! One deviation, decided in design.md: a flag error gives status 2, not 0 (F-01), so that a supervisor
 //! sees it.
@@ -10,6 +9,7 @@ use std::path::PathBuf;
 
 use model::goflag::{self, Flag, Kind, Stop, Value};
 use store::etcd::{EtcdOptions, TlsFiles};
+use store::kube::KubeOptions;
 
 /// How the command line ends.
 pub enum Outcome {
@@ -191,7 +191,13 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
     }
     let options = Options::from(&parsed.settings);
     if !options.kube_subnet_mgr {
-        for name in ["net-config-path", "set-node-network-unavailable"] {
+        for name in [
+            "net-config-path",
+            "set-node-network-unavailable",
+            "kube-api-url",
+            "kube-annotation-prefix",
+            "kubeconfig-file",
+        ] {
             if parsed.settings.iter().any(|(given, _)| *given == name) {
                 warnings.push(format!("--{name} has no effect without --kube-subnet-mgr"));
             }
@@ -221,6 +227,24 @@ impl Options {
             tls: TlsFiles { ca: file(&self.etcd_cafile), identity },
             user: Some((self.etcd_username.clone(), self.etcd_password.clone())),
             ..EtcdOptions::default()
+        }
+    }
+
+    /// How to reach the Kubernetes API and who we are there (flannel.md 4.1). `EVENT_QUEUE_DEPTH` and
+    /// `CONT_WHEN_CACHE_NOT_READY` need nothing: there is no queue, and nobody gives up waiting.
+    pub fn kube(&self, env: impl Fn(&str) -> Option<String>) -> KubeOptions {
+        let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let env = |name: &str| env(name).filter(|text| !text.is_empty());
+        KubeOptions {
+            kubeconfig: filled(&self.kubeconfig_file).map(PathBuf::from),
+            api_url: filled(&self.kube_api_url),
+            annotation_prefix: self.kube_annotation_prefix.clone(),
+            net_conf: PathBuf::from(&self.net_config_path),
+            set_condition: self.set_node_network_unavailable,
+            node_name: env("NODE_NAME"),
+            pod: env("POD_NAMESPACE").zip(env("POD_NAME")),
+            service: env("KUBERNETES_SERVICE_HOST").zip(env("KUBERNETES_SERVICE_PORT")),
+            ..KubeOptions::default()
         }
     }
 
@@ -287,32 +311,6 @@ pub fn from_environment() -> Options {
         Outcome::Run { options, .. } => *options,
         Outcome::Print { .. } => Options::from(&[]),
     }
-}
-
-/// What is asked for and not built yet, each with a way out.
-pub fn unsupported(options: &Options) -> Vec<String> {
-    let mut refusals = Vec::new();
-    if options.kube_subnet_mgr {
-        refusals.push(
-            "--kube-subnet-mgr is not built yet in this version: use an etcd store (--etcd-endpoints) or the embedded \
-             one (loden agent)"
-                .to_owned(),
-        );
-    }
-    // Without --kube-subnet-mgr flannel passes over these in silence; who sets them expects Kubernetes.
-    for (name, value) in [
-        ("kube-api-url", &options.kube_api_url),
-        ("kube-annotation-prefix", &options.kube_annotation_prefix),
-        ("kubeconfig-file", &options.kubeconfig_file),
-    ] {
-        if FLAGS.iter().any(|flag| flag.name == name && flag.default != value) {
-            refusals.push(format!(
-                "--{name} is not built yet in this version, as Kubernetes is not: leave it away and use an etcd store \
-                 or the embedded one"
-            ));
-        }
-    }
-    refusals
 }
 
 impl fmt::Debug for Options {

@@ -132,7 +132,7 @@ impl Member {
             board: &self.board,
             contact: &self.contact,
             previous: &self.previous,
-            usable: &usable,
+            usable: &|text: &str| usable(text, store.allocates()),
         };
         stand_in.run(view).await;
     }
@@ -165,7 +165,7 @@ impl Member {
                 self.contact.set(Contact::of(&error));
                 error.to_string()
             });
-            match found.and_then(|text| Ok((usable(&text)?, text))) {
+            match found.and_then(|text| Ok((usable(&text, store.allocates())?, text))) {
                 Err(error) => self.board.set(Topic::Config, format!("fetch network config: {error}")),
                 Ok((conf, text)) => {
                     self.board.clear(&Topic::Config);
@@ -334,7 +334,7 @@ async fn watch_configuration<S: LeaseStore>(store: &S, used: &NetConf, every: Du
         pace.wait(every).await;
         let goes_on = "this agent goes on with the one it started with";
         let trouble = match store.config().await {
-            Ok(text) => match usable(&text) {
+            Ok(text) => match usable(&text, store.allocates()) {
                 Ok(conf) if conf == *used => None,
                 Ok(_) => Some(format!(
                     "the network config in {} was changed and {goes_on}; restart the agents of all nodes to use the \
@@ -357,9 +357,11 @@ async fn watch_configuration<S: LeaseStore>(store: &S, used: &NetConf, every: Du
     }
 }
 
-/// Decodes and checks a configuration, the backend included, so that the loop never sees a bad one.
-pub fn usable(text: &str) -> Result<NetConf, String> {
-    let conf = NetConf::parse(text).and_then(NetConf::validate).map_err(|error| error.to_string())?;
+/// Decodes and checks a configuration, the backend included, so that the loop never sees a bad one; size
+/// and range of subnets only for a store that hands them out (flannel.md 2.2).
+pub fn usable(text: &str, allocates: bool) -> Result<NetConf, String> {
+    let conf = NetConf::parse(text).and_then(|conf| if allocates { conf.validate() } else { Ok(conf) });
+    let conf = conf.map_err(|error| error.to_string())?;
     conf.require_networks().map_err(|error| error.to_string())?;
     plan::backend::from_config(&conf)?;
     Ok(conf)

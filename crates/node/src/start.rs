@@ -15,6 +15,7 @@ use model::{NetConf, Subnets};
 use plan::rules::Choice;
 use store::embedded::EmbeddedStore;
 use store::etcd::EtcdStore;
+use store::kube::KubeStore;
 use store::{LeaseStore as _, Standing, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -84,9 +85,6 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
 }
 
 fn run(options: Options, personality: Personality) -> Result<(), String> {
-    if let Some(refusal) = args::unsupported(&options).first() {
-        return Err(refusal.clone());
-    }
     let store = choose_store(&options, personality)?;
     let health_address = health_address(&options)?;
     let previous = previous_subnets(&options);
@@ -185,6 +183,8 @@ fn habits(store: &Store) -> (Duration, fn(&NetConf) -> bool) {
         Store::Etcd(_) => (Duration::from_secs(60), |conf| !conf.enable_nftables),
         // One machine, or the lab.
         Store::Embedded(_) => (Duration::from_secs(10), |_| false),
+        // Services are what Kubernetes is about.
+        Store::Kubernetes(_) => (Duration::from_secs(10), |_| true),
     }
 }
 
@@ -286,6 +286,8 @@ pub enum Store {
     Etcd(Box<EtcdStore>),
     /// One SQLite file
     Embedded(EmbeddedStore),
+    /// The Kubernetes API
+    Kubernetes(Box<KubeStore>),
 }
 
 impl Store {
@@ -294,6 +296,7 @@ impl Store {
         match self {
             Store::Etcd(store) => store.config().await,
             Store::Embedded(store) => store.config().await,
+            Store::Kubernetes(store) => store.config().await,
         }
     }
 
@@ -302,6 +305,11 @@ impl Store {
         match self {
             Store::Etcd(store) => store.put_config(text).await,
             Store::Embedded(store) => store.put_config(text).await,
+            Store::Kubernetes(_) => Err(StoreError::Denied(
+                "with --kube-subnet-mgr the configuration is a file, usually from a ConfigMap: kubectl -n kube-flannel \
+                 edit configmap kube-flannel-cfg"
+                    .to_owned(),
+            )),
         }
     }
 }
@@ -310,6 +318,7 @@ async fn membership(store: Store, member: Member) {
     match store {
         Store::Etcd(store) => member.run(*store).await,
         Store::Embedded(store) => member.run(store).await,
+        Store::Kubernetes(store) => member.run(*store).await,
     }
 }
 
@@ -318,9 +327,13 @@ const EMBEDDED: &str = "/var/lib/loden/leases.db";
 /// Life of a lease that is not renewed (flannel.md 3.3).
 const LEASE_TTL: Duration = Duration::from_secs(86_400);
 
-/// By `LODEN_STORE`, else by flags and name (decision 0006).
+/// By `LODEN_STORE`, else by `--kube-subnet-mgr`, else by flags and name (decision 0006).
 pub fn choose_store(options: &Options, personality: Personality) -> Result<Store, String> {
     let said = std::env::var("LODEN_STORE").unwrap_or_default();
+    if said == "kubernetes" || said.is_empty() && options.kube_subnet_mgr {
+        let store = KubeStore::new(options.kube(|name| std::env::var(name).ok()));
+        return store.map(|kube| Store::Kubernetes(Box::new(kube))).map_err(|error| error.to_string());
+    }
     if let Some(path) = said.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
         return Ok(Store::Embedded(EmbeddedStore::new(path, LEASE_TTL)));
     }
@@ -328,7 +341,9 @@ pub fn choose_store(options: &Options, personality: Personality) -> Result<Store
         "etcd" => true,
         "" => personality == Personality::Flanneld || options.etcd_named,
         other => {
-            return Err(format!("LODEN_STORE={other:?} names no store; write etcd, or sqlite: and a path"));
+            return Err(format!(
+                "LODEN_STORE={other:?} names no store; write etcd, kubernetes, or sqlite: and a path"
+            ));
         }
     };
     if !etcd {

@@ -1,4 +1,4 @@
-use super::{FLAGS, Options, Outcome, parse, unsupported};
+use super::{FLAGS, Options, Outcome, parse};
 
 fn read(line: &str, env: &[(&str, &str)]) -> Result<(Options, Vec<String>), (String, u8)> {
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -81,27 +81,45 @@ fn mistakes_and_their_status() {
 }
 
 #[test]
-fn every_flag_is_there_and_what_is_not_built_is_refused() {
+fn every_flag_is_there() {
     assert_eq!(FLAGS.len(), 31);
     for flag in FLAGS.iter().filter(|f| !f.default.is_empty()) {
         assert!(model::goflag::value(flag.kind, flag.default).is_ok(), "default of {}", flag.name);
     }
-    assert_eq!(unsupported(&options("", &[])), [""; 0]);
-    for line in [
-        "--kube-subnet-mgr",
-        "--kube-api-url=https://192.0.2.1:6443",
-        "--kube-annotation-prefix=example.org",
-        "--kubeconfig-file=/etc/kubeconfig",
-    ] {
-        let refusals = unsupported(&options(line, &[]));
-        assert_eq!(refusals.len(), 1, "{refusals:?}");
-        assert!(refusals[0].starts_with(line.split('=').next().unwrap_or(line)), "{refusals:?}");
+}
+
+#[test]
+fn kubernetes_settings_come_from_flags_and_the_pod() {
+    let env = [
+        ("FLANNELD_KUBE_ANNOTATION_PREFIX", "example.org"),
+        ("NODE_NAME", "n1"),
+        ("POD_NAME", "p"),
+        ("POD_NAMESPACE", "kube-flannel"),
+        ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+        ("KUBERNETES_SERVICE_PORT", "443"),
+        ("EVENT_QUEUE_DEPTH", "70000"),
+        ("CONT_WHEN_CACHE_NOT_READY", "true"),
+    ];
+    let look = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+    let kube = options("--ip-masq --kube-subnet-mgr", &env).kube(look);
+    assert_eq!((kube.kubeconfig, kube.api_url), (None, None));
+    assert_eq!(kube.annotation_prefix, "example.org");
+    assert_eq!(kube.net_conf.to_str(), Some("/etc/kube-flannel/net-conf.json"));
+    assert_eq!(kube.node_name.as_deref(), Some("n1"));
+    assert_eq!(kube.pod, Some(("kube-flannel".to_owned(), "p".to_owned())));
+    assert_eq!(kube.service, Some(("10.96.0.1".to_owned(), "443".to_owned())));
+    assert!(kube.set_condition);
+    let line = "--kube-subnet-mgr --kubeconfig-file=/etc/k --kube-api-url=https://192.0.2.1:6443 \
+                --net-config-path=/x --set-node-network-unavailable=false";
+    let kube = options(line, &[]).kube(|name| (name == "POD_NAME").then(|| "p".to_owned()));
+    assert_eq!(kube.kubeconfig.as_deref(), Some(std::path::Path::new("/etc/k")));
+    assert_eq!(kube.api_url.as_deref(), Some("https://192.0.2.1:6443"));
+    assert_eq!((kube.pod, kube.set_condition), (None, false), "half a pod is none");
+    for flag in ["--net-config-path=/x", "--kubeconfig-file=/x", "--kube-api-url=https://x"] {
+        let (_, warnings) = read(flag, &[]).expect("valid");
+        let name = flag.split('=').next().unwrap_or(flag);
+        assert_eq!(warnings, [format!("{name} has no effect without --kube-subnet-mgr")]);
     }
-    let by_variable = options("", &[("FLANNELD_KUBECONFIG_FILE", "/etc/kubeconfig")]);
-    assert_eq!(unsupported(&by_variable).len(), 1);
-    assert_eq!(unsupported(&options("--kube-annotation-prefix=flannel.alpha.coreos.com", &[])), [""; 0]);
-    let (_, warnings) = read("--net-config-path=/x", &[]).expect("valid");
-    assert_eq!(warnings, ["--net-config-path has no effect without --kube-subnet-mgr"]);
 }
 
 #[test]

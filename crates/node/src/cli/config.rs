@@ -9,7 +9,7 @@ const USAGE: &str = "\
 usage: loden config get
        loden config put FILE
 
-Reads or writes the network configuration in the store named by LODEN_STORE or the FLANNELD_ETCD_*
+Reads or writes the network configuration in the store named by LODEN_STORE or the FLANNELD_*
 variables. FILE is JSON such as {\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}; - is standard
 input. It is checked before it is written.
 ";
@@ -49,7 +49,7 @@ fn put(file: &str) -> Result<(), String> {
         std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text))
     };
     read.map_err(|error| format!("read {file}: {error}"))?;
-    crate::membership::usable(&text)?;
+    crate::membership::usable(&text, true)?;
     with_store(async |store| store.put_config(text.trim()).await)
 }
 
