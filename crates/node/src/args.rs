@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use model::goflag::{self, Flag, Kind, Stop, Value};
 use store::etcd::{EtcdOptions, TlsFiles};
-use store::kube::KubeOptions;
+use store::kube::{KubeOptions, Proxies};
 
 /// How the command line ends.
 pub enum Outcome {
@@ -235,6 +235,7 @@ impl Options {
     pub fn kube(&self, env: impl Fn(&str) -> Option<String>) -> KubeOptions {
         let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let env = |name: &str| env(name).filter(|text| !text.is_empty());
+        let either = |name: &str| env(name).or_else(|| env(&name.to_lowercase())).unwrap_or_default();
         KubeOptions {
             kubeconfig: filled(&self.kubeconfig_file).map(PathBuf::from),
             api_url: filled(&self.kube_api_url),
@@ -244,6 +245,11 @@ impl Options {
             node_name: env("NODE_NAME"),
             pod: env("POD_NAMESPACE").zip(env("POD_NAME")),
             service: env("KUBERNETES_SERVICE_HOST").zip(env("KUBERNETES_SERVICE_PORT")),
+            proxies: Proxies {
+                http: either("HTTP_PROXY"),
+                https: either("HTTPS_PROXY"),
+                none: either("NO_PROXY"),
+            },
             ..KubeOptions::default()
         }
     }

@@ -29,6 +29,17 @@ use object::Node;
 /// Where Kubernetes puts a pod's credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// The proxies of the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    /// `HTTP_PROXY`, for servers without TLS.
+    pub http: String,
+    /// `HTTPS_PROXY`.
+    pub https: String,
+    /// `NO_PROXY`: names, domains, addresses and networks that are reached directly.
+    pub none: String,
+}
+
 /// How to reach the API server, and who we are.
 #[derive(Clone, Debug)]
 pub struct KubeOptions {
@@ -50,6 +61,8 @@ pub struct KubeOptions {
     pub service: Option<(String, String)>,
     /// Directory of the pod's `token` and `ca.crt`.
     pub service_account: PathBuf,
+    /// Proxies on the way; a kubeconfig's own goes before.
+    pub proxies: Proxies,
     /// The shortest distance of complete lists, give or take a quarter.
     pub relist: Duration,
     /// How long a watch may be silent; servers send a bookmark every minute.
@@ -69,6 +82,7 @@ impl Default for KubeOptions {
             pod: None,
             service: None,
             service_account: SERVICE_ACCOUNT.into(),
+            proxies: Proxies::default(),
             relist: Duration::from_secs(600),
             silence: Duration::from_secs(150),
         }

@@ -98,6 +98,8 @@ fn kubernetes_settings_come_from_flags_and_the_pod() {
         ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
         ("KUBERNETES_SERVICE_PORT", "443"),
         ("EVENT_QUEUE_DEPTH", "70000"),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("no_proxy", "10.0.0.0/8"),
         ("CONT_WHEN_CACHE_NOT_READY", "true"),
     ];
     let look = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
@@ -109,6 +111,10 @@ fn kubernetes_settings_come_from_flags_and_the_pod() {
     assert_eq!(kube.pod, Some(("kube-flannel".to_owned(), "p".to_owned())));
     assert_eq!(kube.service, Some(("10.96.0.1".to_owned(), "443".to_owned())));
     assert!(kube.set_condition);
+    assert_eq!(
+        (kube.proxies.https.as_str(), kube.proxies.none.as_str()),
+        ("http://proxy:3128", "10.0.0.0/8")
+    );
     let line = "--kube-subnet-mgr --kubeconfig-file=/etc/k --kube-api-url=https://192.0.2.1:6443 \
                 --net-config-path=/x --set-node-network-unavailable=false";
     let kube = options(line, &[]).kube(|name| (name == "POD_NAME").then(|| "p".to_owned()));

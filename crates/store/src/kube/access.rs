@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper::rt::{Read, Write};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::{Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -68,8 +71,20 @@ impl Access {
         let source = move |error: &dyn std::error::Error| {
             format!("get ready for the Kubernetes API with {name}: {}", root_cause(error))
         };
+        let proxy = match config.proxy_url.take() {
+            Some(uri) => Some((uri, None)),
+            None => proxy(options, &config.cluster_url),
+        };
+        if let Some((uri, _)) =
+            proxy.as_ref().filter(|(uri, _)| uri.scheme_str().is_some_and(|s| s != "http"))
+        {
+            return Err(format!(
+                "reach the Kubernetes API server {server}: the proxy {uri} is no HTTP proxy, and no others are known; write \
+                 HTTPS_PROXY=http://HOST:PORT, or name the server in NO_PROXY"
+            ));
+        }
         // Credential programs of a kubeconfig run here, and they may take their time.
-        let client = tokio::task::spawn_blocking(move || connect(config)).await;
+        let client = tokio::task::spawn_blocking(move || connect(config, proxy)).await;
         let client = client.map_err(|error| source(&error))?.map_err(|error| source(&error))?;
         Ok(Access { client, server, way, token })
     }
@@ -95,6 +110,17 @@ impl Access {
     }
 }
 
+/// A proxy of ours, and the header by which it knows us.
+type Proxy = (http::Uri, Option<http::HeaderValue>);
+
+/// The proxy the environment names for a server.
+fn proxy(options: &KubeOptions, server: &http::Uri) -> Option<Proxy> {
+    let proxies = &options.proxies;
+    let matcher = Matcher::builder().http(proxies.http.as_str()).https(proxies.https.as_str());
+    let found = matcher.no(proxies.none.as_str()).build().intercept(server)?;
+    Some((found.uri().clone(), found.basic_auth().cloned()))
+}
+
 async fn from_file(path: &Path, url: Option<&str>) -> Result<kube::Config, String> {
     let wrong = |error: &dyn std::error::Error| {
         format!("read --kubeconfig-file {}: {}", path.display(), root_cause(error))
@@ -105,8 +131,15 @@ async fn from_file(path: &Path, url: Option<&str>) -> Result<kube::Config, Strin
             cluster.server = Some(url.to_owned());
         }
     }
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    config.map_err(|error| wrong(&error))
+    let named = file.clusters.iter().filter_map(|named| named.cluster.as_ref()?.proxy_url.as_ref());
+    let own_proxy = named.clone().any(|url| !url.is_empty());
+    let config = kube::Config::from_custom_kubeconfig(file.clone(), &KubeConfigOptions::default()).await;
+    let mut config = config.map_err(|error| wrong(&error))?;
+    if !own_proxy {
+        // kube takes it from the environment, but does not ask whether this server is excepted.
+        config.proxy_url = None;
+    }
+    Ok(config)
 }
 
 fn from_url(options: &KubeOptions, url: &str) -> Result<(kube::Config, Way), String> {
@@ -164,8 +197,8 @@ fn with_service_account(options: &KubeOptions, uri: http::Uri) -> kube::Config {
     config
 }
 
-/// kube's layers on a connector of ours: with keep-alives, and silent about failures, of which we say more.
-fn connect(config: kube::Config) -> Result<kube::Client, kube::Error> {
+/// A connector with keep-alives, through a proxy where there is one.
+fn connect(config: kube::Config, proxy: Option<Proxy>) -> Result<kube::Client, kube::Error> {
     // One provider is compiled in (0031); whoever was first has set the same.
     let _ = tokio_rustls::rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut http = HttpConnector::new();
@@ -176,7 +209,22 @@ fn connect(config: kube::Config) -> Result<kube::Client, kube::Error> {
     http.set_keepalive_interval(Some(KEEPALIVE / 3));
     http.set_keepalive_retries(Some(3));
     http.set_tcp_user_timeout(Some(2 * KEEPALIVE));
-    let https = config.rustls_https_connector_with_connector(http)?;
+    match proxy {
+        None => stack(config, http),
+        Some((uri, None)) => stack(config, Tunnel::new(uri, http)),
+        Some((uri, Some(auth))) => stack(config, Tunnel::new(uri, http).with_auth(auth)),
+    }
+}
+
+/// kube's layers on a connector, silent about failures, of which we say more.
+fn stack<C>(config: kube::Config, connector: C) -> Result<kube::Client, kube::Error>
+where
+    C: tower::Service<http::Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: std::error::Error + Send + Sync + 'static,
+{
+    let https = config.rustls_https_connector_with_connector(connector)?;
     let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())

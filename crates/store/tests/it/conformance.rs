@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use model::{LeaseAttrs, Subnets};
 use store::{Held, LeaseStore, Request, StoreError};
 
+use crate::kube::KubeWorld;
 use crate::server::etcd_missing;
 use crate::world::{EtcdWorld, FileWorld, World, block_on, net, node, seen, until, watching};
 
@@ -38,6 +39,19 @@ cases!(
     garbage_costs_nobody_else_anything,
     the_configuration_may_come_late,
 );
+
+/// The cases that make sense where the cluster gives the subnets; the others' counterparts are in `kube`.
+mod in_kubernetes {
+    #[test]
+    fn the_same_owner_gets_its_subnet_again() {
+        super::block_on(super::the_same_owner_gets_its_subnet_again(super::KubeWorld::new()));
+    }
+
+    #[test]
+    fn the_configuration_may_come_late() {
+        super::block_on(super::the_configuration_may_come_late(super::KubeWorld::new()));
+    }
+}
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str =
@@ -375,5 +389,11 @@ impl Names for store::etcd::EtcdStore {
 impl Names for store::embedded::EmbeddedStore {
     async fn stored_names(&self) -> BTreeSet<String> {
         self.stored().await.unwrap().into_iter().map(|stored| stored.key).collect()
+    }
+}
+
+impl Names for store::kube::KubeStore {
+    async fn stored_names(&self) -> BTreeSet<String> {
+        unreachable!("no case for Kubernetes asks")
     }
 }

@@ -12,7 +12,7 @@ use store::{Held, LeaseStore, Request, Standing, StoreError, View};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::world::{block_on, seen, until, watching};
+use crate::world::{World, block_on, seen, until, watching};
 
 pub const V4: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 pub const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
@@ -106,6 +106,66 @@ pub fn has(view: &View, subnet: &str, n: u8) -> bool {
 pub async fn acquire(store: &KubeStore, text: &str, n: u8) -> Held {
     store.config().await.unwrap();
     store.acquire(&conf(text), &request(n)).await.unwrap()
+}
+
+/// A cluster of one Node, for the cases all stores share.
+pub struct KubeWorld {
+    stage: Stage,
+    files: Files,
+}
+
+impl KubeWorld {
+    pub fn new() -> KubeWorld {
+        let stage = Stage::start().unwrap();
+        stage.create(&NODES, &node_object("own", &["10.5.1.0/24", "fd00:5:0:1::/64"])).unwrap();
+        let files = Files::new(&stage, Who::Flannel, "");
+        std::fs::remove_file(files.dir.path().join("net-conf.json")).unwrap();
+        KubeWorld { stage, files }
+    }
+}
+
+impl World for KubeWorld {
+    type Store = KubeStore;
+
+    fn store(&self, _ttl: u64) -> KubeStore {
+        self.files.store("own")
+    }
+
+    fn put_config(&self, text: &str) {
+        std::fs::write(self.files.dir.path().join("net-conf.json"), text).unwrap();
+    }
+
+    fn put(&self, name: &str, value: &str) {
+        annotate(&self.stage, name, &[("backend-data", value.into())]);
+    }
+
+    fn delete(&self, name: &str) {
+        let gone: Vec<(String, Value)> = annotations(&self.stage, name)
+            .into_keys()
+            .filter_map(|key| Some((key.strip_prefix(PREFIX)?.to_owned(), Value::Null)))
+            .collect();
+        let gone: Vec<(&str, Value)> =
+            gone.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        annotate(&self.stage, name, &gone);
+    }
+
+    fn content(&self) -> BTreeMap<String, (String, bool)> {
+        let found = annotations(&self.stage, "own");
+        let data = found.get(&format!("{PREFIX}backend-data"));
+        data.map(|data| ("own".to_owned(), (format!(r#""BackendData":{data}"#), true))).into_iter().collect()
+    }
+
+    async fn run_out(&self, _held: &Held) {
+        unreachable!("pod CIDRs do not run out")
+    }
+
+    fn now(&self) -> std::time::SystemTime {
+        std::time::SystemTime::now()
+    }
+
+    async fn second(&self) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 macro_rules! cases {

@@ -381,6 +381,58 @@ fn addresses_and_credentials_that_cannot_be_are_named() {
     });
 }
 
+/// An HTTP proxy for one connection after the other; gives its address and notes what was asked of it.
+fn proxy() -> (String, std::sync::mpsc::Receiver<String>) {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://user:pass@{}", listener.local_addr().unwrap());
+    let (asked, seen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let Ok(mut client) = client else { return };
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+            let head: Vec<String> =
+                lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let target = head[0].split(' ').nth(1).unwrap().to_owned();
+            if asked.send(head.join("|")).is_err() {
+                return;
+            }
+            let mut server = std::net::TcpStream::connect(target).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || std::io::copy(&mut server, &mut client));
+        }
+    });
+    (address, seen)
+}
+
+#[test]
+fn proxies_of_the_environment_are_used_but_not_for_excepted_servers() {
+    block_on(async {
+        let (stage, files) = stage();
+        let (address, asked) = proxy();
+        let by = |https: &str, none: &str| KubeOptions {
+            proxies: store::kube::Proxies {
+                https: https.to_owned(),
+                none: none.to_owned(),
+                ..Default::default()
+            },
+            ..files.options("own")
+        };
+        ready_with(by(&address, "")).await.remembered().await.unwrap();
+        let head = asked.recv().unwrap();
+        let server = stage.url().trim_start_matches("https://").to_owned();
+        assert!(head.starts_with(&format!("CONNECT {server} HTTP/1.1")), "{head}");
+        assert!(head.to_lowercase().contains("proxy-authorization: basic "), "{head}");
+        ready_with(by(&address, "example.org,127.0.0.0/8")).await.remembered().await.unwrap();
+        assert!(asked.try_recv().is_err(), "not through the proxy");
+        let error =
+            ready_with(by("socks5://127.0.0.1:1", "")).await.remembered().await.unwrap_err().to_string();
+        assert!(error.contains("is no HTTP proxy") && error.contains("NO_PROXY"), "{error}");
+    });
+}
+
 #[test]
 fn a_token_that_expires_is_read_again() {
     block_on(async {
