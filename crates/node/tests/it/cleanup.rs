@@ -171,6 +171,8 @@ fn cleanup_leaves_a_host_as_it_was() {
     // What the runtime has before any network is there.
     machine.sh("mkdir -p /etc/cni/net.d");
     machine.sh("find /etc/cni/net.d -mindepth 1 -delete");
+    // Nor is what the machine of the test has of ours already a part of it.
+    machine.sh("rm -rf /var/lib/cni /var/lib/loden /opt/cni");
     machine.sh("ip netns add pod");
     settled(host);
     let files = |_: ()| machine.files(host).into_iter().collect::<BTreeSet<String>>();
