@@ -20,7 +20,7 @@ use crate::pod::{self, Setup, internal};
 use crate::record::{self, Record};
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
-use crate::{compare, device, ipam, masquerade, pair};
+use crate::{compare, device, forwarding, ipam, masquerade, pair};
 
 const NAME: &str = "ptp";
 /// Place of the pod's interface in the result.
@@ -181,12 +181,13 @@ pub fn check(call: &Call) -> Result<(), Error> {
     if conf.ip_masq { masquerade::check(call) } else { Ok(()) }
 }
 
-/// Whether ADD could be served: the address manager says.
+/// Whether ADD could be served: the address manager says, and the host has to forward.
 ///
 /// # Errors
-/// The address manager's own, or a configuration we refuse.
+/// The address manager's own, code 51, or a configuration we refuse.
 pub fn status(call: &Call) -> Result<(), Error> {
     parse(call)?;
+    forwarding::status(NAME, call)?;
     ipam::forward(call)
 }
 

@@ -28,7 +28,7 @@ use crate::pod::{self, internal};
 use crate::record::{self, Record};
 use crate::skel::Call;
 use crate::undo::Undo;
-use crate::{device, masquerade};
+use crate::{device, forwarding, masquerade};
 
 pub use check::check;
 
@@ -359,27 +359,14 @@ pub fn status(call: &Call) -> Result<(), Error> {
     let conf = parse(call)?;
     let mut host = Rtnl::open().map_err(internal)?;
     let not_ready = |e: Error| Error { code: code::NOT_READY, ..e };
-    let (link, addresses) = host_interface(&mut host, &conf).map_err(not_ready)?;
+    let (link, _) = host_interface(&mut host, &conf).map_err(not_ready)?;
     let name = link.link.name;
     if !link.link.up {
         return Err(not_ready(
             internal(format!("hostInterface {name} is down")).details(format!("ip link set {name} up")),
         ));
     }
-    if !conf.ip_masq && conf.mode != Mode::Split {
-        return Ok(());
-    }
-    for (family, key) in [(Family::V4, "net/ipv4/ip_forward"), (Family::V6, "net/ipv6/conf/all/forwarding")] {
-        let off = sysctl::read(key).is_ok_and(|value| value == "0");
-        let used =
-            record::all(NAME, call).iter().any(|r| r.addresses.iter().any(|a| Family::of_net(*a) == family));
-        if off && used && addresses.iter().any(|ip| Family::of(*ip) == family) {
-            let msg = format!("{key} is 0: pods reach no service");
-            let details = format!("sysctl -w {}=1", key.replace('/', "."));
-            return Err(Error::new(code::NOT_READY_CUT_OFF, msg).details(details));
-        }
-    }
-    Ok(())
+    if conf.ip_masq || conf.mode == Mode::Split { forwarding::status(NAME, call) } else { Ok(()) }
 }
 
 /// Removes what attachments that are not valid left on the host: devices, rules, tables, translations.

@@ -338,6 +338,50 @@ fn gc_removes_what_is_not_valid() {
     host.call("veth-to-host", "CHECK", &d.pod, &told(&d)).expect("CHECK");
 }
 
+/// Many at once: a table each, and nothing is left of any.
+#[test]
+fn pods_at_once_have_tables_of_their_own() {
+    const PODS: usize = 10;
+    let lab = Underlay::new(false);
+    let host = &lab.node;
+    for _ in 0..2 {
+        // Numbers close together meet each other.
+        let members = r#", "ipMasq": true, "nodePorts": "30000:32767""#;
+        let pods: Vec<Attached> = std::thread::scope(|scope| {
+            let make = |n: usize| {
+                let lab = &lab;
+                scope.spawn(move || lab.pod(host, &format!("c{n}"), members))
+            };
+            let threads: Vec<_> = (0..PODS).map(make).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for family in ["-4", "-6"] {
+            let rules = host.ip(&format!("{family} rule show"));
+            let tables: std::collections::BTreeSet<&str> = rules
+                .lines()
+                .filter(|l| l.starts_with("1024:"))
+                .filter_map(|l| l.split(" lookup ").nth(1))
+                .collect();
+            assert_eq!(tables.len(), PODS, "{rules}");
+            assert_eq!(rules.matches("512:").count(), 1, "{rules}");
+        }
+        assert_eq!(
+            host.rules().matches("tcp dport 30000-32767").count(),
+            2,
+            "one for each family: {}",
+            host.rules()
+        );
+        std::thread::scope(|scope| {
+            for attached in &pods {
+                scope.spawn(|| del(host, attached));
+            }
+        });
+        nothing_left(host);
+        assert!(host.links().iter().all(|name| !name.starts_with("veth")));
+        assert!(!host.ip("-4 rule show").contains("512:"));
+    }
+}
+
 #[test]
 fn check_finds_what_was_changed() {
     let lab = Underlay::new(false);

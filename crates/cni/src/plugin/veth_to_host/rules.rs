@@ -68,13 +68,13 @@ pub fn add(call: &Call, facts: &Facts<'_>) -> Result<(), Error> {
             facts.masquerade(family, &comment).into_iter().map(|rule| (MASQUERADE, rule)).collect();
         rules.extend(facts.answer_mark(&comment).map(|rule| (MARKS, rule)));
         let marks = facts.node_port_marks(&shared);
-        if !marks.is_empty() {
-            let have = nft::rules(&key(family))?;
-            let there = have.iter().any(|rule| rule.comment.as_deref() == Some(&shared));
-            rules.extend(marks.into_iter().filter(|_| !there).map(|rule| (MARKS, rule)));
-        }
+        let has_marks = !marks.is_empty();
+        rules.extend(marks.into_iter().map(|rule| (MARKS, rule)));
         if !rules.is_empty() {
-            nft::update(&table(family), &rules, &|comment| comment.starts_with(&mark))
+            // Those that are shared are written anew, in the same transaction: two pods at once would add
+            // them twice otherwise.
+            let stale = |comment: &str| comment.starts_with(&mark) || (has_marks && comment == shared);
+            nft::update(&table(family), &rules, &stale)
                 .map_err(|e| e.during("translate the pod's addresses"))?;
         }
     }
