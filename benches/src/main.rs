@@ -3,9 +3,11 @@
 //! `cargo xtask bench` builds what is measured and runs this. Prints a table per measurement, and JSON into
 //! a file if asked; ends with status 1 if a goal is missed.
 
+mod agent;
 mod build;
 mod cni;
 mod figure;
+mod kube;
 mod leases;
 mod machine;
 mod memory;
@@ -28,10 +30,11 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 5] = [
+const MEASUREMENTS: [Named; 6] = [
     ("cni", cni::run),
     ("leases", leases::run),
     ("memory", memory::run),
+    ("kube", kube::run),
     ("size", size::run),
     ("build", build::run),
 ];
@@ -42,6 +45,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   cni       plugin calls, beside the reference plugins driven the same way
   leases    leases from zero into the kernel, beside one request at a time
   memory    resident memory, idle time and latency of the agent
+  kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
   size      sizes of the programs
   build     time of a clean build, and from an edit to the end of its tests
   all       all of these
@@ -50,7 +54,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   --reference DIR    reference plugins (/usr/lib/cni)
   --flannel FILE     flannel's own CNI plugin, to measure the chain that begins with it
   --rounds N         how often, instead of each measurement's own number
-  --peers N          agent: only with so many peers, instead of 100 and 10000
+  --peers N          agent: only with so many peers, instead of 100 and 10000 (kube: 5000)
   --json FILE        write the figures there as well
 ";
 
@@ -128,14 +132,24 @@ pub fn say(text: &str) {
 }
 
 fn main() -> ExitCode {
+    // Ourselves once more, as the API server of the measurement `kube`.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, rest)) = words.split_first()
+        && first == kube::SERVER
+    {
+        let served = apidouble::program::run(rest);
+        return served.map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS);
+    }
     match measure() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "loden-bench: {error}");
-            ExitCode::from(2)
-        }
+        Err(error) => fail(&error.to_string()),
     }
+}
+
+fn fail(why: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "loden-bench: {why}");
+    ExitCode::from(2)
 }
 
 /// Gives whether all goals are reached.

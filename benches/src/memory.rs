@@ -4,30 +4,23 @@
 //! the kernel.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kernel::link::{End, LinkChange, NewKind, NewLink};
-use kernel::rtnl::{AddrInfo, Put, RouteFilter, RouteInfo};
-use kernel::{Event, Monitor, Netns, Rtnl};
+use kernel::{Event, Monitor, Netns};
 use model::codec::{etcd_key, lease_json, vtep};
-use model::{IfName, IpNet, Ipv4Net, LeaseAttrs, Mac, Subnets};
+use model::{IpNet, Ipv4Net, LeaseAttrs, Mac, Subnets};
 use rusqlite::Connection;
 
+use crate::agent::{Agent, PATIENCE, converge, host};
 use crate::figure::{Figure, Goal, Samples, Table};
-use crate::{Options, Result, sys};
+use crate::{Options, Result};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-/// Time limit of anything that is waited for.
-const PATIENCE: Duration = Duration::from_secs(120);
 const REST: Duration = Duration::from_secs(30);
 
 /// The lease of peer `n`.
@@ -77,129 +70,6 @@ impl Store {
             }
         }
         Ok(txn.commit()?)
-    }
-}
-
-/// A host with `eth0` and a default route through it.
-fn host() -> Result<Netns> {
-    let netns = Netns::create()?;
-    let mut rtnl = Rtnl::open_in(netns.as_fd())?;
-    let (near, far) = (IfName::new("eth0")?, IfName::new("wire")?);
-    rtnl.create_link(&NewLink::new(near, NewKind::Veth(End::new(far))))?;
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    for name in [IfName::new("lo")?, near, far] {
-        let index = rtnl.link_by_name(name)?.ok_or("no device")?.index;
-        rtnl.set_link(index, &up)?;
-    }
-    let index = rtnl.link_by_name(near)?.ok_or("no eth0")?.index;
-    rtnl.add_address(&AddrInfo::new(index, "192.0.2.10/24".parse()?), Put::Replace)?;
-    let gateway = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
-    let default = RouteInfo { gateway, dev: Some(index), ..RouteInfo::to("0.0.0.0/0".parse()?) };
-    rtnl.add_route(&default, Put::Replace)?;
-    Ok(netns)
-}
-
-/// The agent's process; killed with this value, and with our own process.
-struct Agent {
-    pid: u32,
-    /// Dropped to end it.
-    stop: Option<Sender<()>>,
-    keeper: Option<JoinHandle<()>>,
-    log: PathBuf,
-}
-
-impl Agent {
-    fn start(loden: &Path, folder: &Path, host: &Netns) -> Result<Agent> {
-        let log = folder.join("log");
-        let mut command = Command::new(loden);
-        command.arg0("flanneld").arg(format!("--subnet-file={}", folder.join("subnet.env").display()));
-        command.arg("--ip-masq").env("LODEN_STORE", format!("sqlite:{}", folder.join("leases.db").display()));
-        command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stderr(fs::File::create(&log)?);
-        sys::die_with_thread(&mut command);
-        let host = host.try_clone()?;
-        let (started, pid) = channel();
-        let (stop, stopped) = channel::<()>();
-        let keeper = std::thread::spawn(move || {
-            let kept = host.run(move || keep(command, &started, &stopped));
-            drop(kept);
-        });
-        let pid = pid
-            .recv()
-            .map_err(|_| "the agent's thread ended")?
-            .map_err(|e: std::io::Error| format!("start {}: {e}", loden.display()))?;
-        Ok(Agent { pid, stop: Some(stop), keeper: Some(keeper), log })
-    }
-
-    /// `Rss` and its like, in MiB.
-    fn memory(&self, key: &str) -> Result<f64> {
-        let path = format!("/proc/{}/smaps_rollup", self.pid);
-        let text = fs::read_to_string(&path).map_err(|e| format!("read {path}: {e}"))?;
-        kib(&text, key).ok_or(format!("{path} has no {key}").into())
-    }
-
-    fn peak(&self) -> Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        kib(&text, "VmHWM").ok_or("no VmHWM".into())
-    }
-
-    /// Time on a processor since the start, of all threads that live.
-    fn cpu(&self) -> Result<Duration> {
-        let mut all = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid))?.flatten() {
-            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            all += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(Duration::from_nanos(all))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
-        }
-    }
-}
-
-/// Starts the agent and keeps it until `stopped`.
-fn keep(mut command: Command, started: &Sender<std::io::Result<u32>>, stopped: &Receiver<()>) {
-    match command.spawn() {
-        Ok(mut child) => {
-            let _ = started.send(Ok(child.id()));
-            let _ = stopped.recv();
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        Err(error) => drop(started.send(Err(error))),
-    }
-}
-
-fn kib(text: &str, key: &str) -> Option<f64> {
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-    let number: f64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(number / 1024.0)
-}
-
-/// Waits until the kernel has a route to every peer and the agent says that it is ready.
-fn converge(agent: &Agent, host: &Netns, peers: u32) -> Result<Duration> {
-    let start = Instant::now();
-    let mut rtnl = Rtnl::open_in(host.as_fd())?;
-    let filter = RouteFilter { protocol: Some(plan::ROUTE_PROTOCOL), ..RouteFilter::default() };
-    loop {
-        let routes = rtnl.routes(filter)?.len();
-        let ready = fs::read_to_string(&agent.log)?.contains("flannel is ready");
-        if ready && routes as u32 >= peers {
-            return Ok(start.elapsed());
-        }
-        if start.elapsed() > PATIENCE {
-            let mut log = String::new();
-            fs::File::open(&agent.log)?.take(4_000).read_to_string(&mut log)?;
-            return Err(
-                format!("{routes} of {peers} routes after {PATIENCE:?}; the agent says:\n{log}").into()
-            );
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -254,7 +124,9 @@ fn with_peers(options: &Options, peers: u32, limit: Goal, table: &mut Table) -> 
     let mut store = Store::create(&loden, &folder.join("leases.db"))?;
     store.put(0..peers)?;
     let host = host()?;
-    let agent = Agent::start(&loden, &folder, &host)?;
+    let agent = Agent::start(&loden, &folder, &host, |command| {
+        command.env("LODEN_STORE", format!("sqlite:{}", folder.join("leases.db").display()));
+    })?;
     let start = converge(&agent, &host, peers)?;
     let mut add = |what: &str, value: Samples, goal: Goal| {
         table.figures.push(Figure::alone(format!("{peers} peers: {what}"), value, goal));
