@@ -12,18 +12,22 @@ use std::process::{Command, ExitCode};
 
 /// Debian packages the tests use as foreign witnesses and peers. The programs themselves need none.
 pub const PACKAGES: &[&str] = &[
+    "busybox-static",
     "conntrack",
     "containerd",
     "containernetworking-plugins",
+    "crun",
+    "dbus-daemon",
     "dnsmasq-base",
     "etcd-client",
     "etcd-server",
     "ethtool",
+    "firewalld",
     "iproute2",
-    "iputils-ping",
     "iptables",
     "iputils-ping",
     "nftables",
+    "podman",
     "procps",
     "qemu-system-x86",
     "strace",

@@ -283,3 +283,84 @@ fn the_legacy_variant_is_used_where_its_names_lead_there() {
     call("DEL");
     assert!(!saved().contains("10.1.2.3"));
 }
+
+/// A real firewalld on a bus of its own is found, told, asked, and told again; no rule of iptables is made.
+#[test]
+fn firewalld_is_used_where_it_runs() {
+    const TEST: &str = "firewalld_is_used_where_it_runs";
+    if !std::path::Path::new("/usr/sbin/firewalld").exists()
+        || !std::path::Path::new("/usr/bin/dbus-daemon").exists()
+    {
+        println!("SKIP {TEST}: firewalld or dbus-daemon is not installed");
+        return;
+    }
+    let host = Host::new();
+    let (bus, settings) = (host.path("bus"), host.path("bus.conf"));
+    let text = format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+        <busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>
+        <policy context="default"><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/>
+        <allow send_type="method_call"/></policy></busconfig>"#
+    );
+    std::fs::write(&settings, text).unwrap();
+    // One script, so that both daemons end with it whatever happens.
+    let dir = host.dir.display();
+    for (name, conf) in [
+        ("conf", conf("1.0.0", "", &format!("{V4}, {V6}"))),
+        ("zone", conf("1.0.0", r#", "backend": "firewalld", "firewalldZone": "internal""#, V4)),
+        ("bare", r#"{"cniVersion": "1.0.0", "name": "net", "type": "firewall"}"#.to_owned()),
+    ] {
+        std::fs::write(host.path(name), conf).unwrap();
+    }
+    let script = format!(
+        r#"mount -t tmpfs none /run
+        dbus-daemon --config-file={settings} --nofork 2>/dev/null & bus=$!
+        trap 'kill $daemon $bus' EXIT
+        for n in $(seq 100); do [ -S {bus} ] && break; sleep 0.1; done
+        firewalld --nofork --nopid >/dev/null 2>&1 & daemon=$!
+        for n in $(seq 200); do firewall-cmd --state 2>/dev/null | grep -q running && break; sleep 0.1; done
+        firewall-cmd --state 2>/dev/null | grep -q running || exit 77
+        call() {{ CNI_COMMAND=$1 {dir}/bin/firewall < {dir}/$2 > {dir}/answer && echo $1 $2 fine || {{ echo $1 $2 failed; cat {dir}/answer; echo; }}; }}
+        list() {{ echo "sources: $(firewall-cmd --zone=$1 --list-sources)"; }}
+        call ADD conf; call ADD conf; call CHECK conf; list trusted
+        call DEL bare; call DEL bare; list trusted; call CHECK conf
+        call ADD zone; call CHECK zone; list internal; call DEL zone; list internal"#
+    );
+    let mut command = host.prepare(&[&host.bin().display().to_string()], "firewall", "ADD", &no_pod("c1"));
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={bus}"));
+    let mut wrapped = std::process::Command::new("timeout");
+    wrapped.args(["90", "unshare", "--mount", "sh", "-c", &script]).env_clear();
+    wrapped.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let output = host.run(&mut wrapped, "");
+    let said = String::from_utf8_lossy(&output.stdout);
+    if output.status.code() == Some(77) {
+        println!("SKIP {TEST}: firewalld does not start here");
+        return;
+    }
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|l| l.contains(' ') && !l.contains("cniVersion") && !l.contains("\"code"))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "ADD conf fine",
+            "ADD conf fine",
+            "CHECK conf fine",
+            "sources: 10.1.2.3/32 2001:db8::3/128",
+            "DEL bare fine",
+            "DEL bare fine",
+            "sources: ",
+            "CHECK conf failed",
+            "    \"msg\": \"failed to find the address 10.1.2.3/32 in trusted zone\"",
+            "ADD zone fine",
+            "CHECK zone fine",
+            "sources: 10.1.2.3/32",
+            "DEL zone fine",
+            "sources: ",
+        ],
+        "{said} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(!iptables(&host).contains("10.1.2.3"));
+}

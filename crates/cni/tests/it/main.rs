@@ -22,6 +22,7 @@ mod manager;
 mod mixed;
 mod nonsense;
 mod parallel;
+mod podman;
 mod portmap;
 mod ptp;
 mod sbr;
