@@ -52,9 +52,14 @@ fn podman_starts_and_ends_containers_by_our_plugins() {
     std::fs::write(host.path("containers.conf"), settings).unwrap();
     let podman =
         format!("podman --root {0}/root --runroot {0}/runroot --storage-driver vfs", host.dir.display());
+    // podman's monitor, which may be the one that detaches, hands no environment on: our records are where
+    // they always are, in a file system of this test.
+    let state = host.path("state");
     // crun wants the second version of control groups, and this machine may have both.
     let script = format!(
         r#"umount -lR /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 77
+        mkdir -p /var/lib/cni {state} && mount -t tmpfs none /var/lib/cni && mkdir /var/lib/cni/loden &&
+            mount --bind {state} /var/lib/cni/loden || exit 77
         for n in 1 2 3; do
             timeout 60 {podman} run -d --name t$n --cgroups=disabled --ulimit nofile=512:512 --ulimit nproc=512:512 \
                 --security-opt seccomp=unconfined --network podnet -p 808$n:80 --rootfs {rootfs} \
