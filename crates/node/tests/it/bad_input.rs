@@ -181,11 +181,10 @@ fn nodes_that_announce_the_same_address_are_named_and_kept() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_in_a_sentence() {
+fn flags_that_make_no_sense_end_it_with_a_sentence() {
     let world = World::with_config(1, GOOD);
     let host = &world.hosts[0];
     for (flag, status, sentence) in [
-        ("--kube-subnet-mgr", 1, "--kube-subnet-mgr is not built yet"),
         ("--nonsense", 2, "flag provided but not defined: -nonsense"),
         ("--subnet-lease-renew-margin=2000", 1, "out of acceptable range"),
         ("--healthz-port=99999", 1, "99999 is not a port"),

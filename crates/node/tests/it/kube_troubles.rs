@@ -48,22 +48,8 @@ fn agent(host: &Host) -> Agent {
     host.agent_in(&flags.each_ref().map(String::as_str), &[("NODE_NAME", "one")])
 }
 
-/// Whether the agent under test speaks with Kubernetes at all.
-fn has_kube(test: &str) -> bool {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_loden"));
-    let refused = command.args(["agent", "--kube-subnet-mgr", "--healthz-port=99999"]).output().unwrap();
-    let there = !String::from_utf8_lossy(&refused.stderr).contains("--kube-subnet-mgr is not built yet");
-    if !there {
-        println!("SKIP {test}: this version has no Kubernetes store");
-    }
-    there
-}
-
 #[test]
 fn each_missing_thing_of_a_cluster_is_said_once_and_the_fix_is_noticed_soon() {
-    if !has_kube("each_missing_thing_of_a_cluster") {
-        return;
-    }
     type Act = fn(&Host, &Kube);
     let rows: &[(&str, &str, Act, Act)] = &[
         (
@@ -137,9 +123,6 @@ fn each_missing_thing_of_a_cluster_is_said_once_and_the_fix_is_noticed_soon() {
 
 #[test]
 fn a_node_that_boots_without_the_api_has_its_network() {
-    if !has_kube("a_node_that_boots_without_the_api") {
-        return;
-    }
     let world = World::new(1);
     let host = &world.hosts[0];
     let kube = Kube::on(host);
