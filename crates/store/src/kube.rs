@@ -21,7 +21,7 @@ use model::codec::annotation::{self, Names};
 use model::{IpNet, LeaseAttrs, NetConf};
 use tokio::sync::{Notify, OnceCell, watch as channel};
 
-use crate::{Held, LeaseStore, Remembered, Request, Standing, StoreError, View};
+use crate::{Heard, Held, LeaseStore, Remembered, Request, Standing, StoreError, View};
 use client::{Ask, Client, Verb};
 use nodes::Mine;
 use object::Node;
@@ -219,6 +219,10 @@ impl LeaseStore for KubeStore {
             (None, None, None) => "at an unknown address".to_owned(),
         };
         format!("Kubernetes API server {server}")
+    }
+
+    fn heard(&self) -> Heard {
+        self.client.heard.clone()
     }
 
     fn allocates(&self) -> bool {

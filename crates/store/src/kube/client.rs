@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::KubeOptions;
 use super::access::{Access, Way, root_cause};
 use super::object::{Decoder, Message, Node, Refusal};
-use crate::StoreError;
+use crate::{Heard, StoreError};
 
 /// Time for an answer to begin, and between two pieces of one.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
@@ -121,11 +121,12 @@ pub(super) struct Client {
     options: KubeOptions,
     names: Names,
     access: tokio::sync::Mutex<Option<Arc<Access>>>,
+    pub(super) heard: Heard,
 }
 
 impl Client {
     pub(super) fn new(options: KubeOptions, names: Names) -> Client {
-        Client { options, names, access: tokio::sync::Mutex::new(None) }
+        Client { options, names, access: tokio::sync::Mutex::new(None), heard: Heard::default() }
     }
 
     pub(super) fn names(&self) -> &Names {
@@ -140,7 +141,7 @@ impl Client {
             let access = self.access().await?;
             let first = self.try_once(&access, ask).await;
             match first {
-                Ok(answer) => return Ok(Stream { answer, access }),
+                Ok(answer) => return Ok(Stream { answer, access, heard: self.heard.clone() }),
                 Err((fault, retry)) => {
                     if fault.code() == 0 || fault.code() == 401 {
                         self.forget(&access).await;
@@ -233,6 +234,7 @@ impl Client {
             }
             Ok(Ok(answer)) => answer,
         };
+        self.heard.touch();
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -272,6 +274,7 @@ impl Client {
 pub(super) struct Stream {
     answer: Response<Body>,
     access: Arc<Access>,
+    heard: Heard,
 }
 
 impl Stream {
@@ -289,6 +292,7 @@ impl Stream {
                 }
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => {
+                    self.heard.touch();
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
                     }
