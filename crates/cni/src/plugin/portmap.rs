@@ -48,7 +48,8 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
             // DEL ends the connections of these addresses.
             Record { addresses: pods.clone(), ..Record::new(NAME, call) }.complete(call)?;
         }
-        pods.iter().try_for_each(|pod| open(call, &conf, *pod))
+        let backend = backend(&conf);
+        pods.iter().try_for_each(|pod| open(call, &conf, backend, *pod))
     };
     undo.finish(opened())?;
     flush_udp(&conf, &pods);
@@ -109,7 +110,8 @@ pub fn gc(call: &Call) -> Result<(), Error> {
 fn parse(call: &Call) -> Result<PortMap, Error> {
     let failed = |e: String| Error::config(format!("failed to parse config: {e}"));
     let conf = PortMap::parse(&call.conf()).map_err(failed)?;
-    if backend(&conf) == Backend::Nftables {
+    // Conditions tell the backend, so there is nothing to detect.
+    if conf.backend == Some(Backend::Nftables) {
         for family in Family::BOTH {
             conditions::parse(family, conf.conditions(family))?;
         }
@@ -143,7 +145,7 @@ fn pod_addresses(call: &Call, result: &CniResult) -> Vec<IpNet> {
 }
 
 /// The ports of one family.
-fn open(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
+fn open(call: &Call, conf: &PortMap, backend: Backend, pod: IpNet) -> Result<(), Error> {
     let family = Family::of_net(pod);
     if !conf.mappings.iter().any(|m| m.applies(family)) {
         return Ok(());
@@ -151,7 +153,7 @@ fn open(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
     if family == Family::V4 && conf.snat {
         route_localnet(pod.addr())?;
     }
-    match backend(conf) {
+    match backend {
         Backend::Nftables => nftables::open(call, conf, pod),
         Backend::Iptables => iptables::open(call, conf, pod),
     }
