@@ -59,6 +59,11 @@ impl From<Fault> for End {
     }
 }
 
+/// Whether a server that refuses a streaming list like this will never give one.
+fn cannot_stream(code: u16) -> bool {
+    matches!(code, 400 | 404 | 405 | 406 | 415 | 422 | 501)
+}
+
 pub(super) async fn follow(store: &KubeStore, feed: &watch::Sender<View>) {
     let mut mirror = Mirror::of_nodes(store.name(), feed);
     let mut backoff = Backoff::new();
@@ -70,8 +75,17 @@ pub(super) async fn follow(store: &KubeStore, feed: &watch::Sender<View>) {
         backoff.wait_at_most(EAGER).await;
     };
     let nodes = Nodes::new(store.client.names(), own.clone());
-    let mut follower =
-        Follower { store, own, mirror, nodes, version: None, relist: None, streaming: true, too_new: 0 };
+    let mut follower = Follower {
+        store,
+        own,
+        mirror,
+        nodes,
+        version: None,
+        relist: None,
+        streaming: true,
+        failed: 0,
+        too_new: 0,
+    };
     loop {
         let begun = Instant::now();
         let end = follower.session().await;
@@ -128,6 +142,8 @@ struct Follower<'a> {
     relist: Option<Instant>,
     /// Whether the server has streaming lists, as far as we know.
     streaming: bool,
+    /// How often streaming lists failed by the server's own fault.
+    failed: u32,
     /// How often in a row our version was called too new.
     too_new: u32,
 }
@@ -154,11 +170,14 @@ impl Follower<'_> {
         let mut stream = match self.store.client.send(&ask).await {
             Ok(stream) => stream,
             Err(fault) => {
-                if matches!(fault.code(), 400 | 404 | 405 | 406 | 415 | 422 | 501) {
+                if cannot_stream(fault.code()) {
                     tracing::debug!("no streaming lists here: {}", fault.clone().sentence());
                     self.streaming = false;
                     return Err(End::Relist);
                 }
+                // An error of the server's own may pass; one that stays may be of streaming lists alone.
+                self.failed += u32::from(fault.code() >= 500);
+                self.streaming = self.failed < 2;
                 return Err(fault.into());
             }
         };
@@ -191,6 +210,12 @@ impl Follower<'_> {
             });
             fed.map_err(|error| stream.broken(&ask, &error))?;
             if let Some(refusal) = refused {
+                // Said inside the stream by a server whose etcd is too old for it (3.4: 500 at once).
+                if refusal.code >= 500 || cannot_stream(refusal.code) {
+                    tracing::debug!("no streaming lists here: {}", refusal.message);
+                    self.streaming = false;
+                    return Err(End::Relist);
+                }
                 return Err(stream.refused(&ask, refusal).into());
             }
             if bad.is_some() || unmarked || !self.streaming {
