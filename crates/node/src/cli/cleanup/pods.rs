@@ -80,6 +80,8 @@ fn tables(found: &mut Found) -> Result<(), String> {
         (NftFamily::Inet, "cni_plugins_masquerade"),
         (NftFamily::Ip, "cni_hostport"),
         (NftFamily::Ip6, "cni_hostport"),
+        (NftFamily::Ip, "loden-veth-to-host"),
+        (NftFamily::Ip6, "loden-veth-to-host"),
     ] {
         let key = TableKey { family, name: name.to_owned() };
         let there = nft.table(&key).map_err(|errno| format!("read nftables table {key}: {errno}"))?;
