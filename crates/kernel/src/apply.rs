@@ -76,7 +76,10 @@ impl Kernel {
 
     /// One listing of all devices, unless no step needs it.
     fn indexes_for(&mut self, steps: &[Step]) -> Result<Indexes, Errno> {
-        if steps.iter().all(|s| matches!(s.key(), plan::Key::Nft(_) | plan::Key::Sysctl(_))) {
+        if steps
+            .iter()
+            .all(|s| matches!(s.key(), plan::Key::Nft(_) | plan::Key::Iptables(_) | plan::Key::Sysctl(_)))
+        {
             return Ok(Indexes::new());
         }
         let links = self.rtnl.links().map_err(errno_of)?;
@@ -109,6 +112,16 @@ impl Kernel {
                 Step::Delete(Object::Nft(table)) => {
                     self.flush(run);
                     self.nft.delete_table(&table.key).map(drop)
+                }
+                Step::Put(Object::Iptables(rules)) => {
+                    self.flush(run);
+                    let (tables, mut place) = self.iptables();
+                    tables.put(&mut place, rules)
+                }
+                Step::Delete(Object::Iptables(rules)) => {
+                    self.flush(run);
+                    let (tables, mut place) = self.iptables();
+                    tables.delete(&mut place, rules.key)
                 }
                 // Nobody remembers what the value was before.
                 Step::Delete(Object::Sysctl { .. }) => Ok(()),
@@ -210,7 +223,7 @@ impl Kernel {
             }
             Object::Rule(r) if put => rtnl::rule::add(r),
             Object::Rule(r) => rtnl::rule::delete(r),
-            Object::Nft(_) | Object::Link(_) | Object::Sysctl { .. } => {
+            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Sysctl { .. } => {
                 return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
             }
         })

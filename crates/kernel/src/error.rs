@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// A refusal by the kernel: error number, and its explanation where it gave one (extended ack).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Errno {
-    /// Positive error number.
+    /// Positive error number; 0 where `text` is all there is to say.
     pub code: i32,
     /// The kernel's explanation.
     pub text: Option<String>,
@@ -34,6 +34,9 @@ impl Errno {
 impl fmt::Display for Errno {
     /// `network is unreachable (ENETUNREACH, "Nexthop has invalid gateway")`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (0, Some(text)) = (self.code, &self.text) {
+            return f.write_str(text);
+        }
         match known(self.code) {
             Some((name, meaning)) => write!(f, "{meaning} ({name}")?,
             None => write!(f, "error (number {}", self.code)?,

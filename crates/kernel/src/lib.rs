@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod error;
+pub mod iptables;
 pub mod link;
 pub mod monitor;
 pub mod netlink;
@@ -39,6 +40,7 @@ pub struct Kernel {
     /// Nexthops of other programs (id → protocol) as of the last read. Replacing one is refused: their ids
     /// are first come, first served, and the plan has no way to see who has one.
     foreign_nexthops: BTreeMap<u32, u8>,
+    iptables: iptables::Tables,
 }
 
 impl Kernel {
@@ -60,11 +62,22 @@ impl Kernel {
     }
 
     fn over(rtnl: Rtnl, nft: Nft, netns: Option<Netns>) -> Kernel {
-        Kernel { rtnl, nft, netns, foreign_nexthops: BTreeMap::new() }
+        Kernel { rtnl, nft, netns, foreign_nexthops: BTreeMap::new(), iptables: iptables::Tables::default() }
     }
 
     /// Links, addresses and look-ups, for facts about the host.
     pub fn rtnl(&mut self) -> &mut Rtnl {
         &mut self.rtnl
+    }
+
+    /// The programs of iptables for rules of ours, by family, in the variant this host uses. Chosen once;
+    /// programs that come later are found.
+    pub fn iptables_tools(&mut self) -> plan::facts::Iptables {
+        let (tables, mut place) = self.iptables();
+        tables.tools(&mut place)
+    }
+
+    fn iptables(&mut self) -> (&mut iptables::Tables, iptables::Place<'_>) {
+        (&mut self.iptables, iptables::Place { nft: &mut self.nft, netns: self.netns.as_ref() })
     }
 }

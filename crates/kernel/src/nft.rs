@@ -223,6 +223,17 @@ impl Nft {
         Ok(rules.into_iter().filter_map(ours).collect())
     }
 
+    /// Numbers for what the rules of a chain do, in order, whatever their counters say; none if it is not
+    /// there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn digests(&mut self, key: &TableKey, chain: &str) -> Result<Vec<u64>, Errno> {
+        let rules = self.dump(&message::dump_rules(key, Some(chain)), message::digest_rule)?;
+        let of_chain = rules.into_iter().filter(|(table, of, _)| *table == key.name && of == chain);
+        Ok(of_chain.map(|(.., digest)| digest).collect())
+    }
+
     fn dump<T>(
         &mut self,
         message: &Message,

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, IfName};
 use plan::state::{
-    Addr, Fdb, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, State, TABLE_MAIN, TableKey, Via,
+    Addr, Fdb, Iptables, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, State, TABLE_MAIN,
+    TableKey, Via,
 };
 use plan::{Key, ROUTE_PROTOCOL};
 
@@ -56,7 +57,7 @@ impl Interest {
                 Key::Nft(table) => {
                     interest.nft_tables.insert(table.clone());
                 }
-                Key::Link(_) | Key::Nexthop(_) => {}
+                Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) => {}
             }
         }
         interest
@@ -112,11 +113,26 @@ impl Kernel {
             };
             self.nft.read(key, like)?.into_iter().for_each(|t| keep(Object::Nft(Box::new(t))));
         }
+        self.read_iptables(scope, wanted).into_iter().for_each(&mut keep);
         if interest.rules {
             let rules = self.rtnl.rules()?;
             rules.into_iter().filter(|r| !r.foreign).for_each(|r| keep(Object::Rule(r.rule)));
         }
         Ok(state)
+    }
+
+    /// The part of [`Kernel::read`] that is in iptables. One that cannot be read differs from what is wanted,
+    /// so that it is written, and that says why it cannot be.
+    pub fn read_iptables(&mut self, scope: &Scope, wanted: &State) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for key in &scope.iptables {
+            let (tables, mut place) = self.iptables();
+            let found = tables
+                .read(&mut place, *key, &scope.networks)
+                .unwrap_or_else(|_| wanted.get(&Key::Iptables(*key)).map(|_| Iptables::unknown(*key)));
+            objects.extend(found.map(|rules| Object::Iptables(Box::new(rules))));
+        }
+        objects
     }
 
     /// Sysctls that exist; one whose device is not there (yet) is left out.

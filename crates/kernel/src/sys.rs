@@ -54,6 +54,29 @@ pub fn netlink_port(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(address.nl_pid)
 }
 
+/// A socket for datagrams of an address family, unconnected.
+pub fn datagram_socket(family: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the new descriptor is owned by nobody else.
+    Ok(unsafe {
+        OwnedFd::from_raw_fd(check(libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?)
+    })
+}
+
+/// Reads a socket option into `buffer`, whose content is part of the question. Gives its length.
+pub fn get_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
+    // SAFETY: buffer and length live through the call, and the length is the size of the buffer.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut length)
+    })?;
+    Ok(length as usize)
+}
+
 /// Sets an integer socket option.
 pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;

@@ -37,6 +37,8 @@ pub struct Host {
     /// How the last decision came about, good or not.
     decision: Option<Result<Choice, Refusal>>,
     said: Vec<String>,
+    /// What was said about iptables, and whether all is well with it.
+    iptables_said: Vec<(bool, String)>,
 }
 
 impl Host {
@@ -56,7 +58,15 @@ impl Host {
             registry: Addresses::default(),
         };
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
-        Ok(Host { kernel, selectors, machine_id, last: None, decision: None, said: Vec::new() })
+        Ok(Host {
+            kernel,
+            selectors,
+            machine_id,
+            last: None,
+            decision: None,
+            said: Vec::new(),
+            iptables_said: Vec::new(),
+        })
     }
 
     fn interfaces(links: &[LinkInfo], addresses: &[AddrInfo]) -> Vec<Iface> {
@@ -112,6 +122,35 @@ impl Host {
             routing.reach = found.first().copied().flatten().map(|l| Reach { dev: l.dev, source: l.src });
         }
         Ok(routing)
+    }
+
+    /// The programs of iptables, where the configuration wants rules there. Says which it will be, and what
+    /// is missing.
+    fn iptables(&mut self, conf: &NetConf) -> plan::facts::Iptables {
+        if conf.enable_nftables {
+            self.iptables_said.clear();
+            return plan::facts::Iptables::new();
+        }
+        let tools = self.kernel.iptables_tools();
+        let mut lines = Vec::new();
+        for family in conf.networks().into_iter().map(Family::of_net) {
+            let name = kernel::iptables::plain(family);
+            match tools.get(&family) {
+                Some(tool) => lines.push((true, format!("masquerade and forward rules go through {}", tool.variant.program(family)))),
+                None => lines.push((false, format!(
+                    "EnableNFTables is off, but {name} with {name}-save and {name}-restore is not where the agent runs: \
+                     rules of the same meaning are kept in nftables; where another program drops in iptables' \
+                     FORWARD, as Docker does, install the package iptables, for accepts in nftables do not overrule it"
+                ))),
+            }
+        }
+        if self.iptables_said != lines {
+            for (fine, line) in &lines {
+                if *fine { tracing::info!("{line}") } else { tracing::warn!("{line}") }
+            }
+            self.iptables_said = lines;
+        }
+        tools
     }
 
     /// The interface for traffic between hosts (flannel.md 5), and the log's lines about it.
@@ -194,11 +233,16 @@ impl reconcile::Kernel for Host {
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
+            iptables: self.iptables(conf),
         })
     }
 
     fn decision(&self) -> Option<Result<Choice, Refusal>> {
         self.decision.clone()
+    }
+
+    fn read_iptables(&mut self, scope: &Scope, wanted: &State) -> Vec<Object> {
+        self.kernel.read_iptables(scope, wanted)
     }
 
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String> {
@@ -233,8 +277,8 @@ pub fn listen(inbox: Arc<Inbox>) {
 }
 
 fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
-    let some = |host, ours| News { host, ours, entries: Vec::new() };
-    let entry = |host, key, now| News { host, ours: false, entries: vec![(key, now)] };
+    let some = |host, ours| News { host, ours, ..News::default() };
+    let entry = |host, key, now| News { host, entries: vec![(key, now)], ..News::default() };
     let mut monitor = Monitor::open()?;
     // What happened before the socket was open has not been reported.
     inbox.news(|_| some(true, true));
@@ -262,7 +306,13 @@ fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
                 }
             }
             Event::Rule(_) => some(true, false),
-            Event::Nft(table) => some(false, rules::table_keys().contains(&table)),
+            Event::Nft(table) => News {
+                ours: rules::table_keys().contains(&table),
+                // The tables iptables-nft keeps its own in.
+                iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
+                    && matches!(table.name.as_str(), "nat" | "filter"),
+                ..News::default()
+            },
         });
     }
     Ok(())

@@ -16,6 +16,8 @@ pub struct News {
     pub host: bool,
     /// Something that may be ours changed, or notifications were lost: read the kernel again.
     pub ours: bool,
+    /// Something in the tables of iptables changed, most likely by another program.
+    pub iptables: bool,
     /// Single objects that may be ours, and what was there when the kernel said so. Most of it is the echo of
     /// our own changes; only what is not makes the kernel be read again.
     pub entries: Vec<(Key, Option<Object>)>,
@@ -28,6 +30,7 @@ impl News {
     fn add(&mut self, more: News) {
         self.host |= more.host;
         self.ours |= more.ours;
+        self.iptables |= more.iptables;
         self.entries.extend(more.entries);
         if self.ours || self.entries.len() > MOST_ENTRIES {
             self.ours = true;

@@ -15,7 +15,6 @@ mod last_good;
 mod log;
 mod membership;
 mod outputs;
-mod predecessor;
 mod reconcile;
 mod socket;
 mod start;

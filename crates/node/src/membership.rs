@@ -170,13 +170,6 @@ impl Member {
                 Ok((conf, text)) => {
                     self.board.clear(&Topic::Config);
                     tracing::info!("Found network config - Backend type: {}", conf.backend_type);
-                    if !conf.enable_nftables {
-                        tracing::warn!(
-                            "EnableNFTables is off, and iptables mode is not built yet: masquerade and forward rules \
-                             of the same meaning are kept in nftables; accepts there do not overrule a DROP in \
-                             iptables' FORWARD, such as Docker's"
-                        );
-                    }
                     return (text, conf);
                 }
             }

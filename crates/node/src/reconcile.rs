@@ -51,6 +51,8 @@ pub trait Kernel {
     fn decision(&self) -> Option<Result<uplink::Choice, uplink::Refusal>>;
     /// Reads what is ours, see [`Scope`].
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String>;
+    /// The part of it that is in iptables.
+    fn read_iptables(&mut self, scope: &Scope, wanted: &State) -> Vec<Object>;
     /// Does the steps in order; one answer each, failures as text with the command.
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>>;
 }
@@ -124,6 +126,14 @@ pub struct Reconciler<K> {
     read_ms: u64,
     swept: bool,
     tracker: Tracker,
+    iptables: Resync,
+}
+
+/// When iptables is read again: of the legacy variant's changes nobody tells.
+struct Resync {
+    every_ms: u64,
+    /// `None` while nothing of ours is there.
+    due_ms: Option<u64>,
 }
 
 /// Nodes that announce the same, as last found.
@@ -136,8 +146,8 @@ struct Doubles {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A loop that has seen nothing yet.
-    pub fn new(kernel: K, choice: Choice) -> Reconciler<K> {
+    /// A loop that has seen nothing yet. Rules in iptables are looked at every `iptables_resync_ms`.
+    pub fn new(kernel: K, choice: Choice, iptables_resync_ms: u64) -> Reconciler<K> {
         Reconciler {
             kernel,
             choice,
@@ -158,6 +168,7 @@ impl<K: Kernel> Reconciler<K> {
             read_ms: 0,
             swept: false,
             tracker: Tracker::default(),
+            iptables: Resync { every_ms: iptables_resync_ms, due_ms: None },
         }
     }
 
@@ -169,7 +180,8 @@ impl<K: Kernel> Reconciler<K> {
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
         let resync = Some(self.read_ms + RESYNC_MS);
-        let due = [resync, self.again_ms, self.tracker.next_retry_ms(), self.doubles.due_ms];
+        let due =
+            [resync, self.again_ms, self.tracker.next_retry_ms(), self.doubles.due_ms, self.iptables.due_ms];
         due.into_iter().flatten().min().unwrap_or_default()
     }
 
@@ -178,6 +190,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut report = Report::default();
         let resync = now_ms >= self.read_ms + RESYNC_MS;
         let again = self.again_ms.is_some_and(|at| at <= now_ms);
+        let iptables_due = self.iptables.due_ms.take_if(|due| *due <= now_ms).is_some();
         if let Err(trouble) = self.understand(inputs, resync || again) {
             (self.read_ms, self.again_ms) = (now_ms, Some(now_ms + ASK_AGAIN_MS));
             report.troubles.insert(Topic::Host, trouble);
@@ -197,6 +210,9 @@ impl<K: Kernel> Reconciler<K> {
             inputs.news.entries.iter().any(|(key, now)| self.is_surprise(&scope, wanted, key, now));
         if resync || inputs.news.ours || surprised || std::mem::take(&mut self.stale) {
             self.actual = None;
+        }
+        if inputs.news.iptables || iptables_due {
+            self.reread_iptables(&scope, wanted, now_ms);
         }
         match self.converge(&scope, wanted, touched, sweep, now_ms, &mut report) {
             Ok(()) => self.swept |= sweep,
@@ -263,6 +279,8 @@ impl<K: Kernel> Reconciler<K> {
             self.conf = Some((conf.clone(), backend::from_config(conf)?));
             self.facts = None;
             self.assembly = Assembly::default();
+            // Rules of the mode before are looked for as at a start.
+            self.swept = false;
         }
         let Some((conf, backend)) = &self.conf else { return Ok(()) };
         let mut asked = self.asked.clone();
@@ -316,8 +334,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut rules: Vec<Object> = Vec::new();
         if let Some(own) = own {
             changes = self.judge.judge(conf, own, &facts.local, &view.peers);
-            let tables = rules::tables(conf, &own.subnets, self.choice);
-            rules.extend(tables.into_iter().map(|t| Object::Nft(Box::new(t))));
+            rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables));
             rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
         let accepted = self.judge.accepted();
@@ -346,7 +363,7 @@ impl<K: Kernel> Reconciler<K> {
 
         // In the order of keys sysctls come before everything there is much of.
         let wanted = self.assembly.wanted().iter();
-        let few = wanted.take_while(|(key, _)| matches!(key, Key::Nft(_) | Key::Link(_) | Key::Sysctl(_)));
+        let few = wanted.take_while(|(key, _)| is_rules(key) || matches!(key, Key::Link(_) | Key::Sysctl(_)));
         let sysctl =
             |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
         let scope = Scope {
@@ -354,6 +371,7 @@ impl<K: Kernel> Reconciler<K> {
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
             tables: rules::table_keys().into(),
+            iptables: rules::iptables_keys(conf, &facts.iptables, !self.swept),
             sysctls: few.filter_map(sysctl).collect(),
             adopt: !self.swept,
         };
@@ -378,6 +396,8 @@ impl<K: Kernel> Reconciler<K> {
         let found = match touched {
             Touched::Keys(mut keys) if self.settled => {
                 keys.extend(self.tracker.iter().map(|(key, _)| key.clone()));
+                // Read by themselves.
+                keys.extend(scope.iptables.iter().map(|key| Key::Iptables(*key)));
                 diff_within(wanted, actual, &keys)
             }
             _ => diff(wanted, actual),
@@ -412,7 +432,18 @@ impl<K: Kernel> Reconciler<K> {
             rest.into_iter().partition(|step| step.device().is_none_or(stands));
         self.settled = sweep && waiting.is_empty();
         let rest = self.ready(rest, sweep, now_ms);
+        // Rules of another mode go when those of this one stand.
+        let (last, rest): (Vec<Step>, Vec<Step>) =
+            rest.into_iter().partition(|step| matches!(step, Step::Delete(_)) && is_rules(&step.key()));
         self.apply(rest, now_ms, report);
+        if !last.is_empty() {
+            let keys = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key)).cloned().collect();
+            if diff_within(wanted, self.actual.get_or_insert_default(), &keys).is_empty() {
+                self.apply(last, now_ms, report);
+            } else {
+                self.settled = false;
+            }
+        }
         Ok(())
     }
 
@@ -428,7 +459,15 @@ impl<K: Kernel> Reconciler<K> {
     fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {
         self.actual = Some(self.kernel.read(scope, wanted)?);
         self.read_ms = now_ms;
+        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
         Ok(())
+    }
+
+    fn reread_iptables(&mut self, scope: &Scope, wanted: &State, now_ms: u64) {
+        let Some(actual) = &mut self.actual else { return };
+        scope.iptables.iter().for_each(|key| drop(actual.remove(&Key::Iptables(*key))));
+        actual.extend(self.kernel.read_iptables(scope, wanted));
+        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
     }
 
     /// From its first appearance a device keeps its address for as long as we run: peers know it.
@@ -489,6 +528,7 @@ impl<K: Kernel> Reconciler<K> {
                 want.fit(have) != plan::state::LinkFit::Same
             }
             (Some(Object::Nft(want)), Some(Object::Nft(have))) => !want.same(have),
+            (Some(Object::Iptables(want)), Some(Object::Iptables(have))) => !want.same(have),
             (want, have) => want != have,
         });
         self.tell(report);
@@ -502,4 +542,9 @@ impl<K: Kernel> Reconciler<K> {
     fn critical_failure(&self) -> bool {
         self.tracker.iter().any(|(key, _)| key.is_critical())
     }
+}
+
+/// Whether an object decides about packets of pods whatever their peer. These come first in the order of keys.
+fn is_rules(key: &Key) -> bool {
+    matches!(key, Key::Nft(_) | Key::Iptables(_))
 }

@@ -32,7 +32,7 @@ use crate::reconcile::{Picture, Reconciler, Report};
 use crate::socket::{self, Desk};
 use crate::status::Status;
 use crate::status::gather::{History, gather};
-use crate::{log, outputs, predecessor};
+use crate::{log, outputs};
 
 /// What `--version` prints.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -137,9 +137,10 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         blackhole: options.ip_blackhole_route,
     };
     let kernel = Host::open(&options)?;
+    let iptables_resync_ms =
+        u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
     let mut outcome = Outlet::new(options, board, health);
-    let mut reconciler = Reconciler::new(kernel, choice);
-    let mut succeeded = false;
+    let mut reconciler = Reconciler::new(kernel, choice, iptables_resync_ms);
     let start = Instant::now();
     loop {
         let due = start + Duration::from_millis(reconciler.due_ms());
@@ -150,10 +151,6 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         }
         let now_ms = start.elapsed().as_millis() as u64;
         let report = reconciler.round(&inputs, now_ms);
-        if report.converged && !report.recalled && !succeeded {
-            succeeded = true;
-            succeed_flanneld();
-        }
         inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
         if inputs.asked {
@@ -191,21 +188,6 @@ fn habits(store: &Store) -> (Duration, fn(&NetConf) -> bool) {
 /// A store on this host's disk needs no copy there.
 fn has_last_good(store: &Store) -> bool {
     !matches!(store, Store::Embedded(_))
-}
-
-/// Once, when our rules stand: those of a flanneld before us go.
-fn succeed_flanneld() {
-    match predecessor::empty_masquerade_chains() {
-        Ok(tables) if tables.is_empty() => {}
-        Ok(tables) => tracing::info!(
-            "emptied the chain FLANNEL-POSTRTG that a flanneld before left in {}",
-            tables.join(" and ")
-        ),
-        Err(error) => tracing::warn!(
-            "remove masquerade rules of a flanneld before: {error}; should this node get another subnet, remove \
-             them with: iptables -t nat -F FLANNEL-POSTRTG"
-        ),
-    }
 }
 
 /// Everything that waits on networks, on one thread.

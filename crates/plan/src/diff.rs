@@ -49,7 +49,7 @@ impl Step {
                     .and_then(|name| IfName::new(name).ok())
                     .filter(|n| !matches!(n.as_str(), "all" | "default"))
             }
-            Object::Nft(_) | Object::Link(_) | Object::Rule(_) => None,
+            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Rule(_) => None,
         }
     }
 }
@@ -116,6 +116,7 @@ impl Difference {
             },
             (Object::Link(_), _) => self.links.push(Step::Put(want.clone())),
             (Object::Nft(want), Some(Object::Nft(have))) if want.same(have) => {}
+            (Object::Iptables(want), Some(Object::Iptables(have))) if want.same(have) => {}
             (_, Some(have)) if want == have => {}
             _ => self.rest.push(Step::Put(want.clone())),
         }
@@ -160,6 +161,7 @@ impl fmt::Display for Step {
             }
             Step::Delete(object) => match object {
                 Object::Nft(table) => write!(f, "nft delete table {}", table.key),
+                Object::Iptables(rules) => write!(f, "{} -X {}", rules.key, rules.key.table.chain()),
                 Object::Link(link) => write!(f, "ip link delete {}", link.name),
                 Object::Sysctl { path, .. } => write!(f, "sysctl -w {path}= (left as it is)"),
                 Object::Addr(a) => write!(f, "ip address delete {} dev {}", a.net, a.dev),

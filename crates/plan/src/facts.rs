@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use model::{Family, IfName, LeaseAttrs, Mac};
 
-use crate::state::Link;
+use crate::state::{Link, Variant};
 
 /// What is known of the host at one moment. `kernel` reads it, backends consume it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,20 @@ pub struct Facts {
     /// Identity of this machine, from which a VTEP's hardware address is derived so that it survives a
     /// reboot: the content of `/etc/machine-id`, or empty.
     pub machine_id: String,
+    /// The programs of iptables, for each family that has them; asked for only where rules are to go there.
+    pub iptables: Iptables,
+}
+
+/// What is known of the host's iptables, by family.
+pub type Iptables = BTreeMap<Family, IptablesTool>;
+
+/// The iptables of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IptablesTool {
+    /// The variant this host uses.
+    pub variant: Variant,
+    /// It knows `--random-fully` (1.6.2 and later).
+    pub fully_random: bool,
 }
 
 /// Which families are enabled.

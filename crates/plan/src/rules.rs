@@ -1,15 +1,21 @@
-//! Masquerade and forward rules of the cluster network, as one nftables table per family.
+//! Masquerade and forward rules of the cluster network: one nftables table per family, or chains of
+//! iptables.
 //!
-//! The tables carry flannel's names, so that a node that changes between the two programs never has
-//! two sets. With `EnableNFTables` they are the golden text of flannel.md 7.4; without it they have the
-//! meaning of flannel's iptables rules (7.1, 7.2), which also masquerade host-to-remote-pod traffic
-//! (F-134).
+//! Both carry flannel's names, so that a node that changes between the two programs never has two sets.
+//! With `EnableNFTables` the tables are the golden text of flannel.md 7.4. Without it the rules are
+//! flannel's iptables rules (7.1, 7.2), which also masquerade host-to-remote-pod traffic (F-134); where
+//! the host has no iptables, a table of the same meaning stands for them (decision 0133).
+
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use model::{Family, NetConf, Subnets};
 
+use crate::facts::{self, IptablesTool};
+use crate::state::iptables::multicast;
 use crate::state::{
-    Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Route, Statement, TableKey, Verdict, Via,
+    Chain, ChainType, Hook, Iptables, IptablesKey, IptablesTable, Match, NftFamily, NftRule, NftTable,
+    Object, Route, Statement, TableKey, Variant, Verdict, Via,
 };
 
 /// The mark kube-proxy sets on what it will masquerade itself.
@@ -51,8 +57,94 @@ fn key(family: Family) -> TableKey {
     TableKey { family, name: name.to_owned() }
 }
 
+/// The packet rules of this node. They do not depend on peers.
+pub fn objects(conf: &NetConf, own: &Subnets, choice: Choice, tools: &facts::Iptables) -> Vec<Object> {
+    let mut objects = Vec::new();
+    let tables = tables(conf, own, choice);
+    for net in conf.networks() {
+        let family = Family::of_net(net);
+        match (tool(conf, tools, family), own.of(family)) {
+            (Some(tool), Some(pods)) => {
+                let rules = iptables(family, net, pods, choice, tool);
+                objects.extend(rules.into_iter().map(|rules| Object::Iptables(Box::new(rules))));
+            }
+            _ => {
+                let table = tables.iter().find(|table| table.key == key(family));
+                objects.extend(table.cloned().map(|table| Object::Nft(Box::new(table))));
+            }
+        }
+    }
+    objects
+}
+
+/// The iptables that keeps a family's rules, if it is to.
+fn tool(conf: &NetConf, tools: &facts::Iptables, family: Family) -> Option<IptablesTool> {
+    tools.get(&family).copied().filter(|_| !conf.enable_nftables)
+}
+
+/// Whether rules are in iptables.
+pub fn in_iptables(conf: &NetConf, tools: &facts::Iptables) -> bool {
+    conf.networks().into_iter().any(|net| tool(conf, tools, Family::of_net(net)).is_some())
+}
+
+/// Tables of iptables to look for our rules in. `adopt` says to look also where a flanneld before us, or we
+/// in another mode, may have left some (flannel.md 7.5, decision 0132): there the accepts of FORWARD stay
+/// unless iptables mode puts its own elsewhere.
+pub fn iptables_keys(conf: &NetConf, tools: &facts::Iptables, adopt: bool) -> BTreeSet<IptablesKey> {
+    let mut keys = BTreeSet::new();
+    for family in Family::BOTH {
+        let tool = tool(conf, tools, family);
+        for variant in Variant::BOTH {
+            let ours = tool.is_some_and(|tool| tool.variant == variant);
+            if ours || adopt {
+                keys.insert(IptablesKey { variant, family, table: IptablesTable::Nat });
+            }
+            if ours || adopt && tool.is_some() {
+                keys.insert(IptablesKey { variant, family, table: IptablesTable::Filter });
+            }
+        }
+    }
+    keys
+}
+
+/// All tables of iptables that may hold rules of ours.
+pub fn all_iptables_keys() -> BTreeSet<IptablesKey> {
+    let tables = [IptablesTable::Nat, IptablesTable::Filter];
+    let of = |variant| {
+        let family = move |family| tables.map(|table| IptablesKey { variant, family, table });
+        Family::BOTH.into_iter().flat_map(family)
+    };
+    Variant::BOTH.into_iter().flat_map(of).collect()
+}
+
+/// The rules of flannel.md 7.1 and 7.2.
+fn iptables(family: Family, net: IpNet, pods: IpNet, choice: Choice, tool: IptablesTool) -> Vec<Iptables> {
+    let key = |table| IptablesKey { variant: tool.variant, family, table };
+    let mut wanted = Vec::new();
+    if choice.masquerade {
+        let comment = "-m comment --comment \"flanneld masq\"";
+        let random = if choice.fully_random && tool.fully_random { " --random-fully" } else { "" };
+        let multicast = multicast(family);
+        let rules = vec![
+            format!("-m mark --mark {KUBE_MARK:#x}/{KUBE_MARK:#x} {comment} -j RETURN"),
+            format!("-s {pods} -d {net} {comment} -j RETURN"),
+            format!("-s {net} -d {pods} {comment} -j RETURN"),
+            format!("! -s {net} -d {pods} {comment} -j RETURN"),
+            format!("-s {net} ! -d {multicast} {comment} -j MASQUERADE{random}"),
+            format!("! -s {net} -d {net} {comment} -j MASQUERADE{random}"),
+        ];
+        wanted.push(Iptables::wanted(key(IptablesTable::Nat), rules));
+    }
+    if choice.forward {
+        let comment = "-m comment --comment \"flanneld forward\"";
+        let rules = vec![format!("-s {net} {comment} -j ACCEPT"), format!("-d {net} {comment} -j ACCEPT")];
+        wanted.push(Iptables::wanted(key(IptablesTable::Filter), rules));
+    }
+    wanted
+}
+
 /// The tables wanted, for each enabled family that we have a subnet in (F-136).
-pub fn tables(conf: &NetConf, own: &Subnets, choice: Choice) -> Vec<NftTable> {
+fn tables(conf: &NetConf, own: &Subnets, choice: Choice) -> Vec<NftTable> {
     let mut tables = Vec::new();
     for net in conf.networks() {
         let family = Family::of_net(net);
@@ -81,10 +173,6 @@ fn postrouting(family: Family, net: IpNet, pods: IpNet, fully_random: bool, gold
     use Match::{Destination, DestinationNot, Mark, MarkMasked, Source, SourceNot};
     let back = || Statement::Verdict(Verdict::Return);
     let masquerade = || Statement::Masquerade { fully_random };
-    let multicast = match family {
-        Family::V4 => IpNet::from(ipnet::Ipv4Net::new_assert([224, 0, 0, 0].into(), 4)),
-        Family::V6 => IpNet::from(ipnet::Ipv6Net::new_assert([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8)),
-    };
     let marked = if golden { Mark(KUBE_MARK) } else { MarkMasked { value: KUBE_MARK, mask: KUBE_MARK } };
     // Keeps the address of clients: of others entering towards local pods, or, in the golden text, of
     // everything that is not a local pod.
@@ -99,7 +187,7 @@ fn postrouting(family: Family, net: IpNet, pods: IpNet, fully_random: bool, gold
             rule(vec![Source(pods), Destination(net)], back()),
             rule(vec![Source(net), Destination(pods)], back()),
             rule(entering.into(), back()),
-            rule(vec![Source(net), DestinationNot(multicast)], masquerade()),
+            rule(vec![Source(net), DestinationNot(multicast(family))], masquerade()),
             rule(vec![SourceNot(net), Destination(net)], masquerade()),
         ],
     }

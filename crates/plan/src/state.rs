@@ -5,6 +5,7 @@
 //!
 //! How a process without memory recognises what is ours is decided in [`Scope`].
 
+pub mod iptables;
 mod link;
 mod nft;
 
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::{Family, IfName, Mac};
 
+pub use iptables::{Iptables, IptablesKey, IptablesTable, Variant};
 pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
 pub use nft::{
     Chain, ChainType, Hook, Match, NftFamily, NftTable, Rule as NftRule, Statement, TableKey, Verdict,
@@ -25,6 +27,8 @@ pub use nft::{
 pub enum Key {
     /// An nftables table as a whole: filtering comes up first and goes down last.
     Nft(TableKey),
+    /// Our chain in a table of iptables with the rules that lead to it.
+    Iptables(IptablesKey),
     /// A network device by name.
     Link(IfName),
     /// A sysctl by path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra`.
@@ -54,7 +58,7 @@ impl Key {
 
     /// Whether no pod can work without it; other entries concern one peer alone.
     pub fn is_critical(&self) -> bool {
-        matches!(self, Key::Nft(_) | Key::Link(_) | Key::Addr(..))
+        matches!(self, Key::Nft(_) | Key::Iptables(_) | Key::Link(_) | Key::Addr(..))
     }
 }
 
@@ -63,6 +67,8 @@ impl Key {
 pub enum Object {
     /// An nftables table with everything in it.
     Nft(Box<NftTable>),
+    /// All we have in a table of iptables.
+    Iptables(Box<Iptables>),
     /// A network device.
     Link(Box<Link>),
     /// A sysctl and its value, without newline.
@@ -91,6 +97,7 @@ impl Object {
     pub fn key(&self) -> Key {
         match self {
             Object::Nft(table) => Key::Nft(table.key.clone()),
+            Object::Iptables(rules) => Key::Iptables(rules.key),
             Object::Link(link) => Key::Link(link.name),
             Object::Sysctl { path, .. } => Key::Sysctl(path.clone()),
             Object::Addr(a) => Key::Addr(a.dev, a.net),
@@ -321,6 +328,7 @@ impl IntoIterator for State {
 /// | Kind | Ours when |
 /// | --- | --- |
 /// | nft table | its name is in `tables` |
+/// | iptables chain | flannel's name, in a table of `iptables`; in the built-in chain by target, comment or the text of an old version |
 /// | link | its name is in `devices` |
 /// | sysctl | its path is in `sysctls` |
 /// | address | on one of `devices`, not link-local, IPv4 only inside `networks` (flannel.md 6.2) |
@@ -338,6 +346,8 @@ pub struct Scope {
     pub uplink: Option<IfName>,
     /// Tables we own by family and name.
     pub tables: BTreeSet<TableKey>,
+    /// Tables of iptables to look for our rules in.
+    pub iptables: BTreeSet<IptablesKey>,
     /// Sysctls we set.
     pub sysctls: BTreeSet<String>,
     /// First read after a start: routes that flannel left behind count as ours, so that those of nodes
@@ -350,6 +360,7 @@ impl Scope {
     pub fn owns(&self, object: &Object) -> bool {
         match object {
             Object::Nft(table) => self.tables.contains(&table.key),
+            Object::Iptables(rules) => self.iptables.contains(&rules.key),
             Object::Link(link) => self.devices.contains(&link.name),
             Object::Sysctl { path, .. } => self.sysctls.contains(path),
             Object::Addr(a) => {
@@ -398,6 +409,7 @@ impl fmt::Display for Object {
                 let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
                 write!(f, "nft replace table {} ({} chains, {rules} rules)", table.key, table.chains.len())
             }
+            Object::Iptables(rules) => rules.fmt(f),
             Object::Link(link) => link.fmt(f),
             Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
             Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),

@@ -225,6 +225,11 @@ impl Expr {
             .collect()
     }
 
+    /// Whether an element of a rule counts packets, and so changes by itself.
+    pub fn is_counter(element: &Attr<'_>) -> bool {
+        element.nested().find(NAME).and_then(|a| a.text()) == Some("counter")
+    }
+
     fn decode(name: &str, data: Attrs<'_>) -> Option<Expr> {
         let number = |kind| data.find(kind).as_ref().and_then(Attr::be32);
         let bytes = |kind: u16| Some(data.find(kind)?.nested().find(VALUE)?.data.to_vec());

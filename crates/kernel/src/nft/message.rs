@@ -1,5 +1,7 @@
 //! nftables objects as netlink messages: tables, chains, rules, and the frame of a transaction.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use plan::state::{Chain, ChainType, Hook, NftFamily, NftRule, TableKey};
 
 use super::expr::Expr;
@@ -16,6 +18,7 @@ pub const PERSIST: u32 = 4;
 // NFTA_TABLE_…
 const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
+const TABLE_HANDLE: u16 = 4;
 const TABLE_USERDATA: u16 = 6;
 const TABLE_OWNER: u16 = 7;
 // NFTA_CHAIN_…
@@ -239,6 +242,8 @@ pub struct TableInfo {
     pub flags: u32,
     /// Netlink port of the owner.
     pub owner: Option<u32>,
+    /// Its number in the namespace, never given twice.
+    pub handle: Option<u64>,
     /// Comment.
     pub comment: Option<String>,
 }
@@ -253,6 +258,7 @@ pub fn decode_table(reply: &Reply<'_>) -> Option<TableInfo> {
         name: attrs.find(TABLE_NAME)?.text()?.to_owned(),
         flags: attrs.find(TABLE_FLAGS).as_ref().and_then(Attr::be32).unwrap_or(0),
         owner: attrs.find(TABLE_OWNER).as_ref().and_then(Attr::be32),
+        handle: attrs.find(TABLE_HANDLE).as_ref().and_then(Attr::be64),
         comment: decode_comment(attrs.find(TABLE_USERDATA)),
     })
 }
@@ -327,6 +333,26 @@ pub fn decode_rule(reply: &Reply<'_>) -> Option<(String, RuleInfo)> {
         expressions,
     };
     Some((attrs.find(RULE_TABLE)?.text()?.to_owned(), rule))
+}
+
+/// Table and chain of the rule in a reply, and a number for what it does, whatever its counter says. The
+/// handle alone would not do: a rule that replaces another one keeps it.
+pub fn digest_rule(reply: &Reply<'_>) -> Option<(String, String, u64)> {
+    if reply.kind != kind(libc::NFT_MSG_NEWRULE) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let mut hasher = DefaultHasher::new();
+    for of in [RULE_HANDLE, RULE_USERDATA] {
+        attrs.find(of).map_or(&[][..], |a| a.data).hash(&mut hasher);
+    }
+    if let Some(expressions) = attrs.find(RULE_EXPRESSIONS) {
+        for expression in expressions.nested().filter(|e| !Expr::is_counter(e)) {
+            expression.data.hash(&mut hasher);
+        }
+    }
+    let text = |kind| attrs.find(kind)?.text().map(str::to_owned);
+    Some((text(RULE_TABLE)?, text(RULE_CHAIN)?, hasher.finish()))
 }
 
 /// Name of the table a set in a reply is in.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking and print skips")]
 
+mod iptables;
 mod monitor;
 mod nft;
 mod rtnl;

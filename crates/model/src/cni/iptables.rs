@@ -22,11 +22,12 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads the tool's output. Counters and comments of the file are passed over.
+    /// Reads the tool's output, or that of `iptables -S`. Counters and comments of the file are passed over.
     pub fn parse(text: &str) -> Saved {
         let mut saved = Saved::default();
         for line in text.lines() {
-            if let Some(chain) = line.strip_prefix(':') {
+            let chain = [":", "-N ", "-P "].iter().find_map(|sign| line.strip_prefix(sign));
+            if let Some(chain) = chain {
                 let name = chain.split(' ').next().unwrap_or_default();
                 saved.chains.entry(name.to_owned()).or_default();
             } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|l| l.split_once(' ')) {

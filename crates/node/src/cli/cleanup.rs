@@ -21,19 +21,21 @@ const USAGE: &str = "\
 usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
 Removes the devices flannel.N, flannel-v6.N and flannel.ipip with all that is on them, routes and
-nexthop objects of protocol 76, and the nftables tables flannel-ipv4 and flannel-ipv6. Pods on this
-host lose their way to other hosts. Stop the agent first, or it puts everything back. What else is
-of ours or of flannel is named at the end, with the flag that removes it.
+nexthop objects of protocol 76, the nftables tables flannel-ipv4 and flannel-ipv6, and the iptables
+chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way to other hosts. Stop the
+agent first, or it puts everything back. What else is of ours or of flannel is named at the end,
+with the flag that removes it.
 
   --files      also the agent's files: subnet.env and the troubles beside it, /var/lib/loden and
                /run/loden but the registry
   --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
                the network's configuration, the plugins. Refused while pods are attached
-  --flannel    also what a flanneld left: its iptables chains and rules, its host-gw routes
+  --flannel    also what a flanneld left: iptables rules of old versions, host-gw routes
   --registry   also the embedded registry, which may hold the leases of the whole cluster
   --all        the four together
   --only       only the parts named, not the devices, routes and rules of the agent, which may go on
                running: `loden cleanup --only --flannel` after a change from flannel
+               also takes the iptables chains, which an agent in iptables mode makes anew
   --dry-run    print the commands that would do it, change nothing
 
   --subnet-file PATH      where subnet.env is (/run/flannel/subnet.env)
@@ -190,6 +192,7 @@ pub fn ours(kernel: &mut Kernel) -> Result<State, String> {
     let scope = Scope {
         devices: ours.map(|l| l.link.name).collect(),
         tables: rules::table_keys().into(),
+        iptables: rules::all_iptables_keys(),
         ..Scope::default()
     };
     kernel.read(&scope, &State::default()).map_err(|error| error.to_string())

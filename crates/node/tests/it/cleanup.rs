@@ -161,9 +161,9 @@ fn cleanup_leaves_a_host_as_it_was() {
     if has_iptables() {
         // Tables that iptables makes when it first writes are all programs'.
         for program in ["iptables", "ip6tables"] {
-            for chain in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
-                host.sh(&format!("{program} -t nat -A {chain} -j ACCEPT"));
-                host.sh(&format!("{program} -t nat -D {chain} -j ACCEPT"));
+            for chain in ["nat -A PREROUTING", "nat -A OUTPUT", "nat -A POSTROUTING", "filter -A FORWARD"] {
+                host.sh(&format!("{program} -t {chain} -j ACCEPT"));
+                host.sh(&format!("{program} -t {} -j ACCEPT", chain.replace("-A", "-D")));
             }
         }
     }

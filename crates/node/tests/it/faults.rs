@@ -260,7 +260,7 @@ fn a_flannel_device_is_taken_over_not_made_anew() {
 }
 
 /// The rules flanneld's iptables mode leaves name the subnet of that time; with another one they would
-/// masquerade traffic between pods (decision 0062).
+/// masquerade traffic between pods. Where iptables is not there they are removed all the same (decision 0132).
 #[test]
 fn masquerade_rules_of_a_flanneld_before_us_go() {
     let world = World::with_config(1, VXLAN);
@@ -280,7 +280,8 @@ fn masquerade_rules_of_a_flanneld_before_us_go() {
             host.sh(&format!("nft {}", command.replace(" F ", &format!(" {family} "))));
         }
     }
-    let _agent = host.agent(&["--ip-masq"]);
+    let env = [("LODEN_STORE", host.store()), ("PATH", crate::iptables::PATH_WITHOUT)];
+    let _agent = host.agent_in(&["--ip-masq"], &env);
     for family in ["ip", "ip6"] {
         until("the chain to be empty", || {
             let chain = try_sh(host, &format!("nft list chain {family} nat FLANNEL-POSTRTG"));

@@ -9,6 +9,7 @@ mod cleanup;
 mod cluster;
 mod docker_opts;
 mod faults;
+mod iptables;
 mod kube;
 mod kube_troubles;
 mod last_good;

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use kernel::Netns;
+use plan::state::Variant;
 
-use crate::world::{Host, World, sh, until};
+use crate::iptables::{PATH_WITHOUT, seed, works};
+use crate::world::{Agent, Host, World, sh, until};
 
 /// A pod: a namespace with the host's second address of its subnet, routed without a bridge.
 fn pod(host: &Host, key: &str) -> (Host, IpAddr) {
@@ -29,7 +31,15 @@ fn pod(host: &Host, key: &str) -> (Host, IpAddr) {
 
 #[test]
 fn only_what_leaves_the_cluster_network_is_masqueraded() {
-    for (golden, family) in [(false, "4"), (true, "4"), (false, "6"), (true, "6")] {
+    const TEST: &str = "only_what_leaves_the_cluster_network_is_masqueraded";
+    let all = ["nftables", "nft", "legacy", "without iptables"].into_iter();
+    let modes = all.filter(|mode| match *mode {
+        "nft" => works(TEST, Variant::Nft),
+        "legacy" => works(TEST, Variant::Legacy),
+        _ => true,
+    });
+    for (mode, family) in modes.flat_map(|mode| [(mode, "4"), (mode, "6")]) {
+        let golden = mode == "nftables";
         let (network, key) = match family {
             "4" => (r#""Network":"10.244.0.0/16""#, "FLANNEL_SUBNET"),
             _ => (
@@ -40,11 +50,22 @@ fn only_what_leaves_the_cluster_network_is_masqueraded() {
         let config = format!(r#"{{{network},"EnableNFTables":{golden},"Backend":{{"Type":"vxlan"}}}}"#);
         let world = World::with_config(3, &config);
         // The third host has no agent: it is the world outside.
-        let agents = [world.hosts[0].agent(&["--ip-masq"]), world.hosts[1].agent(&["--ip-masq"])];
+        let start = |host: &Host| -> Agent {
+            let mut env = vec![("LODEN_STORE", host.store())];
+            match mode {
+                "nft" => seed(host, Variant::Nft),
+                "legacy" => seed(host, Variant::Legacy),
+                _ => env.push(("PATH", PATH_WITHOUT)),
+            }
+            host.agent_in(&["--ip-masq"], &env)
+        };
+        let agents = [start(&world.hosts[0]), start(&world.hosts[1])];
         for agent in &agents {
             agent.ready();
         }
-        assert_eq!(agents[0].log().contains("iptables mode is not built yet"), !golden);
+        assert_eq!(agents[0].log().contains("install the package iptables"), mode == "without iptables");
+        let tables = world.hosts[0].sh("nft list tables");
+        assert_eq!(tables.contains("flannel-ipv"), golden || mode == "without iptables", "{mode}: {tables}");
         let [one, two, outside] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
         let underlay = |host: &Host| -> IpAddr {
             if family == "4" { host.public() } else { host.public6() }.parse().unwrap()
@@ -57,7 +78,7 @@ fn only_what_leaves_the_cluster_network_is_masqueraded() {
             ("pod to the other host has the host's", &pod1, two, underlay(two), underlay(one)),
             ("host to a remote pod has the tunnel's", one, &pod2, ip2, tunnel),
         ] {
-            let what = format!("IPv{family}, EnableNFTables {golden}: {name}");
+            let what = format!("IPv{family}, {mode}: {name}");
             let got = until(&what, || from.greet(to, address));
             assert_eq!(got, seen, "{what}");
         }

@@ -1,6 +1,8 @@
-use model::{NetConf, Subnets};
+use model::{Family, NetConf, Subnets};
 
-use super::{Choice, blackholes, tables};
+use super::{Choice, blackholes, in_iptables, iptables_keys, objects, tables};
+use crate::facts::IptablesTool;
+use crate::state::{Object, Variant};
 
 const ALL: Choice = Choice { masquerade: true, fully_random: true, forward: true, blackhole: true };
 
@@ -85,4 +87,92 @@ fn a_blackhole_for_each_subnet_goes_after_a_bridges_route() {
     let want = ["blackhole 10.244.1.0/24 metric 1024 proto 76", "blackhole fd00:1::/64 proto 76"];
     assert_eq!(text(ALL), want);
     assert_eq!(text(Choice { blackhole: false, ..ALL }), [""; 0]);
+}
+
+/// The listing of flannel.md 7.1 and 7.2, as the restore that makes it.
+#[test]
+fn golden_text_of_iptables_mode() {
+    let conf = conf(
+        r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
+    );
+    let tool = |variant, fully_random| IptablesTool { variant, fully_random };
+    let tools = [(Family::V4, tool(Variant::Nft, true)), (Family::V6, tool(Variant::Legacy, false))].into();
+    let text: Vec<String> = objects(&conf, &own(), ALL, &tools)
+        .iter()
+        .map(|object| match object {
+            Object::Iptables(rules) => rules.restore(None),
+            other => panic!("{other}"),
+        })
+        .collect();
+    let masq = |net: &str, pods: &str, multicast: &str, random: &str| {
+        let comment = "-m comment --comment \"flanneld masq\"";
+        format!(
+            "*nat\n:FLANNEL-POSTRTG - [0:0]\n\
+             -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {comment} -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {pods} -d {net} {comment} -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {net} -d {pods} {comment} -j RETURN\n\
+             -A FLANNEL-POSTRTG ! -s {net} -d {pods} {comment} -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {net} ! -d {multicast} {comment} -j MASQUERADE{random}\n\
+             -A FLANNEL-POSTRTG ! -s {net} -d {net} {comment} -j MASQUERADE{random}\n\
+             -A POSTROUTING {comment} -j FLANNEL-POSTRTG\nCOMMIT\n"
+        )
+    };
+    let forward = |net: &str| {
+        let comment = "-m comment --comment \"flanneld forward\"";
+        format!(
+            "*filter\n:FLANNEL-FWD - [0:0]\n-A FLANNEL-FWD -s {net} {comment} -j ACCEPT\n\
+             -A FLANNEL-FWD -d {net} {comment} -j ACCEPT\n-A FORWARD {comment} -j FLANNEL-FWD\nCOMMIT\n"
+        )
+    };
+    assert_eq!(
+        text,
+        [
+            masq("10.244.0.0/16", "10.244.1.0/24", "224.0.0.0/4", " --random-fully"),
+            forward("10.244.0.0/16"),
+            masq("fd00::/48", "fd00:1::/64", "ff00::/8", ""),
+            forward("fd00::/48"),
+        ]
+    );
+}
+
+#[test]
+fn each_family_goes_where_it_can() {
+    let text = |golden: bool| {
+        format!(
+            r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","EnableNFTables":{golden},
+                "Backend":{{"Type":"vxlan"}}}}"#
+        )
+    };
+    let tool = IptablesTool { variant: Variant::Legacy, fully_random: true };
+    let both: crate::facts::Iptables = Family::BOTH.into_iter().map(|family| (family, tool)).collect();
+    let v4: crate::facts::Iptables = [(Family::V4, tool)].into();
+    let without = |what| match what {
+        "masquerade" => Choice { masquerade: false, ..ALL },
+        _ => Choice { forward: false, ..ALL },
+    };
+    for (name, golden, tools, choice, wanted) in [
+        ("iptables", false, &both, ALL, "4 nat, 4 filter, 6 nat, 6 filter"),
+        ("no ip6tables", false, &v4, ALL, "4 nat, 4 filter, ip6 flannel-ipv6"),
+        ("neither", false, &Default::default(), ALL, "ip flannel-ipv4, ip6 flannel-ipv6"),
+        ("nftables asked for", true, &both, ALL, "ip flannel-ipv4, ip6 flannel-ipv6"),
+        ("no masquerading", false, &both, without("masquerade"), "4 filter, 6 filter"),
+        ("no accepts", false, &both, without("accepts"), "4 nat, 6 nat"),
+    ] {
+        let objects = objects(&conf(&text(golden)), &own(), choice, tools);
+        let names = objects.iter().map(|object| match object {
+            Object::Nft(table) => table.key.to_string(),
+            Object::Iptables(rules) => {
+                let family = if rules.key.family == Family::V4 { 4 } else { 6 };
+                format!("{family} {}", rules.key.table.name())
+            }
+            other => other.to_string(),
+        });
+        assert_eq!(names.collect::<Vec<_>>().join(", "), wanted, "{name}");
+        assert_eq!(in_iptables(&conf(&text(golden)), tools), wanted.contains("4 "), "{name}");
+    }
+    let count = |golden, tools, adopt| iptables_keys(&conf(&text(golden)), tools, adopt).len();
+    assert_eq!(count(false, &both, false), 4, "both tables of both families");
+    assert_eq!(count(false, &both, true), 8, "and of the other variant");
+    assert_eq!(count(true, &both, false), 0, "nftables mode looks at no iptables");
+    assert_eq!(count(true, &both, true), 4, "but once, for masquerade rules of others");
 }

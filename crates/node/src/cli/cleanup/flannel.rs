@@ -1,4 +1,5 @@
-//! What a flanneld that ran here left and Loden does not use: iptables rules and, with host-gw, routes.
+//! What a flanneld that ran here left and Loden does not use: iptables rules of old versions and, with
+//! host-gw, routes. Chains, which both make, when the agent's part stays.
 
 use std::process::Command;
 
@@ -25,18 +26,21 @@ pub fn look(kernel: &mut Kernel, options: &Options) -> Result<Found, String> {
     let text = std::fs::read_to_string(&options.subnet_file).unwrap_or_default();
     let previous = subnet_env::read_previous(&text);
     let mut found = Found { acts: routes(kernel, &previous)?, kept: Vec::new() };
-    let mut asked = false;
+    let (mut asked, mut any) = (false, !found.acts.is_empty());
     for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
         let network = previous.networks.of(family);
         let nets = network.map(|network| Nets { network, subnet: previous.subnets.of(family) });
         for (program, save) in saved(name) {
             asked = true;
-            let input = removal(&save, &Signs::flannel(nets));
+            let all = removal(&save, &Signs::flannel(nets));
+            any |= all.is_some();
+            // The chains, which the agent makes too, go with the agent's part.
+            let input = if options.only { all } else { removal(&save, &Signs::bare(nets)) };
             found.acts.extend(input.map(|input| Act::Iptables(program, input)));
         }
     }
     if asked {
-        if !found.acts.is_empty() {
+        if any {
             found.kept.push(SHARED.to_owned());
         }
     } else {

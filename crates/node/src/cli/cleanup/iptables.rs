@@ -27,6 +27,11 @@ impl Signs {
         }
     }
 
+    /// Of those only what is neither in a chain nor has a comment: rules that nobody makes any more.
+    pub fn bare(nets: Option<Nets>) -> Signs {
+        Signs { rules: nets.map(old_rules).unwrap_or_default(), ..Signs::default() }
+    }
+
     /// What portmap's iptables backend keeps for all pods (cni.md 2.3).
     pub fn host_ports() -> Signs {
         let chains = &["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"];

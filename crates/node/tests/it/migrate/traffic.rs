@@ -13,7 +13,7 @@ use crate::world::{Host, sh, until};
 
 /// A pod with the second address of each of its host's subnets.
 pub struct Pod {
-    netns: Netns,
+    pub netns: Netns,
     pub addresses: Vec<IpAddr>,
 }
 
@@ -52,7 +52,7 @@ fn nth(subnet: &ipnet::IpNet, n: u8) -> IpAddr {
 
 /// One `ping` that runs until it is asked how it went.
 pub struct Pings {
-    what: String,
+    pub what: String,
     child: Child,
     heard: Arc<Mutex<Heard>>,
     reader: Option<JoinHandle<()>>,
