@@ -113,6 +113,8 @@ pub struct Backend {
     pub mtu: u32,
     /// Its devices, as the commands that make them.
     pub devices: Vec<String>,
+    /// Where its packet rules are, as the commands that show them.
+    pub rules: Vec<String>,
 }
 
 /// Other nodes.

@@ -92,6 +92,7 @@ pub fn gather(
         kind: picture.backend.to_owned(),
         mtu: report.mtu,
         devices: devices.map(|(_, object)| object.to_string()).collect(),
+        rules: picture.wanted.iter().filter_map(|(_, object)| shown_by(object)).collect(),
     });
     let difference = |(step, reason): (plan::Step, _)| Difference { command: step.to_string(), reason };
     let objects = backend.is_some().then(|| Objects {
@@ -177,4 +178,13 @@ pub fn rfc3339(time: SystemTime) -> String {
     let (year, month, day) = log::date(unix / 86_400);
     let (hour, minute, second) = (unix / 3_600 % 24, unix / 60 % 60, unix % 60);
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The command that shows a packet rule of ours.
+fn shown_by(object: &Object) -> Option<String> {
+    match object {
+        Object::Nft(table) => Some(format!("nft list table {}", table.key)),
+        Object::Iptables(rules) => Some(format!("{} -S {}", rules.key, rules.key.table.chain())),
+        _ => None,
+    }
 }

@@ -140,7 +140,12 @@ parts! {
         otherwise: |v: &Vec<String>| texts(v), words;
     }
     Step { candidate: put, text; taken: put, flag; because: put, text; }
-    Backend { kind: put, text; mtu: put, int; devices: |v: &Vec<String>| texts(v), words; }
+    Backend {
+        kind: put, text;
+        mtu: put, int;
+        devices: |v: &Vec<String>| texts(v), words;
+        rules: |v: &Vec<String>| texts(v), words;
+    }
     Peers { programmed: put, int; left_out: |v: &Vec<LeftOut>| many(v), list; }
     LeftOut { node: put, maybe_text; subnets: put, text; reason: put, text; }
     Objects {

@@ -30,6 +30,10 @@ pub fn show(status: &Status, why: bool, style: Style) -> Vec<Text> {
     if let Some(backend) = &status.backend {
         page.row("backend", Text::plain(format!("{}, MTU {} for pods", backend.kind, backend.mtu)));
         page.list(backend.devices.iter().map(|command| Text::of(Tone::Dim, command)));
+        if let Some((first, more)) = backend.rules.split_first() {
+            page.row("rules", Text::of(Tone::Dim, first));
+            page.list(more.iter().map(|command| Text::of(Tone::Dim, command)));
+        }
     }
     page.peers(status);
     page.objects(status);

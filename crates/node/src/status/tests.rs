@@ -41,6 +41,10 @@ fn healthy() -> Status {
             devices: texts(&[
                 "ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472",
             ]),
+            rules: texts(&[
+                "iptables-nft -t nat -S FLANNEL-POSTRTG",
+                "iptables-nft -t filter -S FLANNEL-FWD",
+            ]),
         }),
         peers: Some(Peers { programmed: 2, left_out: Vec::new() }),
         objects: Some(Objects { wanted: 12, actual: 12, ..Objects::default() }),
@@ -130,6 +134,8 @@ loden v0.1.0 · process 4711 · up 2 h 3 min
              all that was looked at: loden status --why
   backend    vxlan, MTU 1450 for pods
              ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472
+  rules      iptables-nft -t nat -S FLANNEL-POSTRTG
+             iptables-nft -t filter -S FLANNEL-FWD
   peers      2 in the kernel, none left out (not probed: whether packets arrive is not known here)
   objects    12 wanted, 12 there, no difference
   troubles   none
@@ -154,6 +160,8 @@ loden v0.1.0 · process 4711 · up 2 h 3 min
              find the interface for traffic between hosts: there is no IPv4 default route
   backend    vxlan, MTU 1450 for pods
              ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472
+  rules      iptables-nft -t nat -S FLANNEL-POSTRTG
+             iptables-nft -t filter -S FLANNEL-FWD
   peers      1 in the kernel, 2 left out (not probed: whether packets arrive is not known here)
              ✗ node-b (10.244.2.0/24): its backend is \"host-gw\", ours is \"vxlan\"
              ✗ hello: is no subnet
