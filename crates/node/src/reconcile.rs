@@ -141,6 +141,8 @@ struct Resync {
 struct Doubles {
     troubles: Vec<(Topic, String)>,
     found_ms: u64,
+    /// The leases looked at.
+    of: Peers,
     /// When to look again; `None` while nothing changed.
     due_ms: Option<u64>,
 }
@@ -348,7 +350,8 @@ impl<K: Kernel> Reconciler<K> {
             }
             report.left_out.extend(self.judge.refused().cloned());
         }
-        if touched == Touched::All || !changes.is_empty() {
+        // A lease that is refused changes nothing of the wanted state, and may be the double.
+        if touched == Touched::All || !view.peers.changes(&self.doubles.of).is_empty() {
             self.doubles.due_ms.get_or_insert(self.doubles.found_ms + DOUBLES_MS);
         }
         if self.doubles.due_ms.is_some_and(|due| due <= now_ms) {
@@ -357,7 +360,7 @@ impl<K: Kernel> Reconciler<K> {
                 (Topic::Double(double.what.to_string()), double.sentence(&view.names))
             };
             let troubles = found.iter().map(trouble).collect();
-            self.doubles = Doubles { troubles, found_ms: now_ms, due_ms: None };
+            self.doubles = Doubles { troubles, found_ms: now_ms, due_ms: None, of: view.peers.clone() };
         }
         report.troubles.extend(self.doubles.troubles.clone());
 
