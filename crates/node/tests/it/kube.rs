@@ -21,34 +21,19 @@ struct Cluster {
 impl Cluster {
     fn new(hosts: usize, conf: &str) -> Cluster {
         let world = World::new(hosts);
-        let path = world.hosts[0].netns.path();
-        let bind = move || {
-            let netns = Netns::open(&path).map_err(std::io::Error::other)?;
-            netns.run(|| TcpListener::bind("192.0.2.11:6443")).map_err(std::io::Error::other)?
-        };
-        let double = Double::start(Door::made_by(true, Box::new(bind))).unwrap();
-        double.forbid_anonymous();
+        let double = api_server(&world.hosts[0]);
         for host in &world.hosts {
             let n = host.number;
             let cidrs = [format!("10.244.{n}.0/24"), format!("fd00:10:0:{n}::/64")];
             let cidrs: Vec<&str> = cidrs.iter().map(String::as_str).collect();
             double.create(&NODES, full_node(&name(host), &cidrs, &host.public())).unwrap();
-            let token = double.token(&format!("flannel-{n}"), Rule::flannel());
-            fs::write(host.dir.join("kubeconfig"), double.kubeconfig(&token)).unwrap();
-            fs::write(host.dir.join("net-conf.json"), conf).unwrap();
+            admit(&double, host, conf);
         }
         Cluster { world, double }
     }
 
     fn agent(&self, host: &Host, more: &[&str]) -> Agent {
-        let files = [
-            format!("--kubeconfig-file={}", host.dir.join("kubeconfig").display()),
-            format!("--net-config-path={}", host.dir.join("net-conf.json").display()),
-        ];
-        let mut flags = vec!["--kube-subnet-mgr", "--ip-masq"];
-        flags.extend(files.iter().map(String::as_str));
-        flags.extend(more);
-        host.agent_in(&flags, &[("NODE_NAME", &name(host))])
+        agent(host, more)
     }
 
     fn start(&self) -> Vec<Agent> {
@@ -85,8 +70,40 @@ impl Cluster {
     }
 }
 
-fn name(host: &Host) -> String {
+/// The name of a host's Node.
+pub fn name(host: &Host) -> String {
     format!("node{}", host.number)
+}
+
+/// An API server on a host, at 192.0.2.11.
+pub fn api_server(host: &Host) -> Double {
+    let path = host.netns.path();
+    let bind = move || {
+        let netns = Netns::open(&path).map_err(std::io::Error::other)?;
+        netns.run(|| TcpListener::bind("192.0.2.11:6443")).map_err(std::io::Error::other)?
+    };
+    let double = Double::start(Door::made_by(true, Box::new(bind))).unwrap();
+    double.forbid_anonymous();
+    double
+}
+
+/// Gives a host what an agent there needs: flannel's rights and the network configuration.
+pub fn admit(double: &Double, host: &Host, conf: &str) {
+    let token = double.token(&format!("flannel-{}", host.number), Rule::flannel());
+    fs::write(host.dir.join("kubeconfig"), double.kubeconfig(&token)).unwrap();
+    fs::write(host.dir.join("net-conf.json"), conf).unwrap();
+}
+
+/// An agent on a host that was admitted.
+pub fn agent(host: &Host, more: &[&str]) -> Agent {
+    let files = [
+        format!("--kubeconfig-file={}", host.dir.join("kubeconfig").display()),
+        format!("--net-config-path={}", host.dir.join("net-conf.json").display()),
+    ];
+    let mut flags = vec!["--kube-subnet-mgr", "--ip-masq"];
+    flags.extend(files.iter().map(String::as_str));
+    flags.extend(more);
+    host.agent_in(&flags, &[("NODE_NAME", &name(host))])
 }
 
 fn forwarding(host: &Host, device: &str) -> Vec<(String, String)> {

@@ -7,25 +7,29 @@ pub mod traffic;
 
 use std::path::Path;
 
+use apidouble::{Double, NODES, full_node};
 use recording::{Recording, etcdctl};
+use serde_json::json;
 use traffic::{Pings, Pod};
 
 use crate::faults::{FOREIGN, data_path, difference, foreign_picture, rules, try_sh};
+use crate::kube;
 use crate::world::{Agent, Etcd, Host, World, has_etcd, until};
 
 const FLAGS: [&str; 3] = ["--etcd-endpoints=http://192.0.2.11:2379", "--ip-masq", "--iface=eth0"];
 const TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
 
 macro_rules! recordings {
-    ($($test:ident: $file:literal,)*) => {
+    ($kind:ident, $($test:ident: $file:literal,)*) => {
         $(#[test]
         fn $test() {
-            there_and_back(stringify!($test), $file);
+            there_and_back(stringify!($test), $file, Kind::$kind);
         })*
     };
 }
 
 recordings! {
+    Etcd,
     vxlan_v4_iptables: "vxlan-v4-ipt-v0.28.9",
     vxlan_v4_nftables: "vxlan-v4-nft-v0.28.9",
     vxlan_v6_iptables: "vxlan-v6-ipt-v0.28.9",
@@ -41,21 +45,109 @@ recordings! {
     host_gw_dual_nftables: "host-gw-dual-nft-v0.28.9",
 }
 
+// The kernel is left the same; what the nodes say of themselves is in annotations.
+recordings! {
+    Kube,
+    kubernetes_vxlan_v4_iptables: "vxlan-v4-ipt-v0.28.9",
+    kubernetes_vxlan_v6_nftables: "vxlan-v6-nft-v0.28.9",
+    kubernetes_vxlan_dual_iptables: "vxlan-dual-ipt-v0.28.9",
+    kubernetes_host_gw_v6_nftables: "host-gw-v6-nft-v0.28.9",
+    kubernetes_host_gw_dual_iptables: "host-gw-dual-ipt-v0.28.9",
+}
+
+/// Where leases are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Etcd,
+    Kube,
+}
+
+enum Registry {
+    Etcd { _server: Etcd },
+    Kube(Double),
+}
+
+impl Registry {
+    /// Agents of this registry on a host.
+    fn agent(&self, host: &Host) -> Agent {
+        match self {
+            Registry::Etcd { .. } => host.agent_in(&FLAGS, &[]),
+            Registry::Kube(_) => kube::agent(host, &["--iface=eth0"]),
+        }
+    }
+
+    /// What the flannelds of the recording wrote, with etcd leases of 24 h.
+    fn fill(&self, world: &World, recording: &Recording) {
+        match self {
+            Registry::Etcd { .. } => {
+                let grant = etcdctl(&world.hosts[0], &["lease", "grant", "86400"]);
+                let lease = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
+                for (key, value) in recording.registry() {
+                    etcdctl(&world.hosts[0], &["put", &lease, key, value]);
+                }
+            }
+            Registry::Kube(double) => {
+                for host in &world.hosts {
+                    let said: serde_json::Map<_, _> = recording
+                        .annotations(host)
+                        .map(|(key, value)| (key.to_owned(), value.into()))
+                        .collect();
+                    let change = json!({"metadata": {"annotations": said}});
+                    double.merge(&NODES, &kube::name(host), &change).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Whether it says the same as the recording.
+    fn check(&self, world: &World, recording: &Recording) {
+        match self {
+            Registry::Etcd { .. } => {
+                for (key, value) in recording.registry() {
+                    let now = etcdctl(&world.hosts[0], &["get", "--print-value-only", key]);
+                    assert_eq!(now.trim(), value, "{key}");
+                }
+            }
+            Registry::Kube(double) => {
+                for host in &world.hosts {
+                    let node = double.get(&NODES, &kube::name(host)).unwrap();
+                    for (key, value) in recording.annotations(host) {
+                        assert_eq!(node["metadata"]["annotations"][key], value, "{key}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Hosts with a registry that holds the configuration.
-fn cluster(recording: &Recording) -> (World, Etcd) {
+fn cluster(recording: &Recording, kind: Kind) -> (World, Registry) {
     let world = World::new(2);
-    let etcd = Etcd::on(&world.hosts[0], "192.0.2.11", None);
-    etcdctl(&world.hosts[0], &["put", "/coreos.com/network/config", recording.config()]);
-    (world, etcd)
+    if kind == Kind::Etcd {
+        let server = Etcd::on(&world.hosts[0], "192.0.2.11", None);
+        etcdctl(&world.hosts[0], &["put", "/coreos.com/network/config", recording.config()]);
+        return (world, Registry::Etcd { _server: server });
+    }
+    let double = kube::api_server(&world.hosts[0]);
+    for host in &world.hosts {
+        let env = recording.of(host, "subnet.env").lines();
+        let gateways = env.filter_map(|l| l.split_once('=').filter(|(key, _)| key.ends_with("SUBNET")));
+        let cidrs: Vec<String> =
+            gateways.map(|(_, net)| net.parse::<ipnet::IpNet>().unwrap().trunc().to_string()).collect();
+        let cidrs: Vec<&str> = cidrs.iter().map(String::as_str).collect();
+        double.create(&NODES, full_node(&kube::name(host), &cidrs, &host.public())).unwrap();
+        kube::admit(&double, host, recording.config());
+    }
+    (world, Registry::Kube(double))
 }
 
 /// What a fresh Loden makes on hosts that were given these subnets once. Hardware addresses by name.
-fn fresh(recording: &Recording) -> Vec<Vec<String>> {
-    let (world, _etcd) = cluster(recording);
+fn fresh(recording: &Recording, kind: Kind) -> Vec<Vec<String>> {
+    let (world, registry) = cluster(recording, kind);
     for host in &world.hosts {
         std::fs::write(host.subnet_file(), recording.of(host, "subnet.env")).unwrap();
     }
-    let agents: Vec<Agent> = world.hosts.iter().map(|host| host.agent_in(&FLAGS, &[])).collect();
+    let agents: Vec<Agent> = world.hosts.iter().map(|host| registry.agent(host)).collect();
     agents.iter().for_each(Agent::ready);
     let pictures = || -> Vec<_> { world.hosts.iter().map(|host| ours(host, &world)).collect() };
     until("the peers' routes", || {
@@ -112,8 +204,8 @@ fn rules_of(saved: &str) -> Vec<String> {
     kept.map(|l| l.split(" [").next().unwrap().to_owned()).collect()
 }
 
-fn there_and_back(test: &str, file: &str) {
-    if !has_etcd(test) {
+fn there_and_back(test: &str, file: &str, kind: Kind) {
+    if kind == Kind::Etcd && !has_etcd(test) {
         return;
     }
     if !Path::new("/usr/bin/ping").exists() || !Path::new("/usr/sbin/iptables").exists() {
@@ -121,15 +213,11 @@ fn there_and_back(test: &str, file: &str) {
         return;
     }
     let recording = Recording::read(file);
-    let wanted = fresh(&recording);
+    let wanted = fresh(&recording, kind);
 
-    // Two hosts that flanneld has just left, with its leases of 24 h.
-    let (world, _etcd) = cluster(&recording);
-    let grant = etcdctl(&world.hosts[0], &["lease", "grant", "86400"]);
-    let lease = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
-    for (key, value) in recording.registry() {
-        etcdctl(&world.hosts[0], &["put", &lease, key, value]);
-    }
+    // Two hosts that flanneld has just left.
+    let (world, registry) = cluster(&recording, kind);
+    registry.fill(&world, &recording);
     let v4 = !recording.of(&world.hosts[0], "subnet.env").starts_with("FLANNEL_IPV6");
     let keys: &[&str] = match (v4, families(&recording)) {
         (true, 1) => &["FLANNEL_SUBNET"],
@@ -161,7 +249,7 @@ fn there_and_back(test: &str, file: &str) {
     // Node by node to Loden.
     let mut agents: Vec<Agent> = Vec::new();
     for host in &world.hosts {
-        agents.push(host.agent_in(&FLAGS, &[]));
+        agents.push(registry.agent(host));
         agents.last().unwrap().ready();
         more(30);
     }
@@ -180,10 +268,7 @@ fn there_and_back(test: &str, file: &str) {
         assert_eq!(subnet_env(host), expected_env(&recording, host), "host {}", host.number);
     }
     assert_eq!(foreign_picture(&world.hosts[0]), foreign);
-    for (key, value) in recording.registry() {
-        let now = etcdctl(&world.hosts[0], &["get", "--print-value-only", key]);
-        assert_eq!(now.trim(), value, "{key}");
-    }
+    registry.check(&world, &recording);
 
     // And back: what an orderly end leaves is plain, and the traffic goes on.
     for (host, agent) in world.hosts.iter().zip(agents) {

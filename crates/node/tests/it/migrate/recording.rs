@@ -40,6 +40,11 @@ impl Recording {
         lines.map(|line| line.split_once(' ').unwrap()).collect()
     }
 
+    /// Annotations of a host's Node, where it was recorded with Kubernetes too.
+    pub fn annotations(&self, host: &Host) -> impl Iterator<Item = (&str, &str)> {
+        self.of(host, "annotations").lines().map(|line| line.split_once(' ').unwrap())
+    }
+
     /// A section of a host, empty if there is none.
     pub fn of(&self, host: &Host, section: &str) -> &str {
         let name = format!("host {} {section}", host.number);
