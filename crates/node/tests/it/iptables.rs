@@ -161,10 +161,7 @@ impl Bed {
         agents.iter().for_each(Agent::ready);
         let pods = [Pod::on(&world.hosts[0], &KEYS), Pod::on(&world.hosts[1], &KEYS)];
         witness(&world.hosts[2]);
-        let bed = Bed { world, agents, pods, variant, flags };
-        // Addresses of links that just came up are tentative for a second.
-        bed.pings().iter().for_each(|pings| pings.more(200));
-        bed
+        Bed { world, agents, pods, variant, flags }
     }
 
     fn outside(&self) -> Vec<IpAddr> {

@@ -39,6 +39,11 @@ impl Pod {
             sh(&netns, &format!("ip {family} route add default via {gateway}"));
             addresses.push(address);
         }
+        // Links that just came up ask for a second whether their addresses are free.
+        until("addresses to be sure", || {
+            let tentative = host.sh("ip -6 addr show tentative") + &sh(&netns, "ip -6 addr show tentative");
+            if tentative.trim().is_empty() { Ok(()) } else { Err(tentative) }
+        });
         Pod { netns, addresses }
     }
 }
