@@ -65,7 +65,9 @@ fn ipip_hosts_reach_each_other() {
     ] {
         host.sh(damage);
         until(&format!("repair of {damage:?}"), || {
-            let link = host.json("ip -d -j link show flannel.ipip")[0].clone();
+            // Between two moments it is not there at all.
+            let shown = host.try_sh("ip -d -j link show flannel.ipip")?;
+            let link = serde_json::from_str::<Value>(&shown).map_err(|e| e.to_string())?[0].clone();
             let up = link["flags"].as_array().is_some_and(|f| f.contains(&"UP".into()));
             let data = &link["linkinfo"]["info_data"];
             let whole = link["mtu"] == 1480 && up && data["local"] == "192.0.2.11";
