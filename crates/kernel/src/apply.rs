@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use model::{Family, IfName};
 use plan::ROUTE_PROTOCOL;
 use plan::Step;
-use plan::state::{Link, LinkKind, Object, Route, Via};
+use plan::state::{Link, LinkKind, Nexthop, Object, Route, Via};
 
 use crate::link::{self, LinkChange, NewKind, NewLink};
 use crate::netlink::Message;
@@ -160,6 +161,14 @@ impl Kernel {
                 Step::Put(Object::Route(route)) if errno.code == libc::EEXIST => {
                     self.put_route_first(route, message, &run.indexes)
                 }
+                Step::Put(Object::Route(Route {
+                    via: Via::Gateway { gateway, dev, onlink: true }, ..
+                }))
+                | Step::Put(Object::Nexthop(Nexthop { via: gateway, dev, onlink: true, .. }))
+                    if errno.code == libc::EINVAL && gateway.is_ipv6() =>
+                {
+                    self.put_past_route(*gateway, *dev, message, &run.indexes)
+                }
                 _ => Err(errno),
             };
         }
@@ -173,6 +182,25 @@ impl Kernel {
             self.rtnl.run(std::slice::from_ref(message)).pop().unwrap_or(Ok(()))?;
         }
         Ok(())
+    }
+
+    /// IPv6 refuses a gateway that a standing route would reach through another device, even where the new
+    /// one is to replace it (`ip6_route_check_nh_onlink`). A host route to the gateway through the right device
+    /// stands for a moment, so that traffic never lacks a way; carrying our protocol it is swept should we die
+    /// meanwhile.
+    fn put_past_route(
+        &mut self,
+        gateway: IpAddr,
+        dev: IfName,
+        put: &Message,
+        indexes: &Indexes,
+    ) -> Result<(), Errno> {
+        let host = route_info(&Route::ours(gateway.into(), Via::Dev(dev)), indexes)?;
+        let steps = [route::add(&host, Put::Replace), put.clone(), route::delete(&host)];
+        let answers = steps
+            .each_ref()
+            .map(|message| self.rtnl.run(std::slice::from_ref(message)).pop().unwrap_or(Ok(())));
+        answers.into_iter().collect()
     }
 
     fn message(&self, object: &Object, put: bool, indexes: &Indexes) -> Result<Message, Errno> {

@@ -8,6 +8,7 @@ mod nft;
 mod rtnl;
 mod socket;
 mod state;
+mod twin;
 
 use std::process::Command;
 
