@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cni", &["kernel", "model", "plan"]),
     ("lab", &["kernel", "model", "plan"]),
     ("packaging", &[]),
+    ("sim", &["model", "plan"]),
     ("node", &["kernel", "lab", "model", "plan", "store"]),
 ];
 
@@ -24,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const NOT_IN_CNI: &[&str] = &["tokio", "hyper", "rustls", "ring", "aws-lc-rs", "tonic", "clap", "rusqlite"];
 
 /// Rooms of values in, values out.
-const PURE: &[&str] = &["model", "plan"];
+const PURE: &[&str] = &["model", "plan", "sim"];
 const IMPURE: &[&str] = &[
     "std::fs",
     "std::thread",

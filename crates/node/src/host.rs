@@ -21,7 +21,7 @@ use plan::{Facts, Key, Object, State, Step, backend, rules};
 use store::Remembered;
 
 use crate::args::Options;
-use crate::inputs::{Inbox, News};
+use crate::inputs::{Inbox, Inputs, News};
 use crate::reconcile;
 
 /// Ways to another choice that the log names; `loden status --why` has all.
@@ -277,43 +277,46 @@ pub fn listen(inbox: Arc<Inbox>) {
 }
 
 fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
-    let some = |host, ours| News { host, ours, ..News::default() };
-    let entry = |host, key, now| News { host, entries: vec![(key, now)], ..News::default() };
     let mut monitor = Monitor::open()?;
     // What happened before the socket was open has not been reported.
-    inbox.news(|_| some(true, true));
+    inbox.news(|inputs| judge(Event::Overrun, inputs));
     while let Some(event) = monitor.next()? {
-        inbox.news(|inputs| match event {
-            Event::Overrun => some(true, true),
-            // Any device or address may decide which interface carries the traffic.
-            // IPv4 routes go with their interface, and the kernel does not say so.
-            Event::Link(dev, _) | Event::Addr(dev) => {
-                some(true, backend::is_our_device(dev) || inputs.uplink == Some(dev))
-            }
-            Event::Object(key, now) if key.device().is_none_or(backend::is_our_device) => {
-                entry(false, key, now)
-            }
-            Event::Object(..) => News::default(),
-            Event::Route(key, protocol, now) => {
-                // The default route, or the way to the address of --iface-can-reach.
-                let host = key.dst.prefix_len() == 0 || inputs.reach.is_some_and(|ip| key.dst.contains(&ip));
-                let inside = |conf: &NetConf| conf.networks().iter().any(|net| net.contains(&key.dst));
-                // A route of someone else to a destination of ours may have replaced ours.
-                if protocol == plan::ROUTE_PROTOCOL || inputs.conf.as_ref().is_some_and(inside) {
-                    entry(host, Key::Route(key), now.map(Object::Route))
-                } else {
-                    some(host, false)
-                }
-            }
-            Event::Rule(_) => some(true, false),
-            Event::Nft(table) => News {
-                ours: rules::table_keys().contains(&table),
-                // The tables iptables-nft keeps its own in.
-                iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
-                    && matches!(table.name.as_str(), "nat" | "filter"),
-                ..News::default()
-            },
-        });
+        inbox.news(|inputs| judge(event, inputs));
     }
     Ok(())
+}
+
+/// What an event means to a node with these inputs. Pure.
+pub fn judge(event: Event, inputs: &Inputs) -> News {
+    let some = |host, ours| News { host, ours, ..News::default() };
+    let entry = |host, key, now| News { host, entries: vec![(key, now)], ..News::default() };
+    match event {
+        Event::Overrun => some(true, true),
+        // Any device or address may decide which interface carries the traffic.
+        // IPv4 routes go with their interface, and the kernel does not say so.
+        Event::Link(dev, _) | Event::Addr(dev) => {
+            some(true, backend::is_our_device(dev) || inputs.uplink == Some(dev))
+        }
+        Event::Object(key, now) if key.device().is_none_or(backend::is_our_device) => entry(false, key, now),
+        Event::Object(..) => News::default(),
+        Event::Route(key, protocol, now) => {
+            // The default route, or the way to the address of --iface-can-reach.
+            let host = key.dst.prefix_len() == 0 || inputs.reach.is_some_and(|ip| key.dst.contains(&ip));
+            let inside = |conf: &NetConf| conf.networks().iter().any(|net| net.contains(&key.dst));
+            // A route of someone else to a destination of ours may have replaced ours.
+            if protocol == plan::ROUTE_PROTOCOL || inputs.conf.as_ref().is_some_and(inside) {
+                entry(host, Key::Route(key), now.map(Object::Route))
+            } else {
+                some(host, false)
+            }
+        }
+        Event::Rule(_) => some(true, false),
+        Event::Nft(table) => News {
+            ours: rules::table_keys().contains(&table),
+            // The tables iptables-nft keeps its own in.
+            iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
+                && matches!(table.name.as_str(), "nat" | "filter"),
+            ..News::default()
+        },
+    }
 }

@@ -27,7 +27,8 @@ pub struct News {
 const MOST_ENTRIES: usize = 16_384;
 
 impl News {
-    fn add(&mut self, more: News) {
+    /// What was told before, and more.
+    pub fn add(&mut self, more: News) {
         self.host |= more.host;
         self.ours |= more.ours;
         self.iptables |= more.iptables;

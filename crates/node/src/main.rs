@@ -16,6 +16,8 @@ mod log;
 mod membership;
 mod outputs;
 mod reconcile;
+#[cfg(test)]
+mod sim;
 mod socket;
 mod start;
 mod status;

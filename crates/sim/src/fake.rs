@@ -231,12 +231,8 @@ impl FakeKernel {
                 let lower = if let LinkKind::Vxlan(vxlan) = &link.kind { vxlan.lower } else { None };
                 lower.map(|dev| self.link(dev)).transpose()?;
                 self.state.put(object.clone());
-                for family in ["ipv4", "ipv6"] {
-                    let path = format!("net/{family}/conf/{}/accept_ra", link.name);
-                    if family == "ipv6" {
-                        self.state.put(Object::Sysctl { path, value: "1".to_owned() });
-                    }
-                }
+                let path = format!("net/ipv6/conf/{}/accept_ra", link.name);
+                self.state.put(Object::Sysctl { path, value: "1".to_owned() });
                 self.notices.push(Notice::Link(link.name));
                 return Ok(());
             }
