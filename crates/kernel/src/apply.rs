@@ -251,7 +251,11 @@ impl Kernel {
             }
             Object::Rule(r) if put => rtnl::rule::add(r),
             Object::Rule(r) => rtnl::rule::delete(r),
-            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Sysctl { .. } => {
+            Object::Nft(_)
+            | Object::Iptables(_)
+            | Object::Link(_)
+            | Object::Sysctl { .. }
+            | Object::Command(_) => {
                 return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
             }
         })

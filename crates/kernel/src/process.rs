@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,16 +19,70 @@ pub fn run(command: &mut Command, input: Vec<u8>, limit: Duration) -> io::Result
     let deadline = Instant::now() + limit;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = spawn(command)?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Pipe);
+    let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Pipe);
+    let ended = finish(child, input, [stdout, stderr], usize::MAX, deadline)?;
+    Ok(ended.map(|(status, [stdout, stderr])| Output { status, stdout: stdout.kept, stderr: stderr.kept }))
+}
+
+/// How a program ended, and what it wrote to standard output and error, as one.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it wrote, from the beginning.
+    pub text: Vec<u8>,
+    /// It wrote more than is kept.
+    pub cut: bool,
+}
+
+/// As [`run`], with both outputs in the order they were written, and no more than `most` bytes kept of them.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_combined(
+    mut command: Command,
+    input: Vec<u8>,
+    limit: Duration,
+    most: usize,
+) -> io::Result<Option<Ended>> {
+    let deadline = Instant::now() + limit;
+    let (reader, writer) = io::pipe()?;
+    command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    let child = spawn(&mut command)?;
+    // It holds the pipe's other end, which would never be closed.
+    drop(command);
+    let ended = finish(child, input, [Some(Box::new(reader) as Pipe)], most, deadline)?;
+    Ok(ended.map(|(status, [output])| Ended { status, text: output.kept, cut: output.cut }))
+}
+
+type Pipe = Box<dyn Read + Send>;
+
+/// What came out of a pipe.
+#[derive(Default)]
+struct Text {
+    kept: Vec<u8>,
+    cut: bool,
+}
+
+/// Feeds a child and waits for its end; `None` if it had to be killed.
+fn finish<const N: usize>(
+    mut child: Child,
+    input: Vec<u8>,
+    outputs: [Option<Pipe>; N],
+    most: usize,
+    deadline: Instant,
+) -> io::Result<Option<(ExitStatus, [Text; N])>> {
+    let stdin = child.stdin.take();
     // A program may answer before it has read everything, or not read at all.
     thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
     let (sender, pipes) = mpsc::channel();
-    for (n, pipe) in [stdout.map(Pipe::Out), stderr.map(Pipe::Err)].into_iter().enumerate() {
+    for (n, pipe) in outputs.into_iter().enumerate() {
         let sender = sender.clone();
-        thread::spawn(move || sender.send((n, pipe.map(Pipe::read).unwrap_or_default())));
+        thread::spawn(move || sender.send((n, pipe.map(|pipe| read(pipe, most)).unwrap_or_default())));
     }
-    let mut texts = [Vec::new(), Vec::new()];
-    for _ in 0..texts.len() {
+    let mut texts = [const { Text { kept: Vec::new(), cut: false } }; N];
+    for _ in 0..N {
         // A grandchild that holds the pipe counts as the program: the pipe's end is the end.
         match pipes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok((n, text)) => texts[n] = text,
@@ -39,11 +93,10 @@ pub fn run(command: &mut Command, input: Vec<u8>, limit: Duration) -> io::Result
             }
         }
     }
-    let [stdout, stderr] = texts;
     // Closed its outputs and goes on: that is not the end either.
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Some(Output { status, stdout, stderr }));
+            return Ok(Some((status, texts)));
         }
         if Instant::now() >= deadline {
             sys::kill_group(child.id())?;
@@ -54,23 +107,15 @@ pub fn run(command: &mut Command, input: Vec<u8>, limit: Duration) -> io::Result
     }
 }
 
-enum Pipe {
-    Out(std::process::ChildStdout),
-    Err(std::process::ChildStderr),
+/// Reads to the end, so that the program can go on writing, and keeps the beginning.
+fn read(mut pipe: Pipe, most: usize) -> Text {
+    let mut text = Text::default();
+    let _ = (&mut pipe).take(most as u64).read_to_end(&mut text.kept);
+    text.cut = io::copy(&mut pipe, &mut io::sink()).is_ok_and(|more| more > 0);
+    text
 }
 
-impl Pipe {
-    fn read(self) -> Vec<u8> {
-        let mut text = Vec::new();
-        let _ = match self {
-            Pipe::Out(mut pipe) => pipe.read_to_end(&mut text),
-            Pipe::Err(mut pipe) => pipe.read_to_end(&mut text),
-        };
-        text
-    }
-}
-
-fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+fn spawn(command: &mut Command) -> io::Result<Child> {
     let mut tries = 50;
     loop {
         match command.spawn() {
@@ -100,6 +145,23 @@ mod tests {
         let many = "x".repeat(1 << 20);
         assert_eq!(shell("cat", &many, 60_000).unwrap().stdout.len(), 1 << 20);
         assert!(shell("exit 0", &many, 60_000).unwrap().status.success());
+    }
+
+    #[test]
+    fn both_outputs_are_one_and_bounded() {
+        let sh = |script: &str, most| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            run_combined(command, "in".into(), Duration::from_secs(60), most).unwrap()
+        };
+        let ended = sh("cat; echo 1; echo 2 >&2; echo 3; exit 4", 100).unwrap();
+        assert_eq!((ended.text.as_slice(), ended.cut), (&b"in1\n2\n3\n"[..], false));
+        assert_eq!(ended.status.code(), Some(4));
+        let ended = sh("yes | head -c 1000000", 100).unwrap();
+        assert_eq!((ended.text.len(), ended.cut, ended.status.code()), (100, true, Some(0)));
+        let mut command = Command::new("sh");
+        command.args(["-c", "yes"]);
+        assert!(run_combined(command, Vec::new(), Duration::from_millis(200), 100).unwrap().is_none());
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Interest {
                 Key::Nft(table) => {
                     interest.nft_tables.insert(table.clone());
                 }
-                Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) => {}
+                Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) | Key::Command(_) => {}
             }
         }
         interest

@@ -21,6 +21,7 @@ use plan::{Facts, Key, Object, State, Step, backend, rules};
 use store::Remembered;
 
 use crate::args::Options;
+use crate::helpers::Helpers;
 use crate::inputs::{Inbox, Inputs, News};
 use crate::reconcile;
 
@@ -30,6 +31,7 @@ const HINTS: usize = 4;
 /// The kernel of this host, seen through the operator's choice of interface.
 pub struct Host {
     kernel: Kernel,
+    helpers: Helpers,
     selectors: Selectors,
     machine_id: String,
     /// The interface chosen last, which stands while nothing better is there.
@@ -46,7 +48,7 @@ impl Host {
     ///
     /// # Errors
     /// No right to, or the kernel lacks netlink.
-    pub fn open(options: &Options) -> Result<Host, String> {
+    pub fn open(options: &Options, inbox: Arc<Inbox>) -> Result<Host, String> {
         let kernel = Kernel::open()
             .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
         let selectors = Selectors {
@@ -60,6 +62,7 @@ impl Host {
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
         Ok(Host {
             kernel,
+            helpers: Helpers::new(inbox),
             selectors,
             machine_id,
             last: None,
@@ -200,6 +203,7 @@ impl reconcile::Kernel for Host {
         devices: &[IfName],
         peers: &[IpAddr],
     ) -> Result<Facts, String> {
+        self.helpers.fit(conf);
         let families = Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 };
         let text = |error: kernel::Error| error.to_string();
         let links = self.kernel.rtnl().links().map_err(text)?;
@@ -233,6 +237,7 @@ impl reconcile::Kernel for Host {
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
+            printed: self.helpers.printed(),
             iptables: self.iptables(conf),
         })
     }
@@ -246,7 +251,13 @@ impl reconcile::Kernel for Host {
     }
 
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String> {
-        self.kernel.read(scope, wanted).map_err(|error| error.to_string())
+        let mut state = self.kernel.read(scope, wanted).map_err(|error| error.to_string())?;
+        state.extend(self.helpers.held());
+        Ok(state)
+    }
+
+    fn ask(&mut self, step: Step) {
+        self.helpers.ask(step);
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{IfName, Lease, NetConf};
-use plan::{Key, Object};
+use plan::{Key, Object, Step};
 use store::{Heard, Remembered, View};
 
 /// What the kernel's notifications said since the last round.
@@ -21,6 +21,21 @@ pub struct News {
     /// Single objects that may be ours, and what was there when the kernel said so. Most of it is the echo of
     /// our own changes; only what is not makes the kernel be read again.
     pub entries: Vec<(Key, Option<Object>)>,
+    /// What became of objects that others than the kernel hold. Never dropped: a step is asked for once.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What a helper brought about, or found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Of which object.
+    pub key: Key,
+    /// What is there now.
+    pub now: Option<Object>,
+    /// The step that was asked for; `None` for what happened by itself.
+    pub step: Option<Step>,
+    /// Why it could not be done, or what went wrong by itself: one sentence.
+    pub failure: Option<String>,
 }
 
 /// More entries than this are not compared one by one.
@@ -33,6 +48,7 @@ impl News {
         self.ours |= more.ours;
         self.iptables |= more.iptables;
         self.entries.extend(more.entries);
+        self.outcomes.extend(more.outcomes);
         if self.ours || self.entries.len() > MOST_ENTRIES {
             self.ours = true;
             self.entries.clear();

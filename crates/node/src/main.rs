@@ -9,6 +9,7 @@ mod clock;
 mod cniconf;
 mod distro;
 mod health;
+mod helpers;
 mod host;
 mod inputs;
 mod last_good;

@@ -30,6 +30,10 @@ use store::Remembered;
 use crate::board::Topic;
 use crate::inputs::Inputs;
 
+mod outside;
+
+use outside::Outside;
+
 /// Everything is read and compared again at least this often.
 pub const RESYNC_MS: u64 = 30_000;
 /// Nodes that announce the same are looked for at most this often: a warning is worth no more.
@@ -55,6 +59,8 @@ pub trait Kernel {
     fn read_iptables(&mut self, scope: &Scope, wanted: &State) -> Vec<Object>;
     /// Does the steps in order; one answer each, failures as text with the command.
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>>;
+    /// Hands over a step on an object that the kernel does not hold; the outcome comes as news.
+    fn ask(&mut self, step: Step);
 }
 
 /// What one round found and did.
@@ -126,6 +132,7 @@ pub struct Reconciler<K> {
     read_ms: u64,
     swept: bool,
     tracker: Tracker,
+    outside: Outside,
     iptables: Resync,
 }
 
@@ -170,6 +177,7 @@ impl<K: Kernel> Reconciler<K> {
             read_ms: 0,
             swept: false,
             tracker: Tracker::default(),
+            outside: Outside::default(),
             iptables: Resync { every_ms: iptables_resync_ms, due_ms: None },
         }
     }
@@ -199,6 +207,7 @@ impl<K: Kernel> Reconciler<K> {
             return report;
         }
         self.again_ms = self.lost.is_some().then_some(now_ms + ASK_AGAIN_MS);
+        self.hear(&inputs.news.outcomes, now_ms, &mut report);
         let Some((scope, touched)) = self.plan(inputs, now_ms, &mut report) else {
             self.read_ms = now_ms;
             return report;
@@ -230,7 +239,8 @@ impl<K: Kernel> Reconciler<K> {
         let understood = self.lost.is_none() && self.actual.is_some();
         report.recalled = known && !sweep;
         let swept = self.swept || report.recalled;
-        report.converged = known && understood && swept && !self.critical_failure();
+        report.converged =
+            known && understood && swept && !self.critical_failure() && !self.outside.waits_for_critical();
         report.objects = wanted.len();
         self.assembly = assembly;
         report
@@ -329,7 +339,7 @@ impl<K: Kernel> Reconciler<K> {
     /// wanted state may be another one than last time. Nothing while configuration or facts are missing.
     fn plan(&mut self, inputs: &Inputs, now_ms: u64, report: &mut Report) -> Option<(Scope, Touched)> {
         let ((conf, backend), facts) = (self.conf.as_ref()?, self.facts.as_ref()?);
-        report.attrs = Some(backend.attrs(facts));
+        report.attrs = (!backend.lease_waits(facts)).then(|| backend.attrs(facts));
         report.mtu = backend.mtu(facts);
         let (own, view) = (inputs.own.as_ref(), &inputs.view);
         let mut changes = Vec::new();
@@ -399,6 +409,7 @@ impl<K: Kernel> Reconciler<K> {
         let found = match touched {
             Touched::Keys(mut keys) if self.settled => {
                 keys.extend(self.tracker.iter().map(|(key, _)| key.clone()));
+                keys.append(&mut self.outside.heard);
                 // Read by themselves.
                 keys.extend(scope.iptables.iter().map(|key| Key::Iptables(*key)));
                 diff_within(wanted, actual, &keys)
@@ -431,10 +442,11 @@ impl<K: Kernel> Reconciler<K> {
             (want, _) => want.is_none(),
         };
         // What needs a device that could not be made is not tried: the device's failure says it all.
-        let (rest, waiting): (Vec<Step>, Vec<Step>) =
-            rest.into_iter().partition(|step| step.device().is_none_or(stands));
+        let (rest, waiting): (Vec<Step>, Vec<Step>) = rest
+            .into_iter()
+            .partition(|step| step.device().is_none_or(stands) && outside::may(step, wanted, actual));
         self.settled = sweep && waiting.is_empty();
-        let rest = self.ready(rest, sweep, now_ms);
+        let rest = self.ask(self.ready(rest, sweep, now_ms));
         // Rules of another mode go when those of this one stand.
         let (last, rest): (Vec<Step>, Vec<Step>) =
             rest.into_iter().partition(|step| matches!(step, Step::Delete(_)) && is_rules(&step.key()));

@@ -136,7 +136,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         forward: options.iptables_forward_rules,
         blackhole: options.ip_blackhole_route,
     };
-    let kernel = Host::open(&options)?;
+    let kernel = Host::open(&options, inbox.clone())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
     let mut outcome = Outlet::new(options, board, health);

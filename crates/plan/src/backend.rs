@@ -6,6 +6,7 @@
 //! [`from_config`].
 
 pub mod alloc;
+pub mod extension;
 pub mod hostgw;
 pub mod ipip;
 pub mod vxlan;
@@ -63,6 +64,11 @@ pub trait Backend {
     /// What our lease tells other nodes.
     fn attrs(&self, facts: &Facts) -> LeaseAttrs;
 
+    /// Whether what our lease tells is not known yet, so that none may be taken.
+    fn lease_waits(&self, _: &Facts) -> bool {
+        false
+    }
+
     /// Whether this backend reaches peers whose lease has such a `BackendType`.
     fn carries(&self, backend_type: &str) -> bool {
         backend_type == self.kind()
@@ -96,12 +102,13 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         }
         "host-gw" => Ok(Box::new(hostgw::HostGw { families })),
         "ipip" => Ok(Box::new(ipip::Ipip::new(&conf.backend, families)?)),
+        extension::KIND => Ok(Box::new(extension::Extension::new(conf, families)?)),
         "alloc" => Ok(Box::new(alloc::Alloc { families })),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "udp" | "wireguard" | "ipsec" | "extension" | "tencent-vpc" => Err(format!(
+        "udp" | "wireguard" | "ipsec" | "tencent-vpc" => Err(format!(
             "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\" or \"ipip\"{}",
             conf.backend_type,
             if conf.backend_type == "udp" {
@@ -116,8 +123,8 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
             conf.backend_type
         )),
         _ => Err(format!(
-            "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"ipip\" and \
-             \"alloc\"",
+            "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"ipip\", \
+             \"extension\" and \"alloc\"",
             conf.backend_type
         )),
     }

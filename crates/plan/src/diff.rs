@@ -49,7 +49,9 @@ impl Step {
                     .and_then(|name| IfName::new(name).ok())
                     .filter(|n| !matches!(n.as_str(), "all" | "default"))
             }
-            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Rule(_) => None,
+            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Rule(_) | Object::Command(_) => {
+                None
+            }
         }
     }
 }
@@ -170,6 +172,7 @@ impl fmt::Display for Step {
                 Object::Nexthop(n) => write!(f, "ip nexthop delete id {}", n.id),
                 Object::Route(r) => write!(f, "ip route delete {r}"),
                 Object::Rule(r) => write!(f, "ip rule delete {r}"),
+                Object::Command(command) => f.write_str(&command.shown(false)),
             },
         }
     }

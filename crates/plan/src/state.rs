@@ -5,6 +5,7 @@
 //!
 //! How a process without memory recognises what is ours is decided in [`Scope`].
 
+mod command;
 pub mod iptables;
 mod link;
 mod nft;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::{Family, IfName, Mac};
 
+pub use command::{Command, CommandKey, Line};
 pub use iptables::{Iptables, IptablesKey, IptablesTable, Variant};
 pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
 pub use nft::{
@@ -45,6 +47,8 @@ pub enum Key {
     Route(RouteKey),
     /// A policy rule.
     Rule(Rule),
+    /// A command of the operator that was run.
+    Command(CommandKey),
 }
 
 impl Key {
@@ -58,7 +62,27 @@ impl Key {
 
     /// Whether no pod can work without it; other entries concern one peer alone.
     pub fn is_critical(&self) -> bool {
-        matches!(self, Key::Nft(_) | Key::Iptables(_) | Key::Link(_) | Key::Addr(..))
+        match self {
+            Key::Nft(_) | Key::Iptables(_) | Key::Link(_) | Key::Addr(..) => true,
+            Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
+            _ => false,
+        }
+    }
+
+    /// Whether the kernel does not hold the object: a helper brings it about and tells when it is done.
+    pub fn is_outside(&self) -> bool {
+        matches!(self, Key::Command(_))
+    }
+
+    /// Objects outside that must stand before, where they are wanted.
+    pub fn needs(&self) -> &'static [Key] {
+        match self {
+            Key::Command(CommandKey::Peer(_)) => {
+                &[Key::Command(CommandKey::Prepare), Key::Command(CommandKey::Startup)]
+            }
+            Key::Command(CommandKey::Startup) => &[Key::Command(CommandKey::Prepare)],
+            _ => &[],
+        }
     }
 }
 
@@ -90,6 +114,8 @@ pub enum Object {
     Route(Route),
     /// A policy rule.
     Rule(Rule),
+    /// A command of the operator that was run.
+    Command(Box<Command>),
 }
 
 impl Object {
@@ -106,6 +132,7 @@ impl Object {
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),
             Object::Rule(r) => Key::Rule(r.clone()),
+            Object::Command(command) => Key::Command(command.key),
         }
     }
 }
@@ -335,6 +362,7 @@ impl IntoIterator for State {
 /// | neighbour, FDB | permanent, on one of `devices` |
 /// | nexthop | protocol 76 |
 /// | route | protocol 76 in the main table; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
+/// | command of the operator | this process ran it |
 /// | any | its key is in `wanted` |
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
@@ -375,6 +403,7 @@ impl Scope {
             Object::Nexthop(_) => true,
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
+            Object::Command(_) => true,
         }
     }
 
@@ -426,6 +455,7 @@ impl fmt::Display for Object {
             }
             Object::Route(r) => write!(f, "ip route replace {r}"),
             Object::Rule(r) => write!(f, "ip rule add {r}"),
+            Object::Command(command) => f.write_str(&command.shown(true)),
         }
     }
 }

@@ -8,6 +8,7 @@ mod bad_input;
 mod cleanup;
 mod cluster;
 mod docker_opts;
+mod extension;
 mod faults;
 mod iptables;
 mod kube;
