@@ -19,6 +19,7 @@ pub const PACKAGES: &[&str] = &[
     "crun",
     "dbus-daemon",
     "dnsmasq-base",
+    "docker.io",
     "etcd-client",
     "etcd-server",
     "ethtool",

@@ -152,6 +152,15 @@ pub fn child_of(pid: u32) -> u32 {
     })
 }
 
+/// Removes a control group of the machine the test runs on, empty by now, from every hierarchy.
+pub fn remove_cgroup(name: &str) {
+    let root = Path::new("/sys/fs/cgroup");
+    let trees = fs::read_dir(root).into_iter().flatten().flatten().map(|tree| tree.path());
+    for tree in trees.chain([root.to_owned()]) {
+        let _ = fs::remove_dir(tree.join(name.trim_start_matches('/')));
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         drop(self.holder.stdin.take());

@@ -7,6 +7,7 @@ mod backends;
 mod bad_input;
 mod cleanup;
 mod cluster;
+mod docker;
 mod docker_opts;
 mod extension;
 mod faults;

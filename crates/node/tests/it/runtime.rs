@@ -13,7 +13,7 @@ use kernel::Netns;
 
 use cri::{Cri, LinuxPod, PodConfig, PodMetadata, PortMapping};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, remove_cgroup};
 use crate::world::{Agent, Host, World, sh, until};
 
 /// As `kube-flannel.yml` has it.
@@ -184,10 +184,7 @@ impl Drop for Node<'_> {
         for pod in self.cri().pods().unwrap_or_default() {
             let _ = self.cri().end_pod(&pod);
         }
-        for tree in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(tree.path().join(&self.cgroup[1..]));
-        }
-        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(&self.cgroup[1..]));
+        remove_cgroup(&self.cgroup);
         if let Some(mut containerd) = self.containerd.take() {
             let _ = self.machine.output("pkill", &["-KILL", "-x", "containerd"]);
             let _ = containerd.wait();

@@ -1,11 +1,14 @@
-//! Pods behind a bridge as the CNI chain makes them, and pings between them that go on while nodes change.
+//! Pods behind a bridge as the CNI chain makes them, and pings and datagrams between them that go on while nodes
+//! change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kernel::Netns;
 
@@ -117,5 +120,135 @@ impl Drop for Pings {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Numbered datagrams from one pod to another, one each millisecond: every second one from a port of its own, so
+/// that rules of NAT and firewalls decide about it anew.
+pub struct Stream {
+    pub what: String,
+    stop: Arc<AtomicBool>,
+    arrived: Arc<AtomicU64>,
+    threads: Option<(JoinHandle<Vec<Instant>>, JoinHandle<Received>)>,
+}
+
+/// Numbers, and how often an address was seen that is not the sender's.
+type Received = (BTreeSet<u64>, BTreeMap<IpAddr, u64>);
+
+/// How a stream fared.
+#[derive(Debug)]
+pub struct Fared {
+    pub what: String,
+    pub sent: usize,
+    pub arrived: usize,
+    /// Numbers of those that did not arrive.
+    pub lost: Vec<u64>,
+    /// The longest time in which nothing arrived.
+    pub gap: Duration,
+    /// How many came with which address that is not the sender's.
+    pub disguised: BTreeMap<IpAddr, u64>,
+}
+
+impl Stream {
+    /// To an address of a pod; counts from the first one that arrives.
+    pub fn start(from: &Pod, to: &Pod, family: usize) -> Stream {
+        let (source, target) = (from.addresses[family], to.addresses[family]);
+        let what = format!("{source} to {target}");
+        let any: IpAddr =
+            if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let inbox = to.netns.run(|| UdpSocket::bind((target, 0))).unwrap().unwrap();
+        inbox.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let to = inbox.local_addr().unwrap();
+        let (stop, open, arrived): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
+        let (netns, stopped, opened) = (from.netns.try_clone().unwrap(), stop.clone(), open.clone());
+        let send = move || {
+            let lasting = UdpSocket::bind((any, 0)).unwrap();
+            let mut sent = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let fresh = (sent.len() % 2 == 1).then(|| UdpSocket::bind((any, 0)).unwrap());
+                let number = if opened.load(Ordering::Relaxed) { sent.len() as u64 } else { u64::MAX };
+                // What cannot be sent does not arrive.
+                let _ = fresh.as_ref().unwrap_or(&lasting).send_to(&number.to_be_bytes(), to);
+                if number != u64::MAX {
+                    sent.push(Instant::now());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        };
+        let sender = std::thread::spawn(move || netns.run(send).unwrap());
+        let (stopped, counted) = (stop.clone(), arrived.clone());
+        let receiver = std::thread::spawn(move || {
+            let (mut numbers, mut disguised) = (BTreeSet::new(), BTreeMap::new());
+            let mut bytes = [0; 8];
+            loop {
+                match inbox.recv_from(&mut bytes) {
+                    Ok((_, from)) => {
+                        open.store(true, Ordering::Relaxed);
+                        let number = u64::from_be_bytes(bytes);
+                        if number != u64::MAX && numbers.insert(number) {
+                            counted.fetch_add(1, Ordering::Relaxed);
+                            if from.ip() != source {
+                                *disguised.entry(from.ip()).or_default() += 1;
+                            }
+                        }
+                    }
+                    // Nothing more is on its way.
+                    Err(_) if stopped.load(Ordering::Relaxed) => return (numbers, disguised),
+                    Err(_) => {}
+                }
+            }
+        });
+        let stream = Stream { what, stop, arrived, threads: Some((sender, receiver)) };
+        stream.more(1);
+        stream
+    }
+
+    /// Waits for so many more to arrive.
+    pub fn more(&self, count: u64) {
+        let before = self.arrived.load(Ordering::Relaxed);
+        until(&format!("{count} more datagrams, {}", self.what), || {
+            let got = self.arrived.load(Ordering::Relaxed) - before;
+            if got >= count { Ok(()) } else { Err(got.to_string()) }
+        });
+    }
+
+    /// Ends it.
+    pub fn finish(mut self) -> Fared {
+        self.stop.store(true, Ordering::Relaxed);
+        let (sender, receiver) = self.threads.take().unwrap();
+        let (sent, (numbers, disguised)) = (sender.join().unwrap(), receiver.join().unwrap());
+        let lost: Vec<u64> = (0..sent.len() as u64).filter(|n| !numbers.contains(n)).collect();
+        let at = |n: u64| sent[n as usize];
+        let arrived: Vec<u64> = numbers.iter().copied().filter(|n| (*n as usize) < sent.len()).collect();
+        let gaps = arrived.windows(2).filter(|pair| pair[1] != pair[0] + 1);
+        let gap = gaps.map(|pair| at(pair[1]) - at(pair[0])).max().unwrap_or_default();
+        Fared {
+            what: std::mem::take(&mut self.what),
+            sent: sent.len(),
+            arrived: numbers.len(),
+            lost,
+            gap,
+            disguised,
+        }
+    }
+}
+
+impl Fared {
+    /// Nothing was lost, and all of it came with the address it should have.
+    pub fn assert_whole(&self, seen: Option<IpAddr>) {
+        assert_eq!(
+            self.lost, [0; 0],
+            "datagrams that were lost, by number, within {:?}: {}",
+            self.gap, self.what
+        );
+        let all = seen.map(|address| (address, self.arrived as u64));
+        assert_eq!(self.disguised, all.into_iter().collect(), "addresses seen of {}", self.what);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
