@@ -46,6 +46,8 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "cni" => cni::main(&words),
         "status" => status::main(&words),
         "cleanup" => cleanup::main(&words),
+        // Not for people at first hand: what the agent does for the backend udp.
+        "tunnel" => tunnel::run::main(&words),
         "mk-docker-opts" => docker_opts(&words),
         "version" | "-version" | "--version" => print(&format!("loden {}\n", start::VERSION)),
         "help" | "-h" | "-help" | "--help" => print(USAGE),
