@@ -263,7 +263,8 @@ impl FakeKernel {
                 Via::Foreign => return Err(errno::EINVAL),
             },
             Object::Rule(_) | Object::Nft(_) => {}
-            Object::Iptables(_) => return Err(errno::EINVAL),
+            // Not the kernel's, or not in this one.
+            Object::Iptables(_) | Object::Command(_) => return Err(errno::EINVAL),
         }
         self.state.put(object.clone());
         self.tell(&object.key(), object, Some(object));
@@ -285,7 +286,7 @@ impl FakeKernel {
                 return Ok(());
             }
             Object::Sysctl { .. } => return Ok(()),
-            Object::Iptables(_) => return Err(errno::EINVAL),
+            Object::Iptables(_) | Object::Command(_) => return Err(errno::EINVAL),
             _ => {}
         }
         let Some(was) = self.state.remove(&key) else { return Err(errno::ENOENT) };

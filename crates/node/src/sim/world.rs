@@ -121,6 +121,7 @@ impl Kernel for Seat {
             ipv6: true,
             machine_id: "storm".to_owned(),
             iptables: Default::default(),
+            printed: Default::default(),
         })
     }
 
@@ -139,6 +140,10 @@ impl Kernel for Seat {
 
     fn read_iptables(&mut self, _: &Scope, _: &State) -> Vec<Object> {
         Vec::new()
+    }
+
+    fn ask(&mut self, step: Step) {
+        panic!("the storm's backends keep everything in the kernel, and this does not: {step}");
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
