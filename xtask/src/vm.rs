@@ -108,6 +108,7 @@ const TOOLS: &[&str] = &[
     "mkdir",
     "mount",
     "nft",
+    "ping",
     "rm",
     "sh",
     "sleep",

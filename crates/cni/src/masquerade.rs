@@ -156,6 +156,7 @@ fn table() -> NftTable {
         key: TableKey { family: NftFamily::Inet, name: "cni_plugins_masquerade".to_owned() },
         comment: Some("Masquerading for plugins from github.com/containernetworking/plugins".to_owned()),
         owned: false,
+        sets: Vec::new(),
         chains: vec![
             Chain {
                 name: CHECKS.to_owned(),

@@ -8,9 +8,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use model::{Family, IfName};
-use plan::ROUTE_PROTOCOL;
-use plan::Step;
-use plan::state::{Link, LinkKind, Nexthop, Object, Route, Via};
+use plan::state::{Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Via};
+use plan::{Key, ROUTE_PROTOCOL, Step};
 
 use crate::link::{self, LinkChange, NewKind, NewLink};
 use crate::netlink::Message;
@@ -45,6 +44,8 @@ type Indexes = HashMap<IfName, u32>;
 struct Run<'a> {
     steps: &'a [Step],
     results: Vec<Result<(), Errno>>,
+    /// Steps done together with one before them.
+    taken: Vec<bool>,
     /// Number of the step, and its message.
     numbers: Vec<usize>,
     messages: Vec<Message>,
@@ -58,6 +59,7 @@ impl Kernel {
         let mut run = Run {
             steps,
             results: vec![Ok(()); steps.len()],
+            taken: vec![false; steps.len()],
             numbers: Vec::new(),
             messages: Vec::new(),
             indexes: Indexes::new(),
@@ -79,7 +81,7 @@ impl Kernel {
     fn indexes_for(&mut self, steps: &[Step]) -> Result<Indexes, Errno> {
         if steps
             .iter()
-            .all(|s| matches!(s.key(), plan::Key::Nft(_) | plan::Key::Iptables(_) | plan::Key::Sysctl(_)))
+            .all(|s| matches!(s.key(), Key::Nft(_) | Key::Element(_) | Key::Iptables(_) | Key::Sysctl(_)))
         {
             return Ok(Indexes::new());
         }
@@ -89,6 +91,9 @@ impl Kernel {
 
     fn run_steps(&mut self, run: &mut Run<'_>) {
         for (number, step) in run.steps.iter().enumerate() {
+            if run.taken[number] {
+                continue;
+            }
             let done = match step {
                 Step::Change(link) => {
                     self.flush(run);
@@ -108,7 +113,12 @@ impl Kernel {
                 }
                 Step::Put(Object::Nft(table)) => {
                     self.flush(run);
-                    self.nft.replace(table)
+                    self.replace_table(table, run)
+                }
+                Step::Put(Object::Element(first)) | Step::Delete(Object::Element(first)) => {
+                    self.flush(run);
+                    self.change_elements(number, first, run);
+                    continue;
                 }
                 Step::Delete(Object::Nft(table)) => {
                     self.flush(run);
@@ -145,6 +155,49 @@ impl Kernel {
             }
         }
         self.flush(run);
+    }
+
+    /// Makes a table together with all elements that are to be in its sets, so that there is no moment in
+    /// which a rule looks into an empty one.
+    fn replace_table(&mut self, table: &NftTable, run: &mut Run<'_>) -> Result<(), Errno> {
+        let mut elements = Vec::new();
+        let mut numbers = Vec::new();
+        for (number, step) in run.steps.iter().enumerate() {
+            if let Step::Put(Object::Element(element)) = step
+                && element.set.table == table.key
+            {
+                elements.push(element);
+                numbers.push(number);
+            }
+        }
+        let done = self.nft.replace_with(table, &elements);
+        for number in numbers {
+            run.taken[number] = true;
+            run.results[number].clone_from(&done);
+        }
+        done
+    }
+
+    /// Does this step and those after it that do the same to the same set, in one transaction. If that is
+    /// refused, one by one: then each knows its own reason.
+    fn change_elements(&mut self, from: usize, first: &Element, run: &mut Run<'_>) {
+        let put = matches!(run.steps[from], Step::Put(_));
+        let address = |step: &Step| match step {
+            Step::Put(Object::Element(e)) if put && e.set == first.set => Some(e.address),
+            Step::Delete(Object::Element(e)) if !put && e.set == first.set => Some(e.address),
+            _ => None,
+        };
+        let addresses: Vec<IpAddr> = run.steps[from..].iter().map_while(address).collect();
+        let all = self.nft.change_elements(&first.set, put, &addresses);
+        for (number, address) in (from..).zip(addresses) {
+            run.taken[number] = true;
+            if all.is_err() {
+                run.results[number] = match self.nft.change_elements(&first.set, put, &[address]) {
+                    Err(errno) if !put && is_absent(errno.code) => Ok(()),
+                    other => other,
+                };
+            }
+        }
     }
 
     /// Sends what is pending.
@@ -252,6 +305,7 @@ impl Kernel {
             Object::Rule(r) if put => rtnl::rule::add(r),
             Object::Rule(r) => rtnl::rule::delete(r),
             Object::Nft(_)
+            | Object::Element(_)
             | Object::Iptables(_)
             | Object::Link(_)
             | Object::Sysctl { .. }

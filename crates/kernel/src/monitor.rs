@@ -30,7 +30,7 @@ pub enum Event {
     Link(IfName, u32),
     /// An address of a device.
     Addr(IfName),
-    /// A neighbour, a forwarding entry or a nexthop object, and what is there now in the terms of the plan:
+    /// A neighbour, a forwarding entry, a nexthop object or an element of a set, and what is there now in the terms of the plan:
     /// nothing if it went or is of a kind the plan does not make, such as a learnt neighbour.
     Object(Key, Option<Object>),
     /// A route, its protocol number, and what is there now. The kernel does not tell of IPv4 routes that go
@@ -162,6 +162,13 @@ impl Monitor {
         }
         if ready[1] {
             drain(nft, &mut push, |reply, push| {
+                if let Some((elements, there)) = message::decode_elements(reply) {
+                    for element in elements {
+                        let now = there.then(|| Object::Element(element.clone()));
+                        push(Event::Object(Key::Element(element), now));
+                    }
+                    return;
+                }
                 message::decode_notification(reply).map(Event::Nft).into_iter().for_each(push);
             })?;
         }

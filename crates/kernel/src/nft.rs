@@ -10,10 +10,11 @@ pub mod expr;
 pub mod lower;
 pub mod message;
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use plan::state::{NftTable, TableKey};
+use plan::state::{Element, NftFamily, NftTable, SetKey, TableKey};
 
 use crate::netlink::{Message, Protocol, Socket};
 use crate::{Errno, Error};
@@ -73,17 +74,25 @@ impl Nft {
     }
 
     /// Brings a table to the wanted content, whatever is in it now, in one transaction. Others' rules in
-    /// it are lost: it is ours.
+    /// it are lost: it is ours. Its sets are empty afterwards.
     ///
     /// # Errors
     /// The kernel's refusal, with the part of the table it is about; `EPERM` if another process owns the
     /// table.
     pub fn replace(&mut self, table: &NftTable) -> Result<(), Errno> {
+        self.replace_with(table, &[])
+    }
+
+    /// The same with elements of its sets.
+    ///
+    /// # Errors
+    /// As [`Nft::replace`].
+    pub fn replace_with(&mut self, table: &NftTable, elements: &[&Element]) -> Result<(), Errno> {
         let flags = (table.owned && !self.plain).then_some(OWNER | PERSIST);
-        match self.transaction(None, replace(table, flags)) {
+        match self.transaction(None, replace(table, flags, elements)) {
             // Kernels before 6.9 do not know the flags.
             Err(errno) if flags.is_some() && matches!(errno.code, libc::EOPNOTSUPP | libc::EINVAL) => {
-                self.transaction(None, replace(table, None))?;
+                self.transaction(None, replace(table, None, elements))?;
                 self.plain = true;
                 Ok(())
             }
@@ -104,6 +113,32 @@ impl Nft {
             Err(errno) if errno.code == libc::EPERM => Err(self.owned_by_other(key, errno)),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Adds addresses to a set, which may be in it already, or takes them out: all of them or none.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ENOENT` for a set that is not there, or an address to be taken out that is not.
+    pub fn change_elements(&mut self, set: &SetKey, put: bool, addresses: &[IpAddr]) -> Result<(), Errno> {
+        self.transaction(None, changes(set, put, addresses))
+    }
+
+    /// Addresses in a set; none if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn elements(&mut self, set: &SetKey) -> Result<Vec<Element>, Errno> {
+        let lists = self.dump(&message::dump_elements(set), message::decode_elements)?;
+        Ok(lists.into_iter().flat_map(|(elements, _)| elements).collect())
+    }
+
+    /// All tables of a family.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn tables(&mut self, family: NftFamily) -> Result<Vec<TableKey>, Errno> {
+        let tables = self.dump(&message::dump_tables(family), message::decode_table)?;
+        Ok(tables.into_iter().map(|table| TableKey { family, name: table.name }).collect())
     }
 
     fn owned_by_other(&mut self, key: &TableKey, errno: Errno) -> Errno {
@@ -135,6 +170,7 @@ impl Nft {
             key: key.clone(),
             comment: info.comment,
             owned: info.flags & OWNER != 0,
+            sets: Vec::new(),
             chains: Vec::new(),
             drifted: true,
         }))
@@ -167,7 +203,9 @@ impl Nft {
             return Ok(false);
         }
         let sets = self.dump(&message::dump_sets(key), message::decode_set)?;
-        Ok(!sets.contains(&key.name))
+        let sets: Vec<_> = sets.into_iter().filter(|(table, _)| *table == key.name).collect();
+        Ok(sets.len() == wanted.sets.len()
+            && sets.iter().zip(&wanted.sets).all(|((_, have), want)| have.as_ref() == Some(want)))
     }
 
     /// A table, if it is there.
@@ -356,13 +394,20 @@ fn same_comment(have: &Option<String>, want: &Option<String>) -> bool {
 
 /// Deleting what is there, if anything, and making it anew, in one transaction: whatever was changed in
 /// the table, by whatever means, is gone, and an orphan of ours is adopted.
-fn replace(table: &NftTable, flags: Option<u32>) -> Vec<Operation> {
+fn replace(table: &NftTable, flags: Option<u32>, elements: &[&Element]) -> Vec<Operation> {
     let key = &table.key;
     let mut all = vec![
         Operation::new(message::add_table(key, None, None), format!("add table {key}")),
         Operation::new(message::delete_table(key), format!("delete table {key}")),
         Operation::new(message::add_table(key, flags, table.comment.as_deref()), format!("add table {key}")),
     ];
+    for (id, set) in (1..).zip(&table.sets) {
+        all.push(Operation::new(message::add_set(key, set, id), format!("add set {key} {}", set.name)));
+    }
+    for of_set in elements.chunk_by(|a, b| a.set == b.set) {
+        let addresses: Vec<IpAddr> = of_set.iter().map(|element| element.address).collect();
+        all.extend(of_set.first().into_iter().flat_map(|first| changes(&first.set, true, &addresses)));
+    }
     for chain in &table.chains {
         all.push(Operation::new(message::add_chain(key, chain), format!("add chain {key} {}", chain.name)));
     }
@@ -375,6 +420,16 @@ fn replace(table: &NftTable, flags: Option<u32>) -> Vec<Operation> {
         }
     }
     all
+}
+
+/// Addresses into a set or out of it.
+fn changes(set: &SetKey, put: bool, addresses: &[IpAddr]) -> Vec<Operation> {
+    let one = |addresses: &[IpAddr]| {
+        let action = if put { "add" } else { "delete" };
+        let action = format!("{action} {} elements of set {} {}", addresses.len(), set.table, set.name);
+        Operation::new(message::change_elements(set, put, addresses), action)
+    };
+    addresses.chunks(message::ELEMENTS_AT_ONCE).map(one).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, IfName};
 use plan::state::{
-    Addr, Fdb, Iptables, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, State, TABLE_MAIN,
+    Addr, Fdb, Iptables, LinkKind, Neigh, Nexthop, Object, Route, RouteKey, Scope, SetKey, State, TABLE_MAIN,
     TableKey, Via,
 };
 use plan::{Key, ROUTE_PROTOCOL};
@@ -57,7 +57,7 @@ impl Interest {
                 Key::Nft(table) => {
                     interest.nft_tables.insert(table.clone());
                 }
-                Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) | Key::Command(_) => {}
+                Key::Element(_) | Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) | Key::Command(_) => {}
             }
         }
         interest
@@ -111,7 +111,17 @@ impl Kernel {
                 Some(Object::Nft(table)) => Some(&**table),
                 _ => None,
             };
-            self.nft.read(key, like)?.into_iter().for_each(|t| keep(Object::Nft(Box::new(t))));
+            let Some(table) = self.nft.read(key, like)? else { continue };
+            // A table that is to be made anew is filled anew.
+            let sets = if table.drifted { Vec::new() } else { table.sets.clone() };
+            keep(Object::Nft(Box::new(table)));
+            for set in sets {
+                let set = SetKey { table: key.clone(), name: set.name };
+                let action = || format!("read nftables set {} {}", set.table, set.name);
+                let elements =
+                    self.nft.elements(&set).map_err(|errno| Error::Kernel { action: action(), errno })?;
+                elements.into_iter().map(Object::Element).for_each(&mut keep);
+            }
         }
         self.read_iptables(scope, wanted).into_iter().for_each(&mut keep);
         if interest.rules {

@@ -17,7 +17,7 @@ use plan::state::{LinkKind, Scope, TABLE_MAIN};
 use plan::uplink::{
     self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Refusal, Routing, Selectors, Situation,
 };
-use plan::{Facts, Key, Object, State, Step, backend, rules};
+use plan::{Facts, Key, Object, State, Step, backend, rules, sources};
 use store::Remembered;
 
 use crate::args::Options;
@@ -221,6 +221,12 @@ impl reconcile::Kernel for Host {
         let names: BTreeMap<u32, IfName> = links.iter().map(|l| (l.index, l.link.name)).collect();
         let on_link = self.on_link(&names, peers)?;
         let local: BTreeSet<IpAddr> = addresses.iter().map(|a| a.net.addr()).collect();
+        let others = links.iter().filter(|l| !devices.contains(&l.link.name));
+        let far = others.filter_map(|l| match &l.link.kind {
+            LinkKind::Ipip(ipip) => ipip.remote,
+            _ => None,
+        });
+        let tunnels = far.collect();
         let nexthops = self.kernel.rtnl().nexthops().map_err(text)?;
         Ok(Facts {
             uplink: choice.uplink,
@@ -234,6 +240,7 @@ impl reconcile::Kernel for Host {
             pinned_macs: BTreeMap::new(),
             published: remembered.attrs.clone(),
             on_link,
+            tunnels,
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
@@ -308,6 +315,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
         Event::Link(dev, _) | Event::Addr(dev) => {
             some(true, backend::is_our_device(dev) || inputs.uplink == Some(dev))
         }
+        Event::Object(Key::Element(e), _) if !sources::is_ours(&e.set.table) => News::default(),
         Event::Object(key, now) if key.device().is_none_or(backend::is_our_device) => entry(false, key, now),
         Event::Object(..) => News::default(),
         Event::Route(key, protocol, now) => {
@@ -323,7 +331,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
         }
         Event::Rule(_) => some(true, false),
         Event::Nft(table) => News {
-            ours: rules::table_keys().contains(&table),
+            ours: rules::table_keys().contains(&table) || sources::is_ours(&table),
             // The tables iptables-nft keeps its own in.
             iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
                 && matches!(table.name.as_str(), "nat" | "filter"),

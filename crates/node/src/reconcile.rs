@@ -7,7 +7,7 @@
 //!    2  wanted   ← what changed of facts, own lease, checked peers, rules
 //!    3  actual   ← kernel.read(scope)   at start, on surprising news, after an error, every resync
 //!    4  steps    ← diff(wanted, actual) less what is backing off; only of what changed, if the rest is known
-//!    5  nothing is deleted before our lease and a complete list of peers are there
+//!    5  nothing is deleted before our lease and a complete list of peers are there; no stranger kept out
 //!    6  devices first, then read again, then the rest in one batch
 //!    7  failures get a back-off of their own; the report goes to the outputs
 //! ```
@@ -24,7 +24,7 @@ use plan::rules::{self, Choice};
 use plan::state::{LinkKind, Scope};
 use plan::tracker::Tracker;
 use plan::uplink;
-use plan::{Assembly, Facts, Key, Object, State, Step, Touched, diff, diff_within, handover};
+use plan::{Assembly, Facts, Key, Object, State, Step, Touched, diff, diff_within, handover, sources};
 use store::Remembered;
 
 use crate::board::Topic;
@@ -136,6 +136,15 @@ pub struct Reconciler<K> {
     iptables: Resync,
 }
 
+/// What may be done to the kernel yet.
+#[derive(Clone, Copy)]
+struct May {
+    /// Deleting: our lease and a complete list of peers are there.
+    sweep: bool,
+    /// Keeping strangers out: it is known who is none, be it from a list that may be old.
+    guard: bool,
+}
+
 /// When iptables is read again: of the legacy variant's changes nobody tells.
 struct Resync {
     every_ms: u64,
@@ -225,7 +234,8 @@ impl<K: Kernel> Reconciler<K> {
         if inputs.news.iptables || iptables_due {
             self.reread_iptables(&scope, wanted, now_ms);
         }
-        match self.converge(&scope, wanted, touched, sweep, now_ms, &mut report) {
+        let may = May { sweep, guard: known };
+        match self.converge(&scope, wanted, touched, may, now_ms, &mut report) {
             Ok(()) => self.swept |= sweep,
             Err(error) => {
                 self.actual = None;
@@ -383,7 +393,7 @@ impl<K: Kernel> Reconciler<K> {
             devices: backend.devices().into_iter().collect(),
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
-            tables: rules::table_keys().into(),
+            tables: rules::table_keys().into_iter().chain(sources::keys(&backend.devices())).collect(),
             iptables: rules::iptables_keys(conf, &facts.iptables, !self.swept),
             sysctls: few.filter_map(sysctl).collect(),
             adopt: !self.swept,
@@ -397,7 +407,7 @@ impl<K: Kernel> Reconciler<K> {
         scope: &Scope,
         wanted: &State,
         touched: Touched,
-        sweep: bool,
+        may: May,
         now_ms: u64,
         report: &mut Report,
     ) -> Result<(), String> {
@@ -425,7 +435,7 @@ impl<K: Kernel> Reconciler<K> {
             );
             self.tracker.failed(Key::Link(*device), message, now_ms);
         }
-        let links = self.ready(found.links, sweep, now_ms);
+        let links = self.ready(found.links, may, now_ms);
         let rest = if links.is_empty() {
             found.rest
         } else {
@@ -445,8 +455,9 @@ impl<K: Kernel> Reconciler<K> {
         let (rest, waiting): (Vec<Step>, Vec<Step>) = rest
             .into_iter()
             .partition(|step| step.device().is_none_or(stands) && outside::may(step, wanted, actual));
-        self.settled = sweep && waiting.is_empty();
-        let rest = self.ask(self.ready(rest, sweep, now_ms));
+        let rest = self.ask(self.ready(rest, may, now_ms));
+        let (rest, early) = diff::within_tables(rest, wanted, self.actual.get_or_insert_default());
+        self.settled = may.sweep && waiting.is_empty() && early == 0;
         // Rules of another mode go when those of this one stand.
         let (last, rest): (Vec<Step>, Vec<Step>) =
             rest.into_iter().partition(|step| matches!(step, Step::Delete(_)) && is_rules(&step.key()));
@@ -500,10 +511,13 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn ready(&self, steps: Vec<Step>, sweep: bool, now_ms: u64) -> Vec<Step> {
+    fn ready(&self, steps: Vec<Step>, may: May, now_ms: u64) -> Vec<Step> {
         let may = |step: &Step| {
             let replaces = matches!(step, Step::Delete(Object::Link(_)));
-            self.tracker.ready(&step.key(), now_ms) && (sweep || replaces || !matches!(step, Step::Delete(_)))
+            let shuts = matches!(step, Step::Put(Object::Nft(table)) if sources::is_ours(&table.key));
+            self.tracker.ready(&step.key(), now_ms)
+                && (may.sweep || replaces || !matches!(step, Step::Delete(_)))
+                && (may.guard || !shuts)
         };
         steps.into_iter().filter(may).collect()
     }
@@ -519,14 +533,24 @@ impl<K: Kernel> Reconciler<K> {
                 Ok(()) => {
                     report.done.push(step.to_string());
                     match step {
-                        Step::Put(object) => actual.put(object),
+                        Step::Put(object) => {
+                            if let Object::Nft(table) = &object {
+                                // Its sets have what the steps after this one say.
+                                actual.remove(&Key::Nft(table.key.clone()));
+                            }
+                            actual.put(object);
+                        }
                         Step::Change(link) => actual.put(Object::Link(link)),
                         Step::Delete(object) => drop(actual.remove(&object.key())),
                     }
                 }
                 Err(message) => {
                     self.stale = true;
-                    self.tracker.failed(step.key(), message, now_ms);
+                    // The table's failure says it all.
+                    let lost = step.table().is_some_and(|table| !diff::stands(actual, table));
+                    if !lost {
+                        self.tracker.failed(step.key(), message, now_ms);
+                    }
                 }
             }
         }
@@ -539,11 +563,7 @@ impl<K: Kernel> Reconciler<K> {
             return self.tell(report);
         };
         self.tracker.settle(|key| match (wanted.get(key), actual.get(key)) {
-            (Some(Object::Link(want)), Some(Object::Link(have))) => {
-                want.fit(have) != plan::state::LinkFit::Same
-            }
-            (Some(Object::Nft(want)), Some(Object::Nft(have))) => !want.same(have),
-            (Some(Object::Iptables(want)), Some(Object::Iptables(have))) => !want.same(have),
+            (Some(want), Some(have)) => !have.is(want),
             (want, have) => want != have,
         });
         self.tell(report);

@@ -35,7 +35,7 @@ const CONFIGS: &[&str] = &[
     r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#,
     r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{"Type":"host-gw"}}"#,
     r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
-    r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+    r#"{"Network":"10.244.0.0/16","EnableNFTables":true,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","DirectRouting":true,"CheckSources":true}}"#,
     r#"{"EnableIPv4":false,"EnableNFTables":true,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"host-gw"}}"#,
 ];
 /// Events of one storm.

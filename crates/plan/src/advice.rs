@@ -19,6 +19,11 @@ const EHOSTUNREACH: i32 = 113;
 /// The way out, as the end of a sentence; `None` where the kernel's own words must do.
 pub fn advice(step: &Step, errno: i32) -> Option<String> {
     match step {
+        Step::Put(Object::Nft(table)) if crate::sources::is_ours(&table.key) && errno != EPERM => Some(
+            "packets for the tunnel are taken from any address: modprobe nf_tables, or set CheckSources of the \
+             backend to false"
+                .to_owned(),
+        ),
         Step::Put(Object::Nft(table)) => match errno {
             EPERM | EEXIST => {
                 Some(format!("another program owns table {}; stop it, or remove its table", table.key))

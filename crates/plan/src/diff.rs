@@ -3,12 +3,13 @@
 //! Links first (a device must be there before anything on it), then what is new or changed in creation
 //! order, then what is no longer wanted, backwards. So a change is made before the old is broken.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use model::IfName;
 
-use crate::state::{Key, Link, LinkFit, LinkKind, Object, State, Via};
+use crate::state::{Key, Link, LinkFit, LinkKind, Object, State, TableKey, Via};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +50,22 @@ impl Step {
                     .and_then(|name| IfName::new(name).ok())
                     .filter(|n| !matches!(n.as_str(), "all" | "default"))
             }
-            Object::Nft(_) | Object::Iptables(_) | Object::Link(_) | Object::Rule(_) | Object::Command(_) => {
-                None
+            Object::Nft(_)
+            | Object::Iptables(_)
+            | Object::Element(_)
+            | Object::Link(_)
+            | Object::Rule(_)
+            | Object::Command(_) => None,
+        }
+    }
+
+    /// The nftables table in which the object is an element of a set.
+    pub fn table(&self) -> Option<&TableKey> {
+        match self {
+            Step::Put(Object::Element(element)) | Step::Delete(Object::Element(element)) => {
+                Some(&element.set.table)
             }
+            _ => None,
         }
     }
 }
@@ -68,6 +82,8 @@ pub struct Difference {
     pub foreign: Vec<(IfName, String)>,
     /// Devices that will be made anew, and why.
     pub recreated: Vec<(IfName, String)>,
+    /// Tables that are made anew, and so with all elements of their sets.
+    anew: BTreeSet<TableKey>,
 }
 
 impl Difference {
@@ -85,7 +101,7 @@ pub fn diff(wanted: &State, actual: &State) -> Difference {
     }
     for (key, have) in actual.iter().rev() {
         if wanted.get(key).is_none() {
-            out.unwanted(have);
+            out.unwanted(wanted, have);
         }
     }
     out
@@ -94,13 +110,48 @@ pub fn diff(wanted: &State, actual: &State) -> Difference {
 /// The same where only what is under these keys can differ.
 pub fn diff_within(wanted: &State, actual: &State, keys: &BTreeSet<Key>) -> Difference {
     let mut out = Difference::default();
+    let mut keys = Cow::Borrowed(keys);
+    let tables: Vec<Key> = keys.iter().filter(|key| matches!(key, Key::Nft(_))).cloned().collect();
+    for key in tables {
+        if let (Key::Nft(table), Some(want)) = (&key, wanted.get(&key))
+            && !actual.get(&key).is_some_and(|have| have.is(want))
+        {
+            keys.to_mut().extend(wanted.elements(table).map(|(key, _)| key.clone()));
+        }
+    }
     for (key, want) in keys.iter().filter_map(|key| Some((key, wanted.get(key)?))) {
         out.want(want, actual.get(key));
     }
     for have in keys.iter().rev().filter(|key| wanted.get(key).is_none()).filter_map(|key| actual.get(key)) {
-        out.unwanted(have);
+        out.unwanted(wanted, have);
     }
     out
+}
+
+/// Whether a table is there as we made it.
+pub fn stands(actual: &State, table: &TableKey) -> bool {
+    matches!(actual.get(&Key::Nft(table.clone())), Some(Object::Nft(table)) if !table.drifted)
+}
+
+/// Steps on elements of tables that stand or will, with all others, and how many are none of these.
+pub fn within_tables(steps: Vec<Step>, wanted: &State, actual: &State) -> (Vec<Step>, usize) {
+    let tables = wanted.iter().map_while(|(key, object)| match object {
+        Object::Nft(table) => Some((&table.key, actual.get(key).is_some_and(|have| have.is(object)))),
+        _ => None,
+    });
+    let mut stand: BTreeMap<&TableKey, bool> = tables.collect();
+    for step in &steps {
+        if let Step::Put(Object::Nft(table)) = step
+            && let Some(stands) = stand.get_mut(&table.key)
+        {
+            *stands = true;
+        }
+    }
+    let all = steps.len();
+    let inside = |step: &Step| step.table().is_none_or(|table| stand.get(table) == Some(&true));
+    let steps: Vec<Step> = steps.into_iter().filter(inside).collect();
+    let outside = all - steps.len();
+    (steps, outside)
 }
 
 impl Difference {
@@ -117,14 +168,27 @@ impl Difference {
                 LinkFit::Foreign(why) => self.foreign.push((want.name, why)),
             },
             (Object::Link(_), _) => self.links.push(Step::Put(want.clone())),
-            (Object::Nft(want), Some(Object::Nft(have))) if want.same(have) => {}
-            (Object::Iptables(want), Some(Object::Iptables(have))) if want.same(have) => {}
-            (_, Some(have)) if want == have => {}
-            _ => self.rest.push(Step::Put(want.clone())),
+            (Object::Element(element), _) if self.anew.contains(&element.set.table) => {
+                self.rest.push(Step::Put(want.clone()));
+            }
+            (_, Some(have)) if have.is(want) => {}
+            _ => {
+                if let Object::Nft(table) = want {
+                    self.anew.insert(table.key.clone());
+                }
+                self.rest.push(Step::Put(want.clone()));
+            }
         }
     }
 
-    fn unwanted(&mut self, have: &Object) {
+    fn unwanted(&mut self, wanted: &State, have: &Object) {
+        if let Object::Element(element) = have {
+            let table = &element.set.table;
+            // It goes with the table: taken out before, it would have its packets dropped.
+            if self.anew.contains(table) || wanted.get(&Key::Nft(table.clone())).is_none() {
+                return;
+            }
+        }
         let step = Step::Delete(have.clone());
         if matches!(have, Object::Link(_)) { self.links.push(step) } else { self.rest.push(step) }
     }
@@ -167,6 +231,7 @@ impl fmt::Display for Step {
                 Object::Link(link) => write!(f, "ip link delete {}", link.name),
                 Object::Sysctl { path, .. } => write!(f, "sysctl -w {path}= (left as it is)"),
                 Object::Addr(a) => write!(f, "ip address delete {} dev {}", a.net, a.dev),
+                Object::Element(element) => write!(f, "nft delete element {element}"),
                 Object::Neigh(n) => write!(f, "ip neigh delete {} dev {}", n.dst, n.dev),
                 Object::Fdb(e) => write!(f, "bridge fdb delete {} dev {} dst {} self", e.mac, e.dev, e.dst),
                 Object::Nexthop(n) => write!(f, "ip nexthop delete id {}", n.id),

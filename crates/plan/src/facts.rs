@@ -26,6 +26,8 @@ pub struct Facts {
     /// Peers' public addresses that the kernel would reach without a gateway, and through which device.
     /// Asked for only by backends that route directly.
     pub on_link: BTreeMap<IpAddr, IfName>,
+    /// Far ends of ipip tunnels on this host that are not ours.
+    pub tunnels: BTreeSet<IpAddr>,
     /// Whether the kernel already holds nexthop objects of ours (hysteresis of the threshold).
     pub nexthops_in_use: bool,
     /// Whether the kernel has IPv6 at all.
@@ -37,6 +39,14 @@ pub struct Facts {
     pub printed: Option<String>,
     /// The programs of iptables, for each family that has them; asked for only where rules are to go there.
     pub iptables: Iptables,
+}
+
+impl Facts {
+    /// Where packets of a tunnel leave from: the public address, unless no interface has it (NAT; F-78).
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        let public = self.public.of(family).filter(|ip| self.local.contains(ip));
+        public.or(self.uplink.addresses.of(family))
+    }
 }
 
 /// What is known of the host's iptables, by family.

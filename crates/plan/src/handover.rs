@@ -49,7 +49,14 @@ mod tests {
 
     fn table(owned: bool, drifted: bool) -> Object {
         let key = TableKey { family: NftFamily::Ip, name: "flannel-ipv4".to_owned() };
-        Object::Nft(Box::new(NftTable { key, comment: None, owned, chains: Vec::new(), drifted }))
+        Object::Nft(Box::new(NftTable {
+            key,
+            comment: None,
+            owned,
+            sets: Vec::new(),
+            chains: Vec::new(),
+            drifted,
+        }))
     }
 
     fn nexthop(id: u32, dev: &str) -> Object {

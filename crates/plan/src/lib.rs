@@ -10,6 +10,7 @@ pub mod diff;
 pub mod facts;
 pub mod handover;
 pub mod rules;
+pub mod sources;
 pub mod state;
 pub mod tracker;
 pub mod uplink;

@@ -159,7 +159,7 @@ fn tables(conf: &NetConf, own: &Subnets, choice: Choice) -> Vec<NftTable> {
         if !chains.is_empty() {
             let key = key(family);
             let comment = Some(format!("rules for {}", key.name));
-            tables.push(NftTable { key, comment, owned: true, chains, drifted: false });
+            tables.push(NftTable { key, comment, owned: true, sets: Vec::new(), chains, drifted: false });
         }
     }
     tables

@@ -13,6 +13,7 @@ mod nft;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{Family, IfName, Mac};
@@ -21,7 +22,8 @@ pub use command::{Command, CommandKey, Line};
 pub use iptables::{Iptables, IptablesKey, IptablesTable, Variant};
 pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
 pub use nft::{
-    Chain, ChainType, Hook, Match, NftFamily, NftTable, Rule as NftRule, Statement, TableKey, Verdict,
+    Chain, ChainType, Element, Hook, Match, NftFamily, NftTable, Rule as NftRule, Set, SetKey, Statement,
+    TableKey, Verdict,
 };
 
 /// The kernel's own key of an object. The order of the variants is the order of creation.
@@ -37,6 +39,8 @@ pub enum Key {
     Sysctl(String),
     /// An address on a device.
     Addr(IfName, IpNet),
+    /// An address in a set of an nftables table: there before the way to whom it lets in, gone after it.
+    Element(Element),
     /// A neighbour entry: device and network-layer address.
     Neigh(IfName, IpAddr),
     /// A forwarding entry of a vxlan device.
@@ -60,10 +64,11 @@ impl Key {
         }
     }
 
-    /// Whether no pod can work without it; other entries concern one peer alone.
+    /// Whether no pod can work without it; other entries concern one peer alone, or only keep strangers out.
     pub fn is_critical(&self) -> bool {
         match self {
-            Key::Nft(_) | Key::Iptables(_) | Key::Link(_) | Key::Addr(..) => true,
+            Key::Nft(table) => !crate::sources::is_ours(table),
+            Key::Iptables(_) | Key::Link(_) | Key::Addr(..) => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
             _ => false,
         }
@@ -104,6 +109,8 @@ pub enum Object {
     },
     /// A permanent address.
     Addr(Addr),
+    /// An address in a set of an nftables table.
+    Element(Element),
     /// A permanent neighbour entry.
     Neigh(Neigh),
     /// A permanent forwarding entry.
@@ -127,12 +134,23 @@ impl Object {
             Object::Link(link) => Key::Link(link.name),
             Object::Sysctl { path, .. } => Key::Sysctl(path.clone()),
             Object::Addr(a) => Key::Addr(a.dev, a.net),
+            Object::Element(element) => Key::Element(element.clone()),
             Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
             Object::Fdb(f) => Key::Fdb(f.dev, f.mac),
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),
             Object::Rule(r) => Key::Rule(r.clone()),
             Object::Command(command) => Key::Command(command.key),
+        }
+    }
+
+    /// Whether the kernel, which holds this object, need not be told of `wanted`.
+    pub fn is(&self, wanted: &Object) -> bool {
+        match (wanted, self) {
+            (Object::Link(want), Object::Link(have)) => want.fit(have) == LinkFit::Same,
+            (Object::Nft(want), Object::Nft(have)) => want.same(have),
+            (Object::Iptables(want), Object::Iptables(have)) => want.same(have),
+            (want, have) => want == have,
         }
     }
 }
@@ -289,9 +307,21 @@ impl State {
         self.objects.insert(object.key(), object);
     }
 
-    /// Removes an object.
+    /// Removes an object; with a table the elements of its sets.
     pub fn remove(&mut self, key: &Key) -> Option<Object> {
+        if let Key::Nft(table) = key {
+            let elements: Vec<Key> = self.elements(table).map(|(key, _)| key.clone()).collect();
+            elements.iter().for_each(|key| drop(self.objects.remove(key)));
+        }
         self.objects.remove(key)
+    }
+
+    /// Elements of the sets of a table.
+    pub fn elements(&self, table: &TableKey) -> impl Iterator<Item = (&Key, &Object)> {
+        let set = SetKey { table: table.clone(), name: String::new() };
+        let first = Element { set: Arc::new(set), address: IpAddr::from([0; 4]) };
+        let of_table = |(key, _): &(&Key, &Object)| matches!(key, Key::Element(e) if e.set.table == *table);
+        self.objects.range(Key::Element(first)..).take_while(of_table)
     }
 
     /// Removes every object for which `keep` is false.
@@ -354,7 +384,7 @@ impl IntoIterator for State {
 ///
 /// | Kind | Ours when |
 /// | --- | --- |
-/// | nft table | its name is in `tables` |
+/// | nft table, element of a set | the table's name is in `tables` |
 /// | iptables chain | flannel's name, in a table of `iptables`; in the built-in chain by target, comment or the text of an old version |
 /// | link | its name is in `devices` |
 /// | sysctl | its path is in `sysctls` |
@@ -398,6 +428,7 @@ impl Scope {
                         IpAddr::V6(ip) => !ip.is_unicast_link_local(),
                     }
             }
+            Object::Element(element) => self.tables.contains(&element.set.table),
             Object::Neigh(n) => self.devices.contains(&n.dev),
             Object::Fdb(f) => self.devices.contains(&f.dev),
             Object::Nexthop(_) => true,
@@ -442,6 +473,7 @@ impl fmt::Display for Object {
             Object::Link(link) => link.fmt(f),
             Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
             Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),
+            Object::Element(element) => write!(f, "nft add element {element}"),
             Object::Neigh(n) => {
                 write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.dst, n.mac, n.dev)
             }

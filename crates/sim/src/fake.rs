@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use model::{Family, IfName};
-use plan::state::{Link, LinkKind, Nexthop, Object, Route, RouteKey, Scope, State, Via};
+use plan::state::{Link, LinkKind, Nexthop, Object, Route, RouteKey, Scope, State, TableKey, Via};
 use plan::{Key, Step};
 
 use crate::Disturbance;
@@ -21,7 +21,7 @@ pub enum Notice {
     /// A route, and what it is now; the number is its protocol, of the one before if it is gone.
     Route(RouteKey, u8, Option<Route>),
     /// A table of nftables.
-    Nft(plan::state::TableKey),
+    Nft(TableKey),
     /// A policy rule.
     Rule,
 }
@@ -262,7 +262,13 @@ impl FakeKernel {
                 Via::Blackhole => {}
                 Via::Foreign => return Err(errno::EINVAL),
             },
-            Object::Rule(_) | Object::Nft(_) => {}
+            Object::Element(e) => {
+                if self.state.get(&Key::Nft(e.set.table.clone())).is_none() {
+                    return Err(errno::ENOENT);
+                }
+            }
+            Object::Nft(table) => self.without_elements(&table.key),
+            Object::Rule(_) => {}
             // Not the kernel's, or not in this one.
             Object::Iptables(_) | Object::Command(_) => return Err(errno::EINVAL),
         }
@@ -293,6 +299,7 @@ impl FakeKernel {
         match &was {
             Object::Addr(a) => self.without_address(a.dev, Family::of_net(a.net)),
             Object::Nexthop(n) => self.without_nexthops(&BTreeSet::from([n.id])),
+            Object::Nft(table) => self.without_elements(&table.key),
             _ => {}
         }
         self.tell(&key, &was, None);
@@ -310,6 +317,11 @@ impl FakeKernel {
             }
             _ => Notice::Object(key.clone(), now.cloned()),
         });
+    }
+
+    /// A table made anew comes with empty sets.
+    fn without_elements(&mut self, table: &TableKey) {
+        self.state.retain(|key, _| !matches!(key, Key::Element(e) if e.set.table == *table));
     }
 
     /// Without its last address of IPv4 a device has no IPv4: its routes and neighbours go, but not

@@ -120,6 +120,8 @@ fn work() -> Result<usize, String> {
             .env("PATH", PATH)
             .env("HOME", "/root")
             .env("LODEN_REQUIRE", &plan.require)
+            // Everything takes many times longer on an emulated processor.
+            .env("LODEN_TEST_PATIENCE", "120")
             .status();
         match status {
             Ok(status) if status.success() => {}

@@ -108,6 +108,15 @@ pub enum Expr {
         /// Whether register 2 holds a port.
         port: bool,
     },
+    /// Look register 1 up in a set; the rule ends here if it is not in it.
+    Lookup {
+        /// Name of the set.
+        set: String,
+        /// Ends here if it is in the set, not if it is not.
+        not: bool,
+    },
+    /// Packets and bytes are counted; how many does not matter.
+    Counter,
     /// Anything we never write.
     Other(String),
 }
@@ -130,6 +139,8 @@ impl Expr {
             Expr::Fib { .. } => "fib",
             Expr::Masquerade(_) => "masq",
             Expr::Snat { .. } | Expr::Dnat { .. } => "nat",
+            Expr::Lookup { .. } => "lookup",
+            Expr::Counter => "counter",
             Expr::Other(name) => name,
         }
     }
@@ -210,7 +221,10 @@ impl Expr {
                     m.attr_be32(5, REG_2).attr_be32(7, NAT_PORT);
                 }
             }
-            Expr::Other(_) => {}
+            Expr::Lookup { set, not } => {
+                m.attr_text(1, set).attr_be32(2, REG_1).attr_be32(5, u32::from(*not));
+            }
+            Expr::Counter | Expr::Other(_) => {}
         }
     }
 
@@ -267,6 +281,12 @@ impl Expr {
             }
             "immediate" => Some(Expr::Immediate { register: number(1)?, value: bytes(2)? }),
             "fib" if in_register_1(1) => Some(Expr::Fib { result: number(2)?, flags: number(3)? }),
+            // With NFTA_LOOKUP_DREG it is a map.
+            "lookup" if in_register_1(2) && data.find(3).is_none() => {
+                let set = data.find(1)?.text()?.to_owned();
+                Some(Expr::Lookup { set, not: number(5).unwrap_or(0) == 1 })
+            }
+            "counter" => Some(Expr::Counter),
             // With ports from registers it is not one of ours.
             "masq" if number(2).is_none() => Some(Expr::Masquerade(number(1).unwrap_or(0))),
             "nat" if number(1) == Some(0) && in_register_1(3) => Expr::decode_snat(data),

@@ -100,6 +100,19 @@ impl Lowering {
                 Expr::Fib { result: expr::FIB_ADDRESS_TYPE, flags: expr::FIB_DESTINATION },
                 equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes()),
             ]),
+            Match::SourceNotIn(family, set) => {
+                self.network_is(*family);
+                let (offset, length) = source_address(*family);
+                self.push([
+                    Expr::Payload { base: NETWORK_HEADER, offset, length },
+                    Expr::Lookup { set: set.clone(), not: true },
+                ]);
+            }
+            // Behind the 8 bytes of UDP and the flags.
+            Match::VxlanId(vni) => self.push([
+                Expr::Payload { base: TRANSPORT_HEADER, offset: 12, length: 3 },
+                equal(&vni.to_be_bytes()[1..]),
+            ]),
             Match::SourceMac(mac) => {
                 self.push([Expr::Payload { base: LINK_HEADER, offset: 6, length: 6 }, equal(&mac.0)])
             }
@@ -112,16 +125,11 @@ impl Lowering {
         self.push([Expr::MetaLoad(key), Expr::Compare { not, value: name.to_vec() }]);
     }
 
-    /// RFC 791 3.1 and RFC 8200 3: addresses are at bytes 12 and 16, or 8 and 24.
     fn address(&mut self, net: &IpNet, destination: bool, not: bool) {
         let family = Family::of_net(*net);
         self.network_is(family);
-        let offset = match (family, destination) {
-            (Family::V4, false) => 12,
-            (Family::V4, true) => 16,
-            (Family::V6, false) => 8,
-            (Family::V6, true) => 24,
-        };
+        let (source, size) = source_address(family);
+        let offset = if destination { source + size } else { source };
         let (network, mask) = (octets(net.network()), octets(net.netmask()));
         let prefix = usize::from(net.prefix_len());
         // Whole bytes are compared as they are, others under a mask.
@@ -152,7 +160,10 @@ impl Lowering {
 
     fn statement(&mut self, statement: &Statement) {
         match statement {
-            Statement::Verdict(verdict) => {
+            Statement::Verdict(verdict) | Statement::Counted(verdict) => {
+                if matches!(statement, Statement::Counted(_)) {
+                    self.push([Expr::Counter]);
+                }
                 let (code, chain) = match verdict {
                     Verdict::Drop => (libc::NF_DROP, None),
                     Verdict::Accept => (libc::NF_ACCEPT, None),
@@ -189,6 +200,14 @@ impl Lowering {
                 Expr::CtStore(expr::CT_MARK),
             ]),
         }
+    }
+}
+
+/// Place and size of the source address in the header; the destination's follows (RFC 791 3.1, RFC 8200 3).
+fn source_address(family: Family) -> (u32, u32) {
+    match family {
+        Family::V4 => (12, 4),
+        Family::V6 => (8, 16),
     }
 }
 

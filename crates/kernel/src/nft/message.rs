@@ -2,7 +2,11 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use plan::state::{Chain, ChainType, Hook, NftFamily, NftRule, TableKey};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::Family;
+use plan::state::{Chain, ChainType, Element, Hook, NftFamily, NftRule, Set, SetKey, TableKey};
 
 use super::expr::Expr;
 use super::lower::{family_number, lower};
@@ -37,8 +41,23 @@ const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
-// NFTA_SET_TABLE, NFTA_GEN_ID
+// NFTA_SET_…
 const SET_TABLE: u16 = 1;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_KEY_TYPE: u16 = 4;
+const SET_KEY_LENGTH: u16 = 5;
+const SET_ID: u16 = 10;
+const SET_USERDATA: u16 = 13;
+// NFTA_SET_ELEM_LIST_…
+const ELEMENTS_TABLE: u16 = 1;
+const ELEMENTS_SET: u16 = 2;
+const ELEMENTS: u16 = 3;
+// NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY and NFTA_DATA_VALUE
+const LIST_ELEMENT: u16 = 1;
+const ELEMENT_KEY: u16 = 1;
+const DATA_VALUE: u16 = 1;
+// NFTA_GEN_ID
 const GEN_ID: u16 = 1;
 
 fn kind(message: i32) -> u16 {
@@ -355,10 +374,98 @@ pub fn digest_rule(reply: &Reply<'_>) -> Option<(String, String, u64)> {
     Some((text(RULE_TABLE)?, text(RULE_CHAIN)?, hasher.finish()))
 }
 
-/// Name of the table a set in a reply is in.
-pub fn decode_set(reply: &Reply<'_>) -> Option<String> {
-    let set = reply.kind == kind(libc::NFT_MSG_NEWSET);
-    set.then(|| reply.attrs(HEADER).find(SET_TABLE)?.text().map(str::to_owned)).flatten()
+/// What the `nft` program calls `ipv4_addr` and `ipv6_addr` (`TYPE_IPADDR`, `TYPE_IP6ADDR`), and the length.
+fn address_type(family: Family) -> (u32, u32) {
+    match family {
+        Family::V4 => (7, 4),
+        Family::V6 => (8, 16),
+    }
+}
+
+/// Adds a set. `id` tells it from others of the same transaction.
+pub fn add_set(key: &TableKey, set: &Set, id: u32) -> Message {
+    /// `NFTNL_UDATA_SET_KEYBYTEORDER` with `BYTEORDER_BIG_ENDIAN`, as `nft` puts it there for itself.
+    const BYTE_ORDER: (u8, u32) = (0, 2);
+    let (data_type, length) = address_type(set.family);
+    let mut m = about(libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE, key);
+    m.attr_text(SET_NAME, &set.name).attr_be32(SET_FLAGS, 0);
+    m.attr_be32(SET_KEY_TYPE, data_type).attr_be32(SET_KEY_LENGTH, length).attr_be32(SET_ID, id);
+    let [a, b, c, d] = BYTE_ORDER.1.to_ne_bytes();
+    m.attr(SET_USERDATA, &[BYTE_ORDER.0, 4, a, b, c, d]);
+    m
+}
+
+/// Name of the table a set in a reply is in, and the set; `None` in place of one we have no words for.
+pub fn decode_set(reply: &Reply<'_>) -> Option<(String, Option<Set>)> {
+    if reply.kind != kind(libc::NFT_MSG_NEWSET) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let number = |kind| attrs.find(kind).as_ref().and_then(Attr::be32);
+    let family = Family::BOTH.into_iter().find(|f| number(SET_KEY_TYPE) == Some(address_type(*f).0));
+    let plain = number(SET_FLAGS).unwrap_or(0) == 0;
+    let name = attrs.find(SET_NAME)?.text()?.to_owned();
+    let set = family.filter(|_| plain).map(|family| Set { name, family });
+    Some((attrs.find(SET_TABLE)?.text()?.to_owned(), set))
+}
+
+/// Adds addresses to a set or takes them out; at most [`ELEMENTS_AT_ONCE`].
+pub fn change_elements(set: &SetKey, put: bool, addresses: &[IpAddr]) -> Message {
+    let mut m = match put {
+        true => about(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, &set.table),
+        false => about(libc::NFT_MSG_DELSETELEM, 0, &set.table),
+    };
+    m.attr_text(ELEMENTS_SET, &set.name);
+    m.nest(ELEMENTS, |m| {
+        for address in addresses {
+            m.nest(LIST_ELEMENT, |m| {
+                m.nest(ELEMENT_KEY, |m| {
+                    match address {
+                        IpAddr::V4(ip) => m.attr(DATA_VALUE, &ip.octets()),
+                        IpAddr::V6(ip) => m.attr(DATA_VALUE, &ip.octets()),
+                    };
+                });
+            });
+        }
+    });
+    m
+}
+
+/// An attribute's length has 16 bits, and an IPv6 address takes 28 bytes of one.
+pub const ELEMENTS_AT_ONCE: usize = 2_000;
+
+/// Asks for the elements of a set.
+pub fn dump_elements(set: &SetKey) -> Message {
+    let mut m = about(libc::NFT_MSG_GETSETELEM, 0, &set.table);
+    m.attr_text(ELEMENTS_SET, &set.name);
+    m
+}
+
+/// The addresses in a reply or notification about elements, and whether they are there now; `None` for any
+/// other, and where there is more to an element than an address.
+pub fn decode_elements(reply: &Reply<'_>) -> Option<(Vec<Element>, bool)> {
+    let there = reply.kind == kind(libc::NFT_MSG_NEWSETELEM);
+    if !there && reply.kind != kind(libc::NFT_MSG_DELSETELEM) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let table = TableKey { family: family(reply)?, name: attrs.find(ELEMENTS_TABLE)?.text()?.to_owned() };
+    let set = Arc::new(SetKey { table, name: attrs.find(ELEMENTS_SET)?.text()?.to_owned() });
+    let element = |a: Attr<'_>| {
+        let value = a.nested().find(ELEMENT_KEY)?.nested().find(DATA_VALUE)?.data;
+        let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+        let address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()?;
+        Some(Element { set: set.clone(), address })
+    };
+    let listed = attrs.find(ELEMENTS)?.nested().filter(|a| a.kind == LIST_ELEMENT);
+    Some((listed.map(element).collect::<Option<_>>()?, there))
+}
+
+fn family(reply: &Reply<'_>) -> Option<NftFamily> {
+    let [family] = reply.field(0)?;
+    [NftFamily::Ip, NftFamily::Ip6, NftFamily::Inet, NftFamily::Bridge]
+        .into_iter()
+        .find(|f| family_number(*f) == family)
 }
 
 /// Family and table name of any nftables notification.
@@ -366,10 +473,6 @@ pub fn decode_notification(reply: &Reply<'_>) -> Option<TableKey> {
     if reply.kind >> 8 != libc::NFNL_SUBSYS_NFTABLES as u16 || reply.kind == kind(libc::NFT_MSG_NEWGEN) {
         return None;
     }
-    let [family] = reply.field(0)?;
-    let family = [NftFamily::Ip, NftFamily::Ip6, NftFamily::Inet, NftFamily::Bridge]
-        .into_iter()
-        .find(|f| family_number(*f) == family)?;
     let name = reply.attrs(HEADER).find(TABLE_NAME)?.text()?.to_owned();
-    Some(TableKey { family, name })
+    Some(TableKey { family: family(reply)?, name })
 }

@@ -1,7 +1,7 @@
 //! Expressions survive the way to the kernel and back; forms are those of the `nft` program.
 
 use ipnet::IpNet;
-use model::{IfName, Mac};
+use model::{Family, IfName, Mac};
 use plan::state::{Match, NftFamily, NftRule, Statement, TableKey, Verdict};
 
 use super::expr::Expr;
@@ -41,6 +41,16 @@ fn rules() -> Vec<NftRule> {
             Statement::Snat { to: "10.1.2.3".parse().unwrap() },
         ),
         (vec![Match::DestinationTranslated], Statement::Snat { to: "fd00::3".parse().unwrap() }),
+        (
+            vec![
+                Match::Protocol(17),
+                Match::DestinationPort(8472),
+                Match::VxlanId(0x01_0203),
+                Match::SourceNotIn(Family::V4, "nodes".to_owned()),
+                Match::SourceNotIn(Family::V6, "nodes".to_owned()),
+            ],
+            Statement::Counted(Verdict::Drop),
+        ),
     ]
     .into_iter()
     .map(|(matches, statement)| NftRule { matches, statement, comment: Some("a \"b\" ü".to_owned()) })

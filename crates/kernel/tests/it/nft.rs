@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use kernel::nft::CommentIs;
 use kernel::{Kernel, Netns, Nft, NftBatch};
-use model::{IfName, Mac};
+use model::{Family, IfName, Mac};
+use plan::sources::{Guard, Outer};
 use plan::state::{
     Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Object, Scope, State, Statement, TableKey,
     Verdict,
@@ -66,6 +67,7 @@ fn flannel(family: NftFamily, pod: &str, cluster: &str, multicast: &str) -> NftT
         key: key(family, name),
         comment: Some(format!("rules for {name}")),
         owned: true,
+        sets: Vec::new(),
         chains: vec![postrouting, forward],
         drifted: false,
     }
@@ -134,6 +136,7 @@ fn every_match_and_statement_is_listed_and_recognised() {
         key: key(family, name),
         comment: None,
         owned: false,
+        sets: Vec::new(),
         chains,
         drifted: false,
     };
@@ -514,5 +517,128 @@ fn a_socket_left_to_a_child_is_closed_in_the_end_and_bars_nobody() {
         assert_eq!(errno.code, libc::EPERM, "{errno}");
         assert!(Instant::now() < deadline, "the child still holds it");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The table that stands beside a tunnel, as `nft -s` lists it.
+fn guarded(name: &str, sets: &str, condition: &str) -> String {
+    let (family, address) = if name.contains("v6") { ("ip6", "ipv6_addr") } else { ("ip", "ipv4_addr") };
+    let sets: String = sets.replace("SET", "\tset").replace("TYPE", &format!("\t\ttype {address}"));
+    format!(
+        r#"table {family} loden-{name} {{
+	comment "the tunnel takes packets from nodes with a lease"
+{sets}
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		{condition} counter drop
+	}}
+}}
+"#
+    )
+}
+
+#[test]
+fn the_table_beside_a_tunnel_is_listed_filled_and_changed_by_element() {
+    let netns = fresh();
+    let mut kernel = Kernel::open_in(&netns).unwrap();
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let elements = |text: &str| format!("\t\telements = {{ {text} }}\n");
+    for (device, family, outer, nodes, condition) in [
+        (
+            "flannel.ipip",
+            Family::V4,
+            Outer::Ipip { local: ip("192.0.2.11") },
+            ["192.0.2.12", "192.0.2.13", "198.51.100.1"],
+            "meta l4proto ipencap ip daddr 192.0.2.11 ip saddr != @nodes ip saddr != @tunnels",
+        ),
+        (
+            "flannel.1",
+            Family::V4,
+            Outer::Vxlan { port: 8472, vni: 1 },
+            ["192.0.2.12", "192.0.2.13", "198.51.100.1"],
+            "udp dport 8472 @th,96,24 0x1 ip saddr != @nodes",
+        ),
+        (
+            "flannel-v6.7000",
+            Family::V6,
+            Outer::Vxlan { port: 4789, vni: 7_000 },
+            ["2001:db8::12", "2001:db8::13", "2001:db8:1::1"],
+            "udp dport 4789 @th,96,24 0x1b58 ip6 saddr != @nodes",
+        ),
+    ] {
+        let guard = Guard::new(IfName::new(device).unwrap(), family);
+        let table = guard.table(outer);
+        let Object::Nft(content) = &table else { panic!("{table}") };
+        let key = content.key.clone();
+        let scope = Scope { tables: [key.clone()].into(), ..Scope::default() };
+        let tunnels = matches!(outer, Outer::Ipip { .. });
+        let mut converge = |nodes: &[&str]| {
+            let wanted: State = nodes.iter().map(|n| guard.node(ip(n))).chain([table.clone()]).collect();
+            let actual = kernel.read(&scope, &wanted).unwrap();
+            let steps = diff(&wanted, &actual).rest;
+            kernel.apply(&steps).into_iter().for_each(|r| r.unwrap());
+            assert_eq!(kernel.read(&scope, &wanted).unwrap(), wanted);
+            let sets = |text: &str| {
+                let more = if tunnels { "\nSET tunnels {\nTYPE\n\t}\n" } else { "" };
+                format!("SET nodes {{\nTYPE\n{text}\t}}\n{more}")
+            };
+            let list = if nodes.is_empty() { String::new() } else { elements(&nodes.join(", ")) };
+            // nft breaks the line after two or three.
+            let listed = run_in(&netns, &format!("nft -s list table {key}")).replace(",\n\t\t\t     ", ", ");
+            assert_eq!(listed, guarded(device, &sets(&list), condition));
+            if nodes.is_empty() {
+                assert_eq!(listed, format!("{content}\n"));
+            }
+            steps.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(converge(&nodes[..2]).len(), 3, "the table and its elements");
+        assert_eq!(converge(&nodes[..2]), [""; 0]);
+        assert_eq!(converge(&nodes), [format!("nft add element {key} nodes {{ {} }}", nodes[2])]);
+        assert_eq!(converge(&nodes[..1]).len(), 2, "two are taken out");
+        for change in
+            ["flush ruleset", "insert rule TABLE input accept", "add set TABLE s { type ipv4_addr; }"]
+        {
+            assert!(nft_succeeds(&netns, &change.replace("TABLE", &key.to_string())), "{change}");
+            assert_eq!(converge(&nodes[..1]).len(), 2, "{change}: the table and its element");
+        }
+        assert!(nft_succeeds(&netns, &format!("flush set {key} nodes")));
+        assert_eq!(converge(&nodes[..1]).len(), 1, "the element");
+        converge(&[]);
+    }
+    // An element that is gone already, and one of a table that is gone.
+    let guard = Guard::new(IfName::fixed("flannel.1"), Family::V4);
+    let [known, unknown] = ["192.0.2.12", "192.0.2.13"].map(|n| guard.node(ip(n)));
+    let put = |o: &Object| Step::Put(o.clone());
+    let delete = |o: &Object| Step::Delete(o.clone());
+    let table = guard.table(Outer::Vxlan { port: 8472, vni: 1 });
+    kernel.apply(&[put(&table), put(&known)]).into_iter().for_each(|r| r.unwrap());
+    let steps = [delete(&known), delete(&unknown)];
+    kernel.apply(&steps).into_iter().for_each(|r| r.unwrap());
+    let set = run_in(&netns, "nft list set ip loden-flannel.1 nodes");
+    assert!(!set.contains("elements"), "{set}");
+    assert!(nft_succeeds(&netns, "delete table ip loden-flannel.1"));
+    let refused = kernel.apply(&[put(&known)]).pop().unwrap().unwrap_err();
+    assert!(
+        refused.to_string().starts_with("nft add element ip loden-flannel.1 nodes { 192.0.2.12 }: no such"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn ten_thousand_elements_in_one_transaction_and_one_more_by_itself() {
+    let netns = fresh();
+    let guard = Guard::new(IfName::fixed("flannel-v6.1"), Family::V6);
+    let node = |n: u32| guard.node(std::net::Ipv6Addr::from((0x2001_0db8u128 << 96) + u128::from(n)).into());
+    let table = guard.table(Outer::Vxlan { port: 8472, vni: 1 });
+    let Object::Nft(content) = &table else { panic!("{table}") };
+    let scope = Scope { tables: [content.key.clone()].into(), ..Scope::default() };
+    let mut kernel = Kernel::open_in(&netns).unwrap();
+    let mut wanted: State = (0..10_000).map(node).chain([table.clone()]).collect();
+    for steps in [10_001, 1] {
+        let found = diff(&wanted, &kernel.read(&scope, &wanted).unwrap()).rest;
+        assert_eq!(found.len(), steps);
+        kernel.apply(&found).into_iter().for_each(|r| r.unwrap());
+        assert_eq!(kernel.read(&scope, &wanted).unwrap(), wanted);
+        wanted.put(node(10_000));
     }
 }

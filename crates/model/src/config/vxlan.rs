@@ -18,11 +18,22 @@ pub struct VxlanConf {
     pub learning: bool,
     /// `DirectRouting`: plain routes to peers on the same link.
     pub direct_routing: bool,
+    /// `CheckSources`, ours alone: take packets from the addresses of known nodes only; default false,
+    /// because behind a NAT a node may send from an address it does not announce.
+    pub check_sources: bool,
 }
 
 impl Default for VxlanConf {
     fn default() -> VxlanConf {
-        VxlanConf { vni: 1, port: None, mtu: None, gbp: false, learning: false, direct_routing: false }
+        VxlanConf {
+            vni: 1,
+            port: None,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+            check_sources: false,
+        }
     }
 }
 
@@ -54,6 +65,7 @@ impl VxlanConf {
             gbp: fields.bool("GBP")?.unwrap_or(false),
             learning: fields.bool("Learning")?.unwrap_or(false),
             direct_routing: fields.bool("DirectRouting")?.unwrap_or(false),
+            check_sources: fields.bool("CheckSources")?.unwrap_or(false),
         })
     }
 }

@@ -10,9 +10,9 @@ mod pods;
 
 use std::path::PathBuf;
 
-use kernel::Kernel;
-use plan::state::Scope;
-use plan::{State, backend, diff, rules};
+use kernel::{Kernel, Nft};
+use plan::state::{NftFamily, Scope};
+use plan::{State, backend, diff, rules, sources};
 
 use super::{complain, print};
 use act::Act;
@@ -21,8 +21,8 @@ const USAGE: &str = "\
 usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
 Removes the devices flannel.N, flannel-v6.N and flannel.ipip with all that is on them, routes and
-nexthop objects of protocol 76, the nftables tables flannel-ipv4 and flannel-ipv6, and the iptables
-chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way to other hosts. Stop the
+nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and loden-flannel.*,
+and the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way to other hosts. Stop the
 agent first, or it puts everything back. What else is of ours or of flannel is named at the end,
 with the flag that removes it.
 
@@ -188,10 +188,15 @@ fn agents(kernel: &mut Kernel) -> Result<Vec<Act>, String> {
 /// What is ours in this host's kernel, by marks and names alone.
 pub fn ours(kernel: &mut Kernel) -> Result<State, String> {
     let links = kernel.rtnl().links().map_err(|error| error.to_string())?;
+    // Tables about devices that are gone as well. A kernel without nftables has none.
+    let mut nft = Nft::open().map_err(|error| error.to_string())?;
+    let families = [NftFamily::Ip, NftFamily::Ip6];
+    let tables = families.into_iter().flat_map(|family| nft.tables(family).unwrap_or_default());
+    let guards: Vec<_> = tables.filter(sources::is_ours).collect();
     let ours = links.into_iter().filter(|l| backend::is_our_link(&l.link));
     let scope = Scope {
         devices: ours.map(|l| l.link.name).collect(),
-        tables: rules::table_keys().into(),
+        tables: rules::table_keys().into_iter().chain(guards).collect(),
         iptables: rules::all_iptables_keys(),
         ..Scope::default()
     };

@@ -122,6 +122,7 @@ impl Kernel for Seat {
             machine_id: "storm".to_owned(),
             iptables: Default::default(),
             printed: Default::default(),
+            tunnels: Default::default(),
         })
     }
 

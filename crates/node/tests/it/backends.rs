@@ -2,18 +2,7 @@
 
 use serde_json::Value;
 
-use crate::world::{Host, World, until};
-
-/// Whether the kernel has a kind of device, or a note that the test is skipped. The guest of
-/// `cargo xtask vm` has them all.
-fn has(kind: &str, test: &str) -> bool {
-    let world = World::new(1);
-    let there = world.hosts[0].try_sh(&format!("ip link add probe type {kind}")).is_ok();
-    if !there {
-        println!("SKIP {test}: this kernel has no {kind}");
-    }
-    there
-}
+use crate::world::{Host, World, has, until};
 
 fn route(host: &Host, peer: &Host) -> Value {
     host.json(&format!("ip -j route show {}", peer.subnet("FLANNEL_SUBNET")))[0].clone()

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::iptables;
 use crate::machine::{Machine, child_of, remove_cgroup};
 use crate::migrate::recording::etcdctl;
-use crate::migrate::traffic::{Pod, Stream};
+use crate::traffic::{Pod, Stream};
 use crate::world::{Agent, Etcd, Host, World, has_etcd, run, until};
 
 /// Where the programs of this test are, in place of `/usr/local/bin`.

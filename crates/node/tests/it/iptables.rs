@@ -17,7 +17,7 @@ use model::Family;
 use plan::state::Variant;
 
 use crate::faults::try_sh;
-use crate::migrate::traffic::{Pings, Pod};
+use crate::traffic::{Pings, Pod};
 use crate::world::{Agent, Host, World, until};
 
 /// A search path without iptables.

@@ -3,17 +3,16 @@
 //! foreign changes, and what stays is what flanneld takes over (docs/migrate-from-flannel.md).
 
 pub mod recording;
-pub mod traffic;
 
 use std::path::Path;
 
 use apidouble::{Double, NODES, full_node};
 use recording::{Recording, etcdctl};
 use serde_json::json;
-use traffic::{Pings, Pod};
 
 use crate::faults::{FOREIGN, data_path, difference, foreign_picture, rules, try_sh};
 use crate::kube;
+use crate::traffic::{Pings, Pod};
 use crate::world::{Agent, Etcd, Host, World, has_etcd, until};
 
 const FLAGS: [&str; 3] = ["--etcd-endpoints=http://192.0.2.11:2379", "--ip-masq", "--iface=eth0"];

@@ -173,7 +173,7 @@ fn the_service_manager_sees_the_first_trouble() {
     let host = &world.hosts[0];
     let path = host.dir.join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(crate::world::PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(crate::world::patience())).unwrap();
     let store = format!("sqlite:{}", world.dir.path().join("leases.db").display());
     let agent = host.agent_in(&[], &[("LODEN_STORE", &store), ("NOTIFY_SOCKET", path.to_str().unwrap())]);
     let mut heard = String::new();

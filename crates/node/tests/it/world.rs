@@ -9,22 +9,40 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
+use model::Subnets;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take before a test gives up; the guest of `cargo xtask vm`, whose processor is
+/// emulated, asks for more.
+pub fn patience() -> Duration {
+    let asked = std::env::var("LODEN_TEST_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(asked.unwrap_or(20))
+}
 
 /// Waits until `check` gives a value; the last complaint is in the message.
 pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let (patience, start) = (patience(), Instant::now());
     loop {
         match check() {
             Ok(value) => return value,
-            Err(last) if Instant::now() > deadline => panic!("waited {PATIENCE:?} for {what}: {last}"),
+            Err(last) if start.elapsed() > patience => panic!("waited {patience:?} for {what}: {last}"),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
+}
+
+/// Whether the kernel has a kind of device, or a note that the test is skipped. The guest of
+/// `cargo xtask vm` has them all.
+pub fn has(kind: &str, test: &str) -> bool {
+    let netns = Netns::create().unwrap();
+    let words = format!("link add probe type {kind}");
+    let made = || Command::new("ip").args(words.split(' ')).output().unwrap().status.success();
+    let there = netns.run(made).unwrap();
+    if !there {
+        println!("SKIP {test}: this kernel has no {kind}");
+    }
+    there
 }
 
 /// A bridge in a namespace of its own, and hosts on it. Everything ends with the value.
@@ -81,6 +99,13 @@ impl World {
         let world = World::new(hosts);
         world.hosts[0].put_config(config);
         world
+    }
+
+    /// Takes a host's lease out of the embedded store.
+    pub fn forget(&self, host: &Host) {
+        let connection = rusqlite::Connection::open(self.dir.path().join("leases.db")).unwrap();
+        let key = model::codec::etcd_key::write(&host.subnets());
+        assert_eq!(connection.execute("DELETE FROM lease WHERE key = ?1", [&key]), Ok(1), "{key}");
     }
 
     /// One agent on each host, all ready.
@@ -256,6 +281,16 @@ impl Host {
     /// Own subnet as network and length, from the gateway form of `subnet.env`.
     pub fn subnet(&self, key: &str) -> ipnet::IpNet {
         self.env(key).parse::<ipnet::IpNet>().unwrap().trunc()
+    }
+
+    /// The subnets of the lease it has or had last.
+    pub fn subnets(&self) -> Subnets {
+        let text = fs::read_to_string(self.subnet_file()).unwrap();
+        let of = |key: &str| text.lines().find_map(|l| l.strip_prefix(&format!("{key}="))).map(str::to_owned);
+        Subnets {
+            v4: of("FLANNEL_SUBNET").map(|net| net.parse::<ipnet::Ipv4Net>().unwrap().trunc()),
+            v6: of("FLANNEL_IPV6_SUBNET").map(|net| net.parse::<ipnet::Ipv6Net>().unwrap().trunc()),
+        }
     }
 
     /// Sends a line over TCP to a listener on another host; gives the source address seen there.

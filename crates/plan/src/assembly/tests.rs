@@ -20,7 +20,7 @@ impl Random {
 }
 
 fn backend() -> Vxlan {
-    let config = VxlanConf { direct_routing: true, ..VxlanConf::default() };
+    let config = VxlanConf { direct_routing: true, check_sources: true, ..VxlanConf::default() };
     Vxlan::new(config, Families { v4: true, v6: true }).expect("a valid configuration")
 }
 
@@ -139,8 +139,8 @@ fn one_peer_of_thousands_touches_its_own_objects() {
     let changes = [(lease.subnets, Some(lease))];
     let touched = assembly.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &changes);
     let Touched::Keys(keys) = touched else { panic!("all anew") };
-    // The neighbour, the old and the new forwarding entry, the nexthop and the route.
-    assert_eq!(keys.len(), 5, "{keys:?}");
+    // The address in the set, the neighbour, the old and the new forwarding entry, the nexthop and the route.
+    assert_eq!(keys.len(), 6, "{keys:?}");
     let steps = diff_within(assembly.wanted(), &before, &keys).rest;
     let puts = steps.iter().filter(|step| matches!(step, Step::Put(_))).count();
     assert_eq!((puts, steps.len()), (2, 3), "{steps:?}");

@@ -4,13 +4,12 @@
 //! Better than upstream: device, address and routes are compared with the kernel at all times, the MTU
 //! follows the interface, and a direct route is decided anew when the host changes (F-92).
 
-use std::net::IpAddr;
-
 use model::gojson::Json;
 use model::{Family, IfName, Lease, LeaseAttrs};
 
 use super::{Backend, Half, Hop};
 use crate::facts::{Facts, Families};
+use crate::sources::{Guard, Outer};
 use crate::state::{self, Addr, Link, LinkKind, Object, State};
 
 /// The device's name, flannel's.
@@ -19,16 +18,18 @@ pub const DEVICE: &str = "flannel.ipip";
 const OVERHEAD: u32 = 20;
 
 /// The backend `ipip`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ipip {
     direct_routing: bool,
+    /// If sources are checked.
+    guard: Option<Guard>,
 }
 
 impl Ipip {
     /// Decodes the `Backend` object.
     ///
     /// # Errors
-    /// `DirectRouting` of another type; IPv6, which the tunnel cannot carry.
+    /// `DirectRouting` or `CheckSources` of another type; IPv6, which the tunnel cannot carry.
     pub fn new(backend: &Json, families: Families) -> Result<Ipip, String> {
         if families.v6 {
             return Err(
@@ -38,8 +39,10 @@ impl Ipip {
             );
         }
         let fields = backend.fields("Backend").map_err(|e| format!("network config: {e}"))?;
-        let direct = fields.bool("DirectRouting").map_err(|e| format!("network config: {e}"))?;
-        Ok(Ipip { direct_routing: direct.unwrap_or(false) })
+        let flag = |key| fields.bool(key).map_err(|e| format!("network config: {e}"));
+        let checked = flag("CheckSources")?.unwrap_or(true);
+        let guard = checked.then(|| Guard::new(Ipip::device(), Family::V4));
+        Ok(Ipip { direct_routing: flag("DirectRouting")?.unwrap_or(false), guard })
     }
 
     fn device() -> IfName {
@@ -49,10 +52,7 @@ impl Ipip {
     fn link(facts: &Facts) -> Link {
         Link {
             name: Ipip::device(),
-            kind: LinkKind::Ipip(state::Ipip {
-                local: facts.uplink.addresses.v4.map(IpAddr::V4),
-                remote: None,
-            }),
+            kind: LinkKind::Ipip(state::Ipip { local: facts.source(Family::V4), remote: None }),
             mac: None,
             mtu: Some(facts.uplink.mtu.saturating_sub(OVERHEAD)),
             up: true,
@@ -111,6 +111,10 @@ impl Backend for Ipip {
     fn base(&self, facts: &Facts, own: Option<&Lease>) -> State {
         let mut state = State::default();
         state.put(Object::Link(Box::new(Ipip::link(facts))));
+        if let (Some(guard), Some(local)) = (&self.guard, facts.source(Family::V4)) {
+            state.put(guard.table(Outer::Ipip { local }));
+            state.extend(facts.tunnels.iter().map(|far| guard.tunnel(*far)));
+        }
         if let Some(net) = own.and_then(|own| own.subnets.v4) {
             let host = ipnet::Ipv4Net::new(net.addr(), 32).unwrap_or(net);
             state.put(Object::Addr(Addr { dev: Ipip::device(), net: host.into() }));
@@ -126,7 +130,8 @@ impl Backend for Ipip {
             Some(lower) => (*lower, false),
             None => (Ipip::device(), true),
         };
-        Ok(Half { entries: Vec::new(), hop: Some(Hop { dst, gateway, dev, onlink }) })
+        let entries = self.guard.iter().map(|guard| guard.node(gateway)).collect();
+        Ok(Half { entries, hop: Some(Hop { dst, gateway, dev, onlink }) })
     }
 }
 
@@ -152,15 +157,24 @@ mod tests {
         ];
         let mut facts = facts();
         facts.on_link.insert(ip("192.0.2.12"), IfName::fixed("eth0"));
+        // The far end of another's tunnel.
+        facts.tunnels.insert(ip("192.0.2.99"));
+        let guard = "nft replace table ip loden-flannel.ipip (1 chains, 1 rules)";
         let device =
             "ip link add flannel.ipip mtu 1480 txqueuelen 0 up type ipip local 192.0.2.10 nopmtudisc";
+        let far = "nft add element ip loden-flannel.ipip tunnels { 192.0.2.99 }";
+        let nodes = "nft add element ip loden-flannel.ipip nodes { 192.0.2.12 }
+             nft add element ip loden-flannel.ipip nodes { 198.51.100.3 }";
         let left_out = "left out 10.244.4.0/24: its backend is \"vxlan\", ours is \"ipip\"
              left out 10.244.5.0/24: its lease has no public IPv4 address";
         expect(
             &text(&backend("{}").expect("valid"), &facts, Some(&own), &peers),
             &format!(
-                "{device}
+                "{guard}
+                 {device}
                  ip address replace 10.244.1.0/32 dev flannel.ipip
+                 {nodes}
+                 {far}
                  ip route replace 10.244.2.0/24 via 192.0.2.12 dev flannel.ipip onlink proto 76
                  ip route replace 10.244.3.0/24 via 198.51.100.3 dev flannel.ipip onlink proto 76
                  {left_out}"
@@ -170,14 +184,19 @@ mod tests {
         expect(
             &text(&direct, &facts, Some(&own), &peers),
             &format!(
-                "{device}
+                "{guard}
+                 {device}
                  ip address replace 10.244.1.0/32 dev flannel.ipip
+                 {nodes}
+                 {far}
                  ip route replace 10.244.2.0/24 via 192.0.2.12 dev eth0 proto 76
                  ip route replace 10.244.3.0/24 via 198.51.100.3 dev flannel.ipip onlink proto 76
                  {left_out}"
             ),
         );
-        expect(&text(&direct, &facts, None, &peers), device);
+        expect(&text(&direct, &facts, None, &peers), &format!("{guard}\n{device}\n{far}"));
+        let open = backend(r#"{"checksources":false}"#).expect("valid");
+        expect(&text(&open, &facts, None, &peers), device);
         assert_eq!(direct.attrs(&facts), own.attrs);
         assert_eq!(direct.mtu(&facts), 1480);
     }
@@ -185,18 +204,26 @@ mod tests {
     #[test]
     fn the_tunnel_leaves_from_the_interface_and_not_from_a_nat_address() {
         let mut facts = facts();
-        facts.public.v4 = Some([203, 0, 113, 1].into());
-        let state = backend("{}").expect("valid").base(&facts, None);
-        let link = state.link(Ipip::device()).expect("the device");
-        assert_eq!(link.kind, LinkKind::Ipip(state::Ipip { local: Some(ip("192.0.2.10")), remote: None }));
+        // The second is an address of another interface: peers send to it, so the tunnel ends there.
+        facts.local.insert(ip("198.51.100.1"));
+        for (public, local) in [("203.0.113.1", "192.0.2.10"), ("198.51.100.1", "198.51.100.1")] {
+            facts.public.v4 = public.parse().ok();
+            let state = backend("{}").expect("valid").base(&facts, None);
+            let link = state.link(Ipip::device()).expect("the device");
+            assert_eq!(link.kind, LinkKind::Ipip(state::Ipip { local: Some(ip(local)), remote: None }));
+            let Some((_, Object::Nft(table))) = state.iter().next() else { panic!("no table") };
+            assert!(table.to_string().contains(&format!("ip daddr {local} ")), "{table}");
+        }
     }
 
     #[test]
     fn what_cannot_work_is_said() {
         let dual = Ipip::new(&Json::empty(), Families { v4: true, v6: true }).expect_err("IPv6");
         assert!(dual.contains("carries IPv4 only"), "{dual}");
-        let wrong = backend(r#"{"DirectRouting":"yes"}"#).expect_err("a word");
-        assert!(wrong.contains("DirectRouting"), "{wrong}");
+        for key in ["DirectRouting", "CheckSources"] {
+            let wrong = backend(&format!(r#"{{"{key}":"yes"}}"#)).expect_err("a word");
+            assert!(wrong.contains(key), "{wrong}");
+        }
         let ipip = backend("{}").expect("valid");
         assert_eq!(ipip.check(&facts()), Ok(()));
         let mut facts = facts();

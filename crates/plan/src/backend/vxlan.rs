@@ -11,6 +11,7 @@ use model::{Family, IfName, Lease, LeaseAttrs, Mac, Subnets};
 
 use super::{Backend, Half, Hop, hash64};
 use crate::facts::{Facts, Families};
+use crate::sources::{Guard, Outer};
 use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object, State};
 
 /// Bytes of outer Ethernet, IP, UDP and VXLAN headers. The kernel gives an IPv6 tunnel no larger MTU
@@ -27,6 +28,8 @@ fn overhead(family: Family) -> u32 {
 pub struct Vxlan {
     config: VxlanConf,
     devices: Vec<(Family, IfName)>,
+    /// Of each family, if sources are checked.
+    guards: Vec<(Family, Guard)>,
 }
 
 impl Vxlan {
@@ -51,7 +54,9 @@ impl Vxlan {
             })?;
             devices.push((family, name));
         }
-        Ok(Vxlan { config, devices })
+        let checked = devices.iter().filter(|_| config.check_sources);
+        let guards = checked.map(|(family, name)| (*family, Guard::new(*name, *family))).collect();
+        Ok(Vxlan { config, devices, guards })
     }
 
     fn device(&self, family: Family) -> Option<IfName> {
@@ -83,15 +88,12 @@ impl Vxlan {
     }
 
     fn link(&self, facts: &Facts, family: Family, name: IfName) -> Link {
-        let public = facts.public.of(family);
-        // A public address that no interface has (NAT) must not become the tunnel's source (F-78).
-        let local = public.filter(|ip| facts.local.contains(ip)).or(facts.uplink.addresses.of(family));
         Link {
             name,
             kind: LinkKind::Vxlan(state::Vxlan {
                 vni: self.config.vni,
                 port: self.config.udp_port(),
-                local,
+                local: facts.source(family),
                 lower: Some(facts.uplink.name),
                 learning: self.config.learning,
                 gbp: self.config.gbp,
@@ -179,6 +181,10 @@ impl Backend for Vxlan {
                 let path = format!("net/ipv6/conf/{name}/accept_ra");
                 state.put(Object::Sysctl { path, value: "0".to_owned() });
             }
+            if let Some((_, guard)) = self.guards.iter().find(|(f, _)| f == family) {
+                let outer = Outer::Vxlan { port: self.config.udp_port(), vni: self.config.vni };
+                state.put(guard.table(outer));
+            }
             if let Some(subnet) = own.and_then(|lease| lease.subnets.of(*family)) {
                 let host = ipnet::IpNet::new(subnet.addr(), family.bits()).unwrap_or(subnet);
                 state.put(Object::Addr(Addr { dev: *name, net: host }));
@@ -193,9 +199,12 @@ impl Backend for Vxlan {
         };
         let public =
             peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
+        // Whether a peer takes the tunnel or the direct way to us, it judges for itself.
+        let guard = self.guards.iter().find(|(f, _)| *f == family);
+        let mut entries: Vec<Object> = guard.map(|(_, guard)| guard.node(public)).into_iter().collect();
         if let Some(lower) = facts.on_link.get(&public).filter(|_| self.config.direct_routing) {
             let hop = Hop { dst: subnet, gateway: public, dev: *lower, onlink: false };
-            return Ok(Half { entries: Vec::new(), hop: Some(hop) });
+            return Ok(Half { entries, hop: Some(hop) });
         }
         let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
         let mac =
@@ -207,13 +216,9 @@ impl Backend for Vxlan {
                  machine id and delete its {dev}"
             ));
         }
-        Ok(Half {
-            entries: vec![
-                Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }),
-                Object::Fdb(Fdb { dev, mac, dst: public }),
-            ],
-            hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }),
-        })
+        entries.push(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
+        entries.push(Object::Fdb(Fdb { dev, mac, dst: public }));
+        Ok(Half { entries, hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }) })
     }
 
     /// A node with two leases, one of them left over, says the same in both, and all of it can be had; with

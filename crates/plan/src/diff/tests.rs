@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
-use model::{IfName, Mac};
+use model::{Family, IfName, Mac};
 
-use super::{Step, diff};
+use super::{Step, diff, diff_within};
+use crate::Key;
+use crate::sources::{Guard, Outer};
 use crate::state::{Addr, Bridge, Fdb, Link, LinkKind, Neigh, Object, Route, Scope, State, Via, Vxlan};
 
 fn flannel() -> Link {
@@ -190,4 +192,46 @@ fn only_what_carries_our_mark_is_ours() {
         assert_eq!(scope(false).owns(&object), always, "{object}");
         assert_eq!(scope(true).owns(&object), adopting, "adopting {object}");
     }
+}
+
+#[test]
+fn the_elements_of_a_set_are_a_matter_of_their_own_unless_their_table_is_made_anew() {
+    let guard = Guard::new(IfName::fixed("flannel.1"), Family::V4);
+    let table = |vni| guard.table(Outer::Vxlan { port: 8472, vni });
+    let node = |n: u8| guard.node([192, 0, 2, n].into());
+    let state = |vni, nodes: &[u8]| -> State {
+        nodes.iter().map(|n| node(*n)).chain([table(vni)]).chain(peer(2)).collect()
+    };
+    let nodes = |nodes: &[u8]| -> State { nodes.iter().map(|n| node(*n)).chain(peer(2)).collect() };
+    for (name, wanted, actual, steps) in [
+        ("nothing", state(1, &[2, 3]), state(1, &[2, 3]), vec![]),
+        ("one more", state(1, &[2, 3]), state(1, &[2]), vec!["nft add element"]),
+        ("one less", state(1, &[2]), state(1, &[2, 3]), vec!["nft delete element"]),
+        (
+            "another rule",
+            state(7, &[2, 3]),
+            state(1, &[2, 4]),
+            vec!["nft replace table", "nft add element", "nft add element"],
+        ),
+        ("no table any more", nodes(&[]), state(1, &[2, 3]), vec!["nft delete table"]),
+        ("a table that went by itself", nodes(&[]), nodes(&[2]), vec![]),
+    ] {
+        let found = diff(&wanted, &actual).rest;
+        assert_eq!(words(&found), steps, "{name}");
+        // The same where only the table is looked at.
+        if name == "another rule" {
+            let keys = [table(7).key(), node(4).key()].into();
+            assert_eq!(diff_within(&wanted, &actual, &keys).rest, found, "{name}");
+        }
+        let mut gone = actual;
+        if let (Some(Key::Nft(key)), "no table any more") = (found.first().map(Step::key), name) {
+            gone.remove(&Key::Nft(key));
+            assert_eq!(gone, wanted, "elements go with their table");
+        }
+    }
+    // In before the way to the node, out after it.
+    let order = |wanted: &State, actual: &State| words(&diff(wanted, actual).rest);
+    let (with, without) = (state(1, &[2]), [table(1)].into_iter().collect::<State>());
+    assert_eq!(order(&with, &without).first().map(String::as_str), Some("nft add element"));
+    assert_eq!(order(&without, &with).last().map(String::as_str), Some("nft delete element"));
 }

@@ -4,11 +4,13 @@
 //! policy and services). It knows meanings, not the kernel's expressions: `kernel::nft` lowers it.
 //! `Display` gives the text `nft list table` prints.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{IfName, Mac};
+use model::{Family, IfName, Mac};
 
 /// Family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +34,8 @@ pub struct TableKey {
     pub name: String,
 }
 
-/// A table and all it holds. Written as a whole, in one transaction.
+/// A table and all it holds but the elements of its sets, which are objects of their own. Written as a
+/// whole, in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftTable {
     /// Family and name.
@@ -42,6 +45,8 @@ pub struct NftTable {
     /// Keep other programs out, survive our own crash (flags OWNER and PERSIST, kernel ≥ 6.9). Ignored
     /// in comparison: a kernel without the flags holds the same table.
     pub owned: bool,
+    /// Named sets in order.
+    pub sets: Vec<Set>,
     /// Chains in order.
     pub chains: Vec<Chain>,
     /// Actual state only: the kernel holds something we cannot express, so it differs from all we want.
@@ -54,8 +59,36 @@ impl NftTable {
         !actual.drifted
             && self.key == actual.key
             && self.comment == actual.comment
+            && self.sets == actual.sets
             && self.chains == actual.chains
     }
+}
+
+/// A named set of addresses of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Name.
+    pub name: String,
+    /// Family of its elements.
+    pub family: Family,
+}
+
+/// Identity of a set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetKey {
+    /// The table it is in.
+    pub table: TableKey,
+    /// Name.
+    pub name: String,
+}
+
+/// An address in a set. All of it is its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Element {
+    /// The set; shared, since there may be thousands of elements.
+    pub set: Arc<SetKey>,
+    /// The address.
+    pub address: IpAddr,
 }
 
 /// A chain.
@@ -152,6 +185,10 @@ pub enum Match {
     },
     /// Source hardware address; for tables of family bridge.
     SourceMac(Mac),
+    /// Source address is not in a set of the table.
+    SourceNotIn(Family, String),
+    /// Network identifier of a vxlan packet (RFC 7348 §5). Must come after the port.
+    VxlanId(u32),
 }
 
 /// What a rule does.
@@ -159,6 +196,8 @@ pub enum Match {
 pub enum Statement {
     /// End with a verdict.
     Verdict(Verdict),
+    /// Count packets and bytes, then end with a verdict. What was counted is nobody's wish.
+    Counted(Verdict),
     /// Source address becomes that of the outgoing device.
     Masquerade {
         /// Choose the port at random, not by the kernel's default order.
@@ -197,6 +236,21 @@ pub enum Verdict {
     Goto(String),
 }
 
+impl Ord for Element {
+    /// By set, then by address. Thousands share one value of the set, which need not be looked into.
+    fn cmp(&self, other: &Element) -> Ordering {
+        let sets =
+            if Arc::ptr_eq(&self.set, &other.set) { Ordering::Equal } else { self.set.cmp(&other.set) };
+        sets.then_with(|| self.address.cmp(&other.address))
+    }
+}
+
+impl PartialOrd for Element {
+    fn partial_cmp(&self, other: &Element) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for NftFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -220,13 +274,36 @@ impl fmt::Display for NftTable {
         if let Some(comment) = &self.comment {
             writeln!(f, "\tcomment \"{comment}\"")?;
         }
-        for (n, chain) in self.chains.iter().enumerate() {
-            if n > 0 {
-                writeln!(f)?;
-            }
+        let mut first = true;
+        let mut between = |f: &mut fmt::Formatter<'_>| {
+            if std::mem::take(&mut first) { Ok(()) } else { writeln!(f) }
+        };
+        for set in &self.sets {
+            between(f)?;
+            set.fmt(f)?;
+        }
+        for chain in &self.chains {
+            between(f)?;
             chain.fmt(f)?;
         }
         f.write_str("}")
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.family {
+            Family::V4 => "ipv4_addr",
+            Family::V6 => "ipv6_addr",
+        };
+        writeln!(f, "\tset {} {{\n\t\ttype {kind}\n\t}}", self.name)
+    }
+}
+
+impl fmt::Display for Element {
+    /// As `nft add element` and `nft delete element` want it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {{ {} }}", self.set.table, self.set.name, self.address)
     }
 }
 
@@ -306,6 +383,8 @@ impl fmt::Display for Match {
             Match::InputDeviceNot(dev) => write!(f, "iifname != \"{dev}\""),
             Match::OutputDevice(dev) => write!(f, "oifname \"{dev}\""),
             Match::OutputDeviceNot(dev) => write!(f, "oifname != \"{dev}\""),
+            // As nft names them.
+            Match::Protocol(4) => f.write_str("meta l4proto ipencap"),
             Match::Protocol(6) => f.write_str("meta l4proto tcp"),
             Match::Protocol(17) => f.write_str("meta l4proto udp"),
             Match::Protocol(132) => f.write_str("meta l4proto sctp"),
@@ -318,6 +397,9 @@ impl fmt::Display for Match {
                 write!(f, "ct mark & 0x{mask:08x} == 0x{value:08x}")
             }
             Match::SourceMac(mac) => write!(f, "ether saddr {mac}"),
+            Match::SourceNotIn(Family::V4, set) => write!(f, "ip saddr != @{set}"),
+            Match::SourceNotIn(Family::V6, set) => write!(f, "ip6 saddr != @{set}"),
+            Match::VxlanId(vni) => write!(f, "@th,96,24 {vni:#x}"),
         }
     }
 }
@@ -326,6 +408,7 @@ impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Statement::Verdict(verdict) => verdict.fmt(f),
+            Statement::Counted(verdict) => write!(f, "counter {verdict}"),
             Statement::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Statement::Masquerade { fully_random: false } => f.write_str("masquerade"),
             Statement::Snat { to } => write!(f, "snat to {to}"),

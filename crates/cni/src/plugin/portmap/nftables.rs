@@ -166,6 +166,7 @@ fn table(family: Family) -> NftTable {
         },
         comment: Some("CNI portmap plugin".to_owned()),
         owned: false,
+        sets: Vec::new(),
         chains: vec![
             chain(PORTS, None, Vec::new()),
             chain("hostip_hostports", None, Vec::new()),

@@ -40,6 +40,7 @@ fn table(family: Family) -> NftTable {
         key: key(family),
         comment: Some("pods on the underlay that reach services over the host".to_owned()),
         owned: false,
+        sets: Vec::new(),
         chains: vec![
             plain(MASQUERADE),
             plain(MARKS),

@@ -43,6 +43,25 @@ fn a_peer_is_a_neighbour_a_forwarding_entry_and_a_route() {
 }
 
 #[test]
+fn sources_are_checked_where_the_configuration_asks_for_it() {
+    let peers =
+        [lease("10.244.2.0/24 fd00:2::/64", "192.0.2.12 2001:db8::12", "vxlan", [&vtep(2), &vtep(3)])];
+    let mut facts = facts();
+    facts.on_link.insert(ip("192.0.2.12"), IfName::fixed("eth0"));
+    let direct = backend(DUAL, |config| (config.check_sources, config.direct_routing) = (true, true));
+    let got = text(&direct, &facts, Some(&own()), &peers);
+    let sources: Vec<&str> = got.lines().filter(|line| line.starts_with("nft")).collect();
+    // A peer may take the tunnel to us whatever our way to it is.
+    expect(
+        &sources.join("\n"),
+        "nft replace table ip loden-flannel.1 (1 chains, 1 rules)
+         nft replace table ip6 loden-flannel-v6.1 (1 chains, 1 rules)
+         nft add element ip loden-flannel.1 nodes { 192.0.2.12 }
+         nft add element ip6 loden-flannel-v6.1 nodes { 2001:db8::12 }",
+    );
+}
+
+#[test]
 fn families_of_a_peer_stand_alone() {
     // The v4 half is broken; the v6 half is programmed all the same (F-79).
     let peers = [lease("10.244.2.0/24 fd00:2::/64", "192.0.2.12 2001:db8::12", "vxlan", ["{", &vtep(3)])];
