@@ -9,3 +9,4 @@ pub mod last_good;
 pub mod lease_json;
 pub mod subnet_env;
 pub mod vtep;
+pub mod wireguard;

@@ -7,6 +7,7 @@ mod check;
 #[cfg(test)]
 mod tests;
 mod vxlan;
+mod wireguard;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,6 +18,7 @@ use crate::gojson::{Fields, Json, SyntaxError, TypeError};
 
 pub use check::Range;
 pub use vxlan::VxlanConf;
+pub use wireguard::{Mode as WireguardMode, WireguardConf};
 
 /// The network configuration, decoded by Go's rules and, for stores that allocate subnets, completed
 /// and checked by flannel.md 2.2.

@@ -16,9 +16,10 @@ pub mod peers;
 pub mod pool;
 #[cfg(test)]
 mod testing;
+pub mod wireguard;
 
 pub use addr::{Family, IfName, Mac};
-pub use config::{ConfError, NetConf, VxlanConf};
+pub use config::{ConfError, NetConf, VxlanConf, WireguardConf};
 pub use gojson::Json;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lease::{Lease, LeaseAttrs, Subnets};

@@ -6,10 +6,11 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use crate::addr::{Family, Mac};
-use crate::codec::vtep;
+use crate::codec::{vtep, wireguard};
 use crate::gojson::Json;
 use crate::lease::{Lease, Subnets};
 use crate::peers::Peers;
+use crate::wireguard::PublicKey;
 
 /// What nodes share and must not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Shared {
     Public(IpAddr),
     /// The hardware address of their tunnels of one family.
     Vtep(Family, Mac),
+    /// The key that says who they are.
+    Key(PublicKey),
 }
 
 /// Two nodes or more that share something.
@@ -58,6 +61,16 @@ pub fn find(own: Option<&Lease>, peers: &Peers) -> Vec<Double> {
             }
         }
     }
+    // One key for both families; cloned machines have the same port as well, so the text is the same too.
+    let tunnels = all.iter().enumerate().filter_map(|(at, lease)| {
+        let text = lease.attrs.data(Family::V4).or_else(|| lease.attrs.data(Family::V6))?;
+        (lease.attrs.backend_type == "wireguard").then_some((text, at))
+    });
+    for (text, nodes) in shared(tunnels.collect()) {
+        if let Ok(tunnel) = wireguard::read(text) {
+            doubles.push(double(Shared::Key(tunnel.key), &nodes, &all, own.is_some()));
+        }
+    }
     doubles
 }
 
@@ -84,6 +97,7 @@ impl fmt::Display for Shared {
         match self {
             Shared::Public(ip) => write!(f, "public address {ip}"),
             Shared::Vtep(family, mac) => write!(f, "{family} VTEP address {mac}"),
+            Shared::Key(key) => write!(f, "WireGuard key {key}"),
         }
     }
 }
@@ -111,6 +125,10 @@ impl Double {
                 "{text} have the same {family} VTEP address {mac}, as cloned machines do, so that pods of only one are \
                  reached: give one another machine id (rm /etc/machine-id && systemd-machine-id-setup), delete its \
                  tunnel device and restart its agent"
+            ),
+            Shared::Key(key) => format!(
+                "{text} have the same WireGuard key {key}, as cloned machines do, so that pods of only one are \
+                 reached: delete the key file of one and restart its agent"
             ),
         }
     }
@@ -222,6 +240,14 @@ mod tests {
                 "10.3.2.0-24 192.0.2.2 - wireguard {\"PublicKey\":\"a\",\"Port\":51820}\n\
                  10.3.3.0-24 192.0.2.2 - wireguard {\"PublicKey\":\"b\",\"Port\":51820}",
                 &["node a (10.3.2.0/24) and node b (10.3.3.0/24) announce the same public address 192.0.2.2"],
+            ),
+            (
+                "a WireGuard key",
+                None,
+                "10.3.2.0-24 192.0.2.2 - wireguard {\"PublicKey\":\"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\",\"Port\":1}\n\
+                 10.3.3.0-24 192.0.2.3 - wireguard {\"PublicKey\":\"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\",\"Port\":1}",
+                &["node a (10.3.2.0/24) and node b (10.3.3.0/24) have the same WireGuard key \
+                   xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="],
             ),
         ] {
             assert_eq!(sentences(own, others), want, "{name}");
