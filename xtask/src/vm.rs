@@ -36,7 +36,7 @@ const SUITES: &[Suite] = &[
         lacks: &["owned tables", "kernel before 6.9", "(package iptables)"],
     },
     Suite { package: "cni", test: "it", words: &["vlan", "dummy", "vrf", "bandwidth"], lacks: &[] },
-    Suite { package: "node", test: "it", words: &["ipip"], lacks: &[] },
+    Suite { package: "node", test: "it", words: &["ipip", "wireguard"], lacks: &[] },
 ];
 
 /// Modules the tests need; what these need in turn comes along. One that is built in is not looked for.

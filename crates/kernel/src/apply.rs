@@ -16,6 +16,7 @@ use crate::netlink::Message;
 use crate::rtnl::{
     self, AddrInfo, FdbInfo, NeighInfo, NexthopInfo, Put, RouteInfo, addr, is_absent, neigh, nexthop, route,
 };
+use crate::wireguard::Change;
 use crate::{Errno, Error, Kernel, sysctl};
 
 /// Messages collected before they are sent, to bound memory.
@@ -49,6 +50,8 @@ struct Run<'a> {
     /// Number of the step, and its message.
     numbers: Vec<usize>,
     messages: Vec<Message>,
+    /// Numbers of steps on WireGuard peers.
+    peers: Vec<usize>,
     indexes: Indexes,
 }
 
@@ -62,6 +65,7 @@ impl Kernel {
             taken: vec![false; steps.len()],
             numbers: Vec::new(),
             messages: Vec::new(),
+            peers: Vec::new(),
             indexes: Indexes::new(),
         };
         match self.indexes_for(steps) {
@@ -134,9 +138,19 @@ impl Kernel {
                     let (tables, mut place) = self.iptables();
                     tables.delete(&mut place, rules.key)
                 }
+                Step::Put(Object::WgPeer(_)) | Step::Delete(Object::WgPeer(_)) => {
+                    if run.peers.is_empty() {
+                        self.flush(run);
+                    }
+                    run.peers.push(number);
+                    Ok(())
+                }
                 // Nobody remembers what the value was before.
                 Step::Delete(Object::Sysctl { .. }) => Ok(()),
                 Step::Put(object) | Step::Delete(object) => {
+                    if !run.peers.is_empty() {
+                        self.flush(run);
+                    }
                     match self.message(object, matches!(step, Step::Put(_)), &run.indexes) {
                         Ok(message) => {
                             run.numbers.push(number);
@@ -150,7 +164,7 @@ impl Kernel {
                 }
             };
             run.results[number] = done;
-            if run.messages.len() >= PENDING {
+            if run.messages.len().max(run.peers.len()) >= PENDING {
                 self.flush(run);
             }
         }
@@ -202,6 +216,7 @@ impl Kernel {
 
     /// Sends what is pending.
     fn flush(&mut self, run: &mut Run<'_>) {
+        self.flush_peers(run);
         let (numbers, messages) = (std::mem::take(&mut run.numbers), std::mem::take(&mut run.messages));
         if messages.is_empty() {
             return;
@@ -224,6 +239,33 @@ impl Kernel {
                 }
                 _ => Err(errno),
             };
+        }
+    }
+
+    /// Sends what is pending of WireGuard peers.
+    fn flush_peers(&mut self, run: &mut Run<'_>) {
+        let mut numbers = std::mem::take(&mut run.peers);
+        let mut changes = Vec::with_capacity(numbers.len());
+        numbers.retain(|number| {
+            let (Step::Put(Object::WgPeer(peer)) | Step::Delete(Object::WgPeer(peer))) = &run.steps[*number]
+            else {
+                return false;
+            };
+            let put = matches!(run.steps[*number], Step::Put(_));
+            match index_of(peer.dev, &run.indexes) {
+                Ok(index) if put => changes.push(Change::Put(index, peer)),
+                Ok(index) => changes.push(Change::Remove(index, &peer.key)),
+                // A peer of a device that is gone went with it.
+                Err(errno) if put => run.results[*number] = Err(errno),
+                Err(_) => {}
+            }
+            run.indexes.contains_key(&peer.dev)
+        });
+        if changes.is_empty() {
+            return;
+        }
+        for (number, answer) in numbers.into_iter().zip(self.tunnels.peers(self.netns.as_ref(), &changes)) {
+            run.results[number] = answer;
         }
     }
 
@@ -309,6 +351,7 @@ impl Kernel {
             | Object::Iptables(_)
             | Object::Link(_)
             | Object::Sysctl { .. }
+            | Object::WgPeer(_)
             | Object::Command(_) => {
                 return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
             }
@@ -322,6 +365,7 @@ impl Kernel {
                 NewKind::Vxlan { vxlan, lower }
             }
             LinkKind::Ipip(ipip) => NewKind::Ipip(ipip),
+            LinkKind::Wireguard(_) => return self.make_tunnel(wanted, run),
             LinkKind::Bridge(bridge) => NewKind::Bridge { vlan_filtering: bridge.vlan_filtering },
             LinkKind::Other(kind) if !kind.is_empty() => NewKind::Plain(kind),
             LinkKind::Veth(_) | LinkKind::Other(_) => {
@@ -335,11 +379,25 @@ impl Kernel {
         new.end.txqlen = wanted.txqlen;
         new.up = wanted.up;
         new.master = wanted.master.map(|dev| index_of(dev, &run.indexes)).transpose()?;
-        self.rtnl.create_link(&new).map_err(errno_of)?;
-        if let Some(made) = self.rtnl.link_by_name(wanted.name).map_err(errno_of)? {
-            run.indexes.insert(wanted.name, made.index);
+        self.create(&new, run)
+    }
+
+    fn create(&mut self, new: &NewLink<'_>, run: &mut Run<'_>) -> Result<(), Errno> {
+        self.rtnl.create_link(new).map_err(errno_of)?;
+        if let Some(made) = self.rtnl.link_by_name(new.end.name).map_err(errno_of)? {
+            run.indexes.insert(new.end.name, made.index);
         }
         Ok(())
+    }
+
+    /// A WireGuard device. It is up last: before it has its port, it would listen on any.
+    fn make_tunnel(&mut self, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
+        self.tunnels.forget(wanted.name);
+        let mut new = NewLink::new(wanted.name, NewKind::Plain("wireguard"));
+        new.end.mtu = wanted.mtu;
+        new.end.txqlen = wanted.txqlen;
+        self.create(&new, run)?;
+        self.change_link(wanted, &run.indexes)
     }
 
     /// Sends only what differs: setting a hardware address, even the same, makes the kernel drop all
@@ -356,6 +414,9 @@ impl Kernel {
             learning = different(Some(want.learning), Some(have.learning));
             local = different(want.local, have.local);
             lower = want.lower.filter(|_| want.moves_from(have));
+        }
+        if let LinkKind::Wireguard(wireguard) = &wanted.kind {
+            self.tunnels.set_device(self.netns.as_ref(), (wanted.name, now.index), wireguard)?;
         }
         let change = LinkChange {
             mac: different(wanted.mac, now.link.mac),
@@ -402,7 +463,7 @@ fn explained(code: i32, text: String) -> Errno {
 }
 
 /// The number behind an error of this room; where there is none, its text stays.
-fn errno_of(error: Error) -> Errno {
+pub(crate) fn errno_of(error: Error) -> Errno {
     match error {
         Error::Kernel { errno, .. } => errno,
         other => match other.code() {

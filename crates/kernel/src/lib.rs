@@ -18,6 +18,7 @@ pub mod rtnl;
 mod sys;
 pub mod sysctl;
 pub mod tun;
+pub mod wireguard;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -41,6 +42,7 @@ pub struct Kernel {
     /// are first come, first served, and the plan has no way to see who has one.
     foreign_nexthops: BTreeMap<u32, u8>,
     iptables: iptables::Tables,
+    tunnels: wireguard::Tunnels,
 }
 
 impl Kernel {
@@ -62,7 +64,14 @@ impl Kernel {
     }
 
     fn over(rtnl: Rtnl, nft: Nft, netns: Option<Netns>) -> Kernel {
-        Kernel { rtnl, nft, netns, foreign_nexthops: BTreeMap::new(), iptables: iptables::Tables::default() }
+        Kernel {
+            rtnl,
+            nft,
+            netns,
+            foreign_nexthops: BTreeMap::new(),
+            iptables: iptables::Tables::default(),
+            tunnels: wireguard::Tunnels::default(),
+        }
     }
 
     /// Links, addresses and look-ups, for facts about the host.
@@ -75,6 +84,11 @@ impl Kernel {
     pub fn iptables_tools(&mut self) -> plan::facts::Iptables {
         let (tables, mut place) = self.iptables();
         tables.tools(&mut place)
+    }
+
+    /// Whether the kernel has WireGuard; its module is loaded if there is one.
+    pub fn has_wireguard(&mut self) -> bool {
+        self.tunnels.in_kernel(self.netns.as_ref())
     }
 
     fn iptables(&mut self) -> (&mut iptables::Tables, iptables::Place<'_>) {

@@ -4,6 +4,7 @@
 //! the kernel's explanation. Knows the frame (RFC 3549 §2.3, linux/netlink.h), not what the messages mean.
 
 mod attrs;
+pub mod generic;
 mod message;
 mod socket;
 

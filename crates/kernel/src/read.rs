@@ -44,7 +44,7 @@ impl Interest {
         }
         for (key, _) in wanted.iter() {
             match key {
-                Key::Addr(dev, _) | Key::Neigh(dev, _) | Key::Fdb(dev, _) => {
+                Key::Addr(dev, _) | Key::Neigh(dev, _) | Key::Fdb(dev, _) | Key::WgPeer(dev, _) => {
                     interest.devices.insert(*dev);
                 }
                 Key::Sysctl(path) => {
@@ -80,12 +80,16 @@ impl Kernel {
         let links = self.rtnl.links()?;
         let names: Names = links.iter().map(|l| (l.index, l.link.name)).collect();
         for info in links {
-            let (index, name) = (info.index, info.link.name);
-            let vxlan = matches!(info.link.kind, LinkKind::Vxlan(_));
-            keep(Object::Link(Box::new(info.link)));
+            let (index, mut link) = (info.index, info.link);
+            let name = link.name;
+            let vxlan = matches!(link.kind, LinkKind::Vxlan(_));
             if !interest.devices.contains(&name) {
+                keep(Object::Link(Box::new(link)));
                 continue;
             }
+            let peers = self.tunnels.fill(self.netns.as_ref(), index, &mut link, wanted);
+            keep(Object::Link(Box::new(link)));
+            peers.into_iter().for_each(&mut keep);
             let addresses = self.rtnl.addresses(Some(index))?;
             addresses.iter().filter_map(|a| addr(a, name)).for_each(&mut keep);
             let neighbours = self.rtnl.neighbours(Some(index))?;

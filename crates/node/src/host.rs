@@ -12,7 +12,8 @@ use kernel::monitor::{Event, Monitor};
 use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
 use model::{Family, IfName, NetConf};
 use plan::advice::advice;
-use plan::facts::{Addresses, Families};
+use plan::backend::Backend;
+use plan::facts::{Addresses, Families, WireguardFacts};
 use plan::state::{LinkKind, Scope, TABLE_MAIN};
 use plan::uplink::{
     self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Refusal, Routing, Selectors, Situation,
@@ -24,6 +25,7 @@ use crate::args::Options;
 use crate::helpers::Helpers;
 use crate::inputs::{Inbox, Inputs, News};
 use crate::reconcile;
+use crate::wgkey::Keeper;
 
 /// Ways to another choice that the log names; `loden status --why` has all.
 const HINTS: usize = 4;
@@ -41,6 +43,8 @@ pub struct Host {
     said: Vec<String>,
     /// What was said about iptables, and whether all is well with it.
     iptables_said: Vec<(bool, String)>,
+    /// This node's WireGuard key, once a backend asked for it.
+    wgkey: Keeper,
 }
 
 impl Host {
@@ -64,11 +68,12 @@ impl Host {
             kernel,
             helpers: Helpers::new(inbox),
             selectors,
-            machine_id,
             last: None,
             decision: None,
             said: Vec::new(),
             iptables_said: Vec::new(),
+            wgkey: Keeper::new(&machine_id),
+            machine_id,
         })
     }
 
@@ -156,6 +161,12 @@ impl Host {
         tools
     }
 
+    fn wireguard(&mut self) -> Result<WireguardFacts, String> {
+        let (private, public) = self.wgkey.get()?;
+        let key_file = self.wgkey.file().display().to_string();
+        Ok(WireguardFacts { private, public, key_file, in_kernel: self.kernel.has_wireguard() })
+    }
+
     /// The interface for traffic between hosts (flannel.md 5), and the log's lines about it.
     fn choose(&mut self, situation: &Situation) -> Result<Choice, String> {
         let decision = uplink::follow(&self.selectors, situation, self.last.as_ref());
@@ -200,10 +211,11 @@ impl reconcile::Kernel for Host {
         &mut self,
         conf: &NetConf,
         remembered: &Remembered,
-        devices: &[IfName],
+        backend: &dyn Backend,
         peers: &[IpAddr],
     ) -> Result<Facts, String> {
         self.helpers.fit(conf);
+        let devices = backend.devices();
         let families = Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 };
         let text = |error: kernel::Error| error.to_string();
         let links = self.kernel.rtnl().links().map_err(text)?;
@@ -246,6 +258,7 @@ impl reconcile::Kernel for Host {
             machine_id: self.machine_id.clone(),
             printed: self.helpers.printed(),
             iptables: self.iptables(conf),
+            wireguard: backend.asks_wireguard().then(|| self.wireguard()).transpose()?,
         })
     }
 

@@ -36,6 +36,12 @@ const BYTES_PER_SECOND: u32 = 100_000;
 /// Nothing of ours is longer: ten times the largest cluster.
 const LONGEST: u64 = 64 << 20;
 
+/// Where states are kept.
+pub fn dir() -> PathBuf {
+    let said = std::env::var_os("LODEN_STATE_DIR").filter(|dir| !dir.is_empty());
+    said.map_or_else(|| PathBuf::from(DIR), PathBuf::from)
+}
+
 /// What the store has said so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contact {
@@ -94,8 +100,7 @@ pub type Own = Option<(Lease, Option<Duration>)>;
 impl Shelf {
     /// The place of the agent that writes this subnet file: several may run on one host.
     pub fn new(subnet_file: &str) -> Shelf {
-        let dir = std::env::var_os("LODEN_STATE_DIR").filter(|dir| !dir.is_empty());
-        let dir = dir.map_or_else(|| PathBuf::from(DIR), PathBuf::from);
+        let dir = dir();
         let file = std::path::absolute(subnet_file).unwrap_or_else(|_| PathBuf::from(subnet_file));
         let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
         let name: String = file.to_string_lossy().trim_start_matches('/').chars().map(plain).collect();

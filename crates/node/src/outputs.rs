@@ -32,6 +32,14 @@ pub fn replace_for_root(path: &Path, content: &[u8]) -> io::Result<()> {
     put(path, content, [0o700, 0o600])
 }
 
+/// [`replace`] for a key: directory 0755, file 0400 (flannel.md 6.5).
+///
+/// # Errors
+/// The same.
+pub fn replace_secret(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content, [0o755, 0o400])
+}
+
 fn put(path: &Path, content: &[u8], [dir_mode, file_mode]: [u32; 2]) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;

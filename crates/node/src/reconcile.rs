@@ -48,7 +48,7 @@ pub trait Kernel {
         &mut self,
         conf: &NetConf,
         remembered: &Remembered,
-        devices: &[IfName],
+        backend: &dyn Backend,
         peers: &[IpAddr],
     ) -> Result<Facts, String>;
     /// How the last reading of the host came to its interface; `None` before the first.
@@ -318,7 +318,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let unknown = self.facts.is_none() || self.lost.is_some() || inputs.remembered != self.remembered;
         if resync || inputs.news.host || unknown || asked != self.asked {
-            let facts = self.kernel.facts(conf, &inputs.remembered, &backend.devices(), &asked);
+            let facts = self.kernel.facts(conf, &inputs.remembered, backend.as_ref(), &asked);
             let mut facts = match facts.and_then(|facts| backend.check(&facts).map(|()| facts)) {
                 Ok(facts) => facts,
                 // An interface that is away for a moment must not stop what goes on without it.

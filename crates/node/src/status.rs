@@ -109,6 +109,8 @@ pub struct Step {
 pub struct Backend {
     /// Its type in the network configuration.
     pub kind: String,
+    /// What carries its packets, `kernel` or `user space`, where both can.
+    pub carrier: Option<String>,
     /// MTU for pods in bytes.
     pub mtu: u32,
     /// Its devices, as the commands that make them.

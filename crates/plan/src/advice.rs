@@ -1,7 +1,7 @@
 //! What a person can do about a step the kernel refuses. A pure table of step and errno.
 
 use crate::diff::Step;
-use crate::state::{Link, LinkKind, Object};
+use crate::state::{Link, LinkKind, Object, Wireguard};
 
 // Linux numbers of the generic ABI; those used here are the same on all its architectures but Alpha, MIPS,
 // PA-RISC and SPARC.
@@ -55,6 +55,12 @@ pub fn advice(step: &Step, errno: i32) -> Option<String> {
 fn link_advice(link: &Link, errno: i32) -> Option<String> {
     let vxlan = match &link.kind {
         LinkKind::Vxlan(vxlan) => vxlan,
+        LinkKind::Wireguard(Wireguard { port: Some(port), .. }) if errno == EADDRINUSE => {
+            return Some(format!(
+                "another program uses UDP port {port}; find it with `ss -lunp sport = {port}`, stop it or choose \
+                 another ListenPort"
+            ));
+        }
         LinkKind::Ipip(_) if errno == EOPNOTSUPP => {
             return Some("this kernel has no ipip: modprobe ipip, or use the backend vxlan".to_owned());
         }

@@ -197,7 +197,7 @@ impl Assembly {
             }
             for object in objects {
                 let key = object.key();
-                if matches!(key, Key::Fdb(..) | Key::Nexthop(_) | Key::Element(_)) {
+                if matches!(key, Key::Fdb(..) | Key::WgPeer(..) | Key::Nexthop(_) | Key::Element(_)) {
                     self.shared.entry(key.clone()).or_insert((subnets, 0)).1 += 1;
                 }
                 entry.keys.push(key);

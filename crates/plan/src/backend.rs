@@ -10,6 +10,7 @@ pub mod extension;
 pub mod hostgw;
 pub mod ipip;
 pub mod vxlan;
+pub mod wireguard;
 
 use std::net::IpAddr;
 
@@ -51,6 +52,11 @@ pub trait Backend {
 
     /// Whether [`Facts::on_link`] is looked at, so that it need not be asked for otherwise.
     fn asks_on_link(&self) -> bool;
+
+    /// Whether [`Facts::wireguard`] is looked at; a key is made for it where there is none.
+    fn asks_wireguard(&self) -> bool {
+        false
+    }
 
     /// Whether the backend can work on this host.
     ///
@@ -103,13 +109,14 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         "host-gw" => Ok(Box::new(hostgw::HostGw { families })),
         "ipip" => Ok(Box::new(ipip::Ipip::new(&conf.backend, families)?)),
         extension::KIND => Ok(Box::new(extension::Extension::new(conf, families)?)),
+        "wireguard" => Ok(Box::new(wireguard::Wireguard::new(conf)?)),
         "alloc" => Ok(Box::new(alloc::Alloc { families })),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "udp" | "wireguard" | "ipsec" | "tencent-vpc" => Err(format!(
-            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\" or \"ipip\"{}",
+        "udp" | "ipsec" | "tencent-vpc" => Err(format!(
+            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\", \"wireguard\" or \"ipip\"{}",
             conf.backend_type,
             if conf.backend_type == "udp" {
                 " (without a Backend key flannel means udp, and so do we)"
@@ -123,18 +130,18 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
             conf.backend_type
         )),
         _ => Err(format!(
-            "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"ipip\", \
-             \"extension\" and \"alloc\"",
+            "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"wireguard\", \
+             \"ipip\", \"extension\" and \"alloc\"",
             conf.backend_type
         )),
     }
 }
 
-/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`, `flannel.ipip`. The name is how
-/// a process without memory knows its devices, as with flannel.
+/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`, `flannel.ipip`, `flannel-wg`,
+/// `flannel-wg-v6`. The name is how a process without memory knows its devices, as with flannel.
 pub fn is_our_device(name: IfName) -> bool {
     let name = name.as_str();
-    if name == ipip::DEVICE {
+    if [ipip::DEVICE, wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name) {
         return true;
     }
     let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
@@ -143,9 +150,11 @@ pub fn is_our_device(name: IfName) -> bool {
 
 /// Whether a device of one of our names is also of the kind we make under it.
 pub fn is_our_link(link: &Link) -> bool {
-    match link.kind {
-        LinkKind::Vxlan(_) => is_our_device(link.name) && link.name.as_str() != ipip::DEVICE,
-        LinkKind::Ipip(_) => link.name.as_str() == ipip::DEVICE,
+    let name = link.name.as_str();
+    match &link.kind {
+        LinkKind::Vxlan(_) => name.contains('.') && is_our_device(link.name) && name != ipip::DEVICE,
+        LinkKind::Ipip(_) => name == ipip::DEVICE,
+        LinkKind::Wireguard(_) => [wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name),
         _ => false,
     }
 }
@@ -177,7 +186,9 @@ mod tests {
             ("flannel.ipip", true),
             ("flannel.", false),
             ("flannel.x", false),
-            ("flannel-wg", false),
+            ("flannel-wg", true),
+            ("flannel-wg-v6", true),
+            ("flannel-wg-v4", false),
         ] {
             assert_eq!(is_our_device(IfName::fixed(name)), ours, "{name}");
         }

@@ -38,6 +38,7 @@ impl Step {
             Object::Addr(a) => Some(a.dev),
             Object::Neigh(n) => Some(n.dev),
             Object::Fdb(f) => Some(f.dev),
+            Object::WgPeer(p) => Some(p.dev),
             Object::Nexthop(n) => Some(n.dev),
             Object::Route(r) => match r.via {
                 Via::Dev(dev) | Via::Gateway { dev, .. } => Some(dev),
@@ -214,7 +215,13 @@ impl fmt::Display for Step {
                     write!(f, " master {master}")?;
                 }
                 f.write_str(if link.up { " up" } else { "" })?;
-                let LinkKind::Vxlan(vxlan) = &link.kind else { return Ok(()) };
+                let vxlan = match &link.kind {
+                    LinkKind::Vxlan(vxlan) => vxlan,
+                    LinkKind::Wireguard(wireguard) => {
+                        return write!(f, " && {}", wireguard.command(link.name));
+                    }
+                    _ => return Ok(()),
+                };
                 // The kernel takes a vxlan device's own attributes only apart from the others.
                 write!(f, " && ip link set {} type vxlan", link.name)?;
                 if let Some(local) = vxlan.local {
@@ -234,6 +241,7 @@ impl fmt::Display for Step {
                 Object::Element(element) => write!(f, "nft delete element {element}"),
                 Object::Neigh(n) => write!(f, "ip neigh delete {} dev {}", n.dst, n.dev),
                 Object::Fdb(e) => write!(f, "bridge fdb delete {} dev {} dst {} self", e.mac, e.dev, e.dst),
+                Object::WgPeer(p) => write!(f, "wg set {} peer {} remove", p.dev, p.key),
                 Object::Nexthop(n) => write!(f, "ip nexthop delete id {}", n.id),
                 Object::Route(r) => write!(f, "ip route delete {r}"),
                 Object::Rule(r) => write!(f, "ip rule delete {r}"),

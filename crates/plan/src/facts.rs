@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use model::wireguard::{PublicKey, Secret};
 use model::{Family, IfName, LeaseAttrs, Mac};
 
 use crate::state::{Link, Variant};
@@ -39,6 +40,21 @@ pub struct Facts {
     pub printed: Option<String>,
     /// The programs of iptables, for each family that has them; asked for only where rules are to go there.
     pub iptables: Iptables,
+    /// What the backend wireguard needs; asked for by it only.
+    pub wireguard: Option<WireguardFacts>,
+}
+
+/// What is known of the host's WireGuard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardFacts {
+    /// This node's private key.
+    pub private: Secret,
+    /// The public key that belongs to it.
+    pub public: PublicKey,
+    /// The file it is in.
+    pub key_file: String,
+    /// The kernel has WireGuard.
+    pub in_kernel: bool,
 }
 
 impl Facts {

@@ -9,6 +9,7 @@ mod command;
 pub mod iptables;
 mod link;
 mod nft;
+pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use model::wireguard::PublicKey;
 use model::{Family, IfName, Mac};
 
 pub use command::{Command, CommandKey, Line};
@@ -25,6 +27,7 @@ pub use nft::{
     Chain, ChainType, Element, Hook, Match, NftFamily, NftTable, Rule as NftRule, Set, SetKey, Statement,
     TableKey, Verdict,
 };
+pub use wireguard::{Carrier, WgPeer, Wireguard};
 
 /// The kernel's own key of an object. The order of the variants is the order of creation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +48,8 @@ pub enum Key {
     Neigh(IfName, IpAddr),
     /// A forwarding entry of a vxlan device.
     Fdb(IfName, Mac),
+    /// A peer of a WireGuard device.
+    WgPeer(IfName, PublicKey),
     /// A nexthop object by id.
     Nexthop(u32),
     /// A route: table, destination, metric.
@@ -59,7 +64,11 @@ impl Key {
     /// The device this object disappears with, if any.
     pub fn device(&self) -> Option<IfName> {
         match self {
-            Key::Link(dev) | Key::Addr(dev, _) | Key::Neigh(dev, _) | Key::Fdb(dev, _) => Some(*dev),
+            Key::Link(dev)
+            | Key::Addr(dev, _)
+            | Key::Neigh(dev, _)
+            | Key::Fdb(dev, _)
+            | Key::WgPeer(dev, _) => Some(*dev),
             _ => None,
         }
     }
@@ -115,6 +124,8 @@ pub enum Object {
     Neigh(Neigh),
     /// A permanent forwarding entry.
     Fdb(Fdb),
+    /// A peer of a WireGuard device.
+    WgPeer(Box<WgPeer>),
     /// A nexthop object of our protocol.
     Nexthop(Nexthop),
     /// A route.
@@ -137,6 +148,7 @@ impl Object {
             Object::Element(element) => Key::Element(element.clone()),
             Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
             Object::Fdb(f) => Key::Fdb(f.dev, f.mac),
+            Object::WgPeer(p) => Key::WgPeer(p.dev, p.key),
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),
             Object::Rule(r) => Key::Rule(r.clone()),
@@ -386,10 +398,11 @@ impl IntoIterator for State {
 /// | --- | --- |
 /// | nft table, element of a set | the table's name is in `tables` |
 /// | iptables chain | flannel's name, in a table of `iptables`; in the built-in chain by target, comment or the text of an old version |
-/// | link | its name is in `devices` |
+/// | link | its name is in `devices`, and it is of the kind we make under that name |
 /// | sysctl | its path is in `sysctls` |
 /// | address | on one of `devices`, not link-local, IPv4 only inside `networks` (flannel.md 6.2) |
 /// | neighbour, FDB | permanent, on one of `devices` |
+/// | WireGuard peer | on one of `devices` |
 /// | nexthop | protocol 76 |
 /// | route | protocol 76 in the main table; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
 /// | command of the operator | this process ran it |
@@ -419,7 +432,7 @@ impl Scope {
         match object {
             Object::Nft(table) => self.tables.contains(&table.key),
             Object::Iptables(rules) => self.iptables.contains(&rules.key),
-            Object::Link(link) => self.devices.contains(&link.name),
+            Object::Link(link) => self.devices.contains(&link.name) && crate::backend::is_our_link(link),
             Object::Sysctl { path, .. } => self.sysctls.contains(path),
             Object::Addr(a) => {
                 self.devices.contains(&a.dev)
@@ -431,6 +444,7 @@ impl Scope {
             Object::Element(element) => self.tables.contains(&element.set.table),
             Object::Neigh(n) => self.devices.contains(&n.dev),
             Object::Fdb(f) => self.devices.contains(&f.dev),
+            Object::WgPeer(p) => self.devices.contains(&p.dev),
             Object::Nexthop(_) => true,
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
@@ -480,6 +494,7 @@ impl fmt::Display for Object {
             Object::Fdb(e) => {
                 write!(f, "bridge fdb replace {} dev {} dst {} self permanent", e.mac, e.dev, e.dst)
             }
+            Object::WgPeer(peer) => peer.fmt(f),
             Object::Nexthop(n) => {
                 write!(f, "ip nexthop replace id {} via {} dev {}", n.id, n.via, n.dev)?;
                 f.write_str(if n.onlink { " onlink" } else { "" })?;

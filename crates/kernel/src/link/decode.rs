@@ -8,6 +8,7 @@ use plan::state::{Bridge, Ipip, Link, LinkKind, Veth, Vxlan};
 use super::number::*;
 use super::{BridgeVlan, Detail, LinkInfo, PortFlags};
 use crate::netlink::{Attr, Attrs, Reply};
+use crate::wireguard;
 
 /// Length of `struct ifinfomsg`.
 const HEADER: usize = 16;
@@ -91,6 +92,7 @@ fn link_kind(kind: &str, data: Attrs<'_>, lower: Option<u32>) -> LinkKind {
             let address = |attr| data.find(attr).and_then(|a| a.ip()).filter(|ip| !ip.is_unspecified());
             LinkKind::Ipip(Ipip { local: address(IPTUN_LOCAL), remote: address(IPTUN_REMOTE) })
         }
+        "wireguard" => LinkKind::Wireguard(wireguard::unknown()),
         "bridge" => LinkKind::Bridge(Bridge { vlan_filtering: flag(BR_VLAN_FILTERING) }),
         "veth" => LinkKind::Veth(Veth { peer_index: lower }),
         other => LinkKind::Other(other.to_owned()),

@@ -34,6 +34,8 @@ pub enum Protocol {
     Route,
     /// nftables (and conntrack).
     Netfilter,
+    /// Families that have no protocol of their own, such as WireGuard.
+    Generic,
 }
 
 /// A socket. It stays in the namespace it was opened in.
@@ -89,6 +91,7 @@ impl Socket {
         let (number, action) = match protocol {
             Protocol::Route => (libc::NETLINK_ROUTE, "open a route netlink socket"),
             Protocol::Netfilter => (libc::NETLINK_NETFILTER, "open a netfilter netlink socket"),
+            Protocol::Generic => (libc::NETLINK_GENERIC, "open a generic netlink socket"),
         };
         let failed = |source| Error::Socket { action, source };
         let fd = sys::netlink_socket(number, 0).map_err(failed)?;

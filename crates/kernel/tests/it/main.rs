@@ -9,6 +9,7 @@ mod rtnl;
 mod socket;
 mod state;
 mod twin;
+mod wireguard;
 
 use std::process::Command;
 

@@ -20,14 +20,14 @@ use act::Act;
 const USAGE: &str = "\
 usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
-Removes the devices flannel.N, flannel-v6.N and flannel.ipip with all that is on them, routes and
-nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and loden-flannel.*,
-and the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way to other hosts. Stop the
-agent first, or it puts everything back. What else is of ours or of flannel is named at the end,
-with the flag that removes it.
+Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel-wg and flannel-wg-v6 with all that is
+on them, routes and nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and
+loden-flannel.*, and the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way
+to other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is
+named at the end, with the flag that removes it.
 
-  --files      also the agent's files: subnet.env and the troubles beside it, /var/lib/loden and
-               /run/loden but the registry
+  --files      also the agent's files: subnet.env and the troubles beside it, the WireGuard key,
+               /var/lib/loden and /run/loden but the registry
   --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
                the network's configuration, the plugins. Refused while pods are attached
   --flannel    also what a flanneld left: iptables rules of old versions, host-gw routes

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use ::sim::{Disturbance, FakeKernel, Fault, Random};
 use ipnet::IpNet;
 use model::{IfName, NetConf};
+use plan::backend::Backend;
 use plan::facts::{Addresses, Uplink};
 use plan::state::{Addr, Link, LinkKind, Route, Scope, Via};
 use plan::{Facts, Key, Object, State, Step, uplink};
@@ -89,7 +90,7 @@ impl Kernel for Seat {
         &mut self,
         conf: &NetConf,
         remembered: &Remembered,
-        devices: &[IfName],
+        backend: &dyn Backend,
         peers: &[IpAddr],
     ) -> Result<Facts, String> {
         let world = self.0.borrow();
@@ -113,7 +114,7 @@ impl Kernel for Seat {
             uplink: Uplink { name: name("eth0"), mtu: eth0.mtu.unwrap_or(1500), addresses: chosen },
             public: chosen,
             local: state.iter().filter_map(|(key, _)| address(key)).map(|net| net.addr()).collect(),
-            devices: devices.iter().filter_map(ours).collect(),
+            devices: backend.devices().iter().filter_map(ours).collect(),
             pinned_macs: BTreeMap::new(),
             published: remembered.attrs.clone(),
             on_link: peers.iter().filter(near).map(|ip| (*ip, name("eth0"))).collect(),
@@ -121,7 +122,8 @@ impl Kernel for Seat {
             ipv6: true,
             machine_id: "storm".to_owned(),
             iptables: Default::default(),
-            printed: Default::default(),
+            printed: None,
+            wireguard: None,
             tunnels: Default::default(),
         })
     }

@@ -1,12 +1,13 @@
 //! The agent's side: a [`Status`] from what the loop has at hand. Costs nothing until somebody asks, but for
 //! the memory of troubles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::{Family, IpNet, Subnets};
+use plan::State;
 use plan::facts::{Addresses, Families};
-use plan::state::Object;
+use plan::state::{LinkKind, Object};
 use plan::uplink::Why;
 
 use super::{
@@ -90,6 +91,7 @@ pub fn gather(
     let devices = picture.wanted.iter().filter(|(_, object)| matches!(object, Object::Link(_)));
     let backend = (!picture.backend.is_empty()).then(|| Backend {
         kind: picture.backend.to_owned(),
+        carrier: carrier(&picture.wanted),
         mtu: report.mtu,
         devices: devices.map(|(_, object)| object.to_string()).collect(),
         rules: picture.wanted.iter().filter_map(|(_, object)| shown_by(object)).collect(),
@@ -116,6 +118,19 @@ pub fn gather(
         troubles: history.troubles(troubles),
         ..Status::default()
     }
+}
+
+/// What carries the tunnels, if that differs from host to host.
+fn carrier(wanted: &State) -> Option<String> {
+    let of = |object: &Object| match object {
+        Object::Link(link) => match &link.kind {
+            LinkKind::Wireguard(wireguard) => Some(wireguard.carrier.to_string()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let all: BTreeSet<String> = wanted.iter().filter_map(|(_, object)| of(object)).collect();
+    (!all.is_empty()).then(|| all.into_iter().collect::<Vec<_>>().join(" and "))
 }
 
 fn count(number: usize) -> u32 {

@@ -142,6 +142,7 @@ parts! {
     Step { candidate: put, text; taken: put, flag; because: put, text; }
     Backend {
         kind: put, text;
+        carrier: put, maybe_text;
         mtu: put, int;
         devices: |v: &Vec<String>| texts(v), words;
         rules: |v: &Vec<String>| texts(v), words;

@@ -28,7 +28,9 @@ pub fn show(status: &Status, why: bool, style: Style) -> Vec<Text> {
         page.interface(interface, why);
     }
     if let Some(backend) = &status.backend {
-        page.row("backend", Text::plain(format!("{}, MTU {} for pods", backend.kind, backend.mtu)));
+        let carrier = backend.carrier.as_ref().map(|carrier| format!(" in {carrier}")).unwrap_or_default();
+        let line = format!("{}{carrier}, MTU {} for pods", backend.kind, backend.mtu);
+        page.row("backend", Text::plain(line));
         page.list(backend.devices.iter().map(|command| Text::of(Tone::Dim, command)));
         if let Some((first, more)) = backend.rules.split_first() {
             page.row("rules", Text::of(Tone::Dim, first));

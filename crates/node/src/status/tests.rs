@@ -37,6 +37,7 @@ fn healthy() -> Status {
         }),
         backend: Some(Backend {
             kind: "vxlan".to_owned(),
+            carrier: None,
             mtu: 1450,
             devices: texts(&[
                 "ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472",

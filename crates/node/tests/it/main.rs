@@ -25,4 +25,5 @@ mod traffic;
 mod troubles;
 mod tutorials;
 mod uplink;
+mod wireguard;
 mod world;

@@ -33,6 +33,7 @@ pub fn facts() -> Facts {
         machine_id: "0123456789abcdef".to_owned(),
         printed: None,
         iptables: Default::default(),
+        wireguard: None,
     }
 }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use model::{IfName, Mac};
 
+use super::Wireguard;
+
 /// A network device. `None` means "we do not care" in a wanted state and "not reported" in an actual one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -31,6 +33,8 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// IPv4 in IPv4 (RFC 2003), one device for all peers.
     Ipip(Ipip),
+    /// WireGuard, in the kernel or in user space.
+    Wireguard(Wireguard),
     /// Ethernet bridge.
     Bridge(Bridge),
     /// Virtual Ethernet pair.
@@ -45,6 +49,7 @@ impl LinkKind {
         match self {
             LinkKind::Vxlan(_) => "vxlan",
             LinkKind::Ipip(_) => "ipip",
+            LinkKind::Wireguard(_) => "wireguard",
             LinkKind::Bridge(_) => "bridge",
             LinkKind::Veth(_) => "veth",
             LinkKind::Other(kind) => kind,
@@ -134,6 +139,13 @@ impl Link {
                     return LinkFit::Recreate(format!("{what} is {}, not {}", text(&have), text(&want)));
                 }
             }
+        } else if let (LinkKind::Wireguard(want), LinkKind::Wireguard(have)) = (&self.kind, &actual.kind) {
+            if want.carrier != have.carrier {
+                return LinkFit::Recreate(format!("tunnel is in {}, not in {}", have.carrier, want.carrier));
+            }
+            if want.changes(have) {
+                return LinkFit::Change;
+            }
         } else if self.kind.name() != actual.kind.name() {
             let other = if actual.kind.name().is_empty() { "physical" } else { actual.kind.name() };
             return LinkFit::Foreign(format!("is a {other} device, not a {} one", self.kind.name()));
@@ -222,6 +234,7 @@ impl fmt::Display for Link {
                 }
                 f.write_str(" nopmtudisc")
             }
+            LinkKind::Wireguard(wireguard) => write!(f, " && {}", wireguard.command(self.name)),
             LinkKind::Bridge(b) => f.write_str(if b.vlan_filtering { " vlan_filtering 1" } else { "" }),
             LinkKind::Veth(_) | LinkKind::Other(_) => Ok(()),
         }

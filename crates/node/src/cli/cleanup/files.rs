@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 
 use super::act::Act;
 use super::{Found, Options};
-use crate::outputs;
+use crate::{outputs, wgkey};
 
 /// Directories that are ours alone.
 const OWN: [&str; 2] = ["/var/lib/loden", "/run/loden"];
 /// The embedded registry there, with what SQLite lays beside it.
 const REGISTRY: &str = "leases.db";
 
-/// `subnet.env`, the troubles beside it, and everything in our directories but the registry.
+/// `subnet.env`, the troubles beside it, the WireGuard key, and everything in our directories but the registry.
 pub fn look(options: &Options) -> Found {
     let beside = outputs::trouble_file(&options.subnet_file.to_string_lossy());
-    let there = [options.subnet_file.clone(), beside].into_iter().filter(|path| exists(path));
+    let there = [options.subnet_file.clone(), beside, wgkey::file()].into_iter().filter(|path| exists(path));
     let mut acts: Vec<Act> = there.map(Act::File).collect();
     if !acts.is_empty() {
         acts.extend(options.subnet_file.parent().map(|dir| Act::Dir(dir.to_owned())));
@@ -25,7 +25,8 @@ pub fn look(options: &Options) -> Found {
     }
     if let Some(dir) = std::env::var_os("LODEN_STATE_DIR").filter(|dir| !dir.is_empty()) {
         let is_ours = |path: &Path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("last-good."))
+            let ours = |name: &str| name.starts_with("last-good.") || name.starts_with(wgkey::COPY);
+            path.file_name().is_some_and(|name| ours(&name.to_string_lossy()))
         };
         acts.extend(tree(Path::new(&dir), &is_ours));
     }

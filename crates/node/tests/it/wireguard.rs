@@ -1,0 +1,347 @@
+//! The backend wireguard between hosts: in the kernel where it has WireGuard (the guest of `cargo xtask vm`).
+//! `wg` and captures on the wire are the witnesses.
+
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+
+use model::IpNet;
+
+use crate::world::{Agent, Host, World, until};
+
+const V4: &str = r#""Network":"10.244.0.0/16""#;
+const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#;
+const DUAL: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#;
+
+/// Whether WireGuard can be had here, or a note that the test is skipped.
+fn available(test: &str) -> bool {
+    let world = World::new(1);
+    let there = world.hosts[0].try_sh("ip link add probe type wireguard").is_ok();
+    if !there {
+        println!("SKIP {test}: this kernel has no wireguard");
+    }
+    there
+}
+
+fn world(hosts: usize, network: &str, backend: &str) -> World {
+    // Programs of iptables take seconds each where the kernel is emulated.
+    World::with_config(
+        hosts,
+        &format!(r#"{{{network},"EnableNFTables":true,"Backend":{{"Type":"wireguard"{backend}}}}}"#),
+    )
+}
+
+/// An agent with a key file of its host's own.
+fn agent(host: &Host) -> Agent {
+    let key = host.dir.join("wgkey").display().to_string();
+    host.agent_in(&["--ip-masq"], &[("LODEN_STORE", host.store()), ("WIREGUARD_KEY_FILE", &key)])
+}
+
+fn start(world: &World) -> Vec<Agent> {
+    let agents: Vec<Agent> = world.hosts.iter().map(agent).collect();
+    agents.iter().for_each(Agent::ready);
+    agents
+}
+
+/// Addresses of the pods' networks of a host, one of each family it has.
+fn inside(host: &Host) -> Vec<IpAddr> {
+    let text = std::fs::read_to_string(host.subnet_file()).unwrap();
+    let keys = ["FLANNEL_SUBNET=", "FLANNEL_IPV6_SUBNET="];
+    let nets = keys.iter().filter_map(|key| text.lines().find_map(|line| line.strip_prefix(key)));
+    nets.map(|net| net.parse::<IpNet>().unwrap().network()).collect()
+}
+
+/// Waits until pods' networks reach each other, in each family.
+fn reach(from: &Host, to: &Host) {
+    for (address, own) in inside(to).into_iter().zip(inside(from)) {
+        let seen = until(&format!("the tunnel to carry traffic to {address}"), || from.greet(to, address));
+        assert_eq!(seen, own, "no address translation inside");
+    }
+}
+
+/// A column of `wg show DEV what` beside a peer's key.
+fn wg(host: &Host, dev: &str, what: &str, key: &str) -> String {
+    let text = host.sh(&format!("wg show {dev} {what}"));
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.unwrap_or_else(|| panic!("{key} is not in {text:?}")).trim().to_owned()
+}
+
+fn public_key(host: &Host, dev: &str) -> String {
+    host.sh(&format!("wg show {dev} public-key")).trim().to_owned()
+}
+
+/// Everything that passes a host's wire, while it lives.
+struct Capture(Child, std::path::PathBuf);
+
+impl Capture {
+    fn on(host: &Host) -> Capture {
+        let file = host.dir.join("capture");
+        let said = host.dir.join("capture.log");
+        let mut command = Command::new("tcpdump");
+        command.args(["-i", "eth0", "-nn", "-U", "--immediate-mode", "-Z", "root", "-w"]).arg(&file);
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(&said).unwrap());
+        let capture = Capture(host.netns.run(|| command.spawn()).unwrap().unwrap(), file);
+        until("tcpdump to listen", || {
+            // Something it can hear.
+            host.try_sh("ping -c1 -W1 192.0.2.254").ok();
+            let heard = capture.text("").is_some_and(|text| !text.is_empty());
+            if heard { Ok(()) } else { Err(std::fs::read_to_string(&said).unwrap()) }
+        });
+        capture
+    }
+
+    /// What a filter finds so far, one packet a line.
+    fn text(&self, filter: &str) -> Option<String> {
+        let mut command = Command::new("tcpdump");
+        command.args(["-nn", "-t", "-Z", "root", "-r"]).arg(&self.1).args(filter.split_whitespace());
+        let output = command.output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The bytes of all packets.
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.1).unwrap()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Fails if a packet of pods' networks, or what they say, is on the wire.
+fn nothing_in_the_clear(capture: &Capture) {
+    let inner = capture.text("net 10.244.0.0/16 or net fd00:10:244::/48").expect("a readable capture");
+    assert_eq!(inner, "", "in the clear");
+    assert!(!capture.bytes().windows(5).any(|bytes| bytes == b"hello"), "the text itself is on the wire");
+}
+
+#[test]
+fn wireguard_carries_each_mode_and_family() {
+    if !available("wireguard_carries_each_mode_and_family") {
+        return;
+    }
+    for (name, network, backend, devices, outer) in [
+        ("one family", V4, "", &["flannel-wg:51820"][..], "ip and udp port 51820"),
+        ("the other", V6, r#","ListenPortV6":5001"#, &["flannel-wg-v6:5001"], "ip6 and udp port 5001"),
+        (
+            "both",
+            DUAL,
+            r#","PersistentKeepaliveInterval":25"#,
+            &["flannel-wg:51820", "flannel-wg-v6:51821"],
+            "udp",
+        ),
+        ("auto", DUAL, r#","Mode":"auto""#, &["flannel-wg:51820"], "ip and udp port 51820"),
+        (
+            "over IPv4",
+            DUAL,
+            r#","Mode":"ipv4","ListenPort":5000"#,
+            &["flannel-wg:5000"],
+            "ip and udp port 5000",
+        ),
+        ("over IPv6", DUAL, r#","Mode":"ipv6""#, &["flannel-wg:51820"], "ip6 and udp port 51820"),
+    ] {
+        let world = world(2, network, backend);
+        let _agents = start(&world);
+        let (one, two) = (&world.hosts[0], &world.hosts[1]);
+        let capture = Capture::on(one);
+        reach(one, two);
+        reach(two, one);
+        for device in devices {
+            let (dev, port) = device.split_once(':').unwrap();
+            assert_eq!(one.sh(&format!("wg show {dev} listen-port")).trim(), port, "{name}");
+            let alive = if backend.contains("Keepalive") { "25" } else { "off" };
+            assert_eq!(wg(one, dev, "persistent-keepalive", &public_key(two, dev)), alive, "{name}");
+            assert!(one.sh(&format!("ip link show {dev}")).contains("mtu 1420"), "{name}");
+        }
+        assert_eq!(one.sh("wg show interfaces").split_whitespace().count(), devices.len(), "{name}");
+        assert_eq!(one.env("FLANNEL_MTU"), "1420");
+        let tunnelled = capture.text(outer).unwrap();
+        assert!(tunnelled.lines().count() > 3, "{name}: {tunnelled}");
+        let other = capture.text(&format!("udp and not ({outer}) and not port 5353")).unwrap();
+        assert_eq!(other, "", "{name}: no tunnel elsewhere");
+        nothing_in_the_clear(&capture);
+        for (net, dev) in inside(one).iter().zip(devices.iter().cycle()) {
+            let family = if net.is_ipv4() { ("10.244.0.0/16", "-4") } else { ("fd00:10:244::/48", "-6") };
+            let route = &one.json(&format!("ip -j {} route show {}", family.1, family.0))[0];
+            let dev = dev.split(':').next().unwrap();
+            assert_eq!((&route["dev"], &route["protocol"]), (&dev.into(), &"76".into()), "{name}: {route}");
+        }
+    }
+}
+
+#[test]
+fn wireguard_says_what_carries_it_and_never_a_key() {
+    if !available("wireguard_says_what_carries_it") {
+        return;
+    }
+    const PSK: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+    let world = world(2, V4, &format!(r#","PSK":"{PSK}""#));
+    let agents = start(&world);
+    let (one, two) = (&world.hosts[0], &world.hosts[1]);
+    reach(one, two);
+    assert_eq!(wg(one, "flannel-wg", "preshared-keys", &public_key(two, "flannel-wg")), PSK);
+    let (code, status) = one.status(&[]);
+    assert!(code == 0 && status.contains("wireguard in kernel, MTU 1420"), "{status}");
+    let (_, json) = one.status_json();
+    assert_eq!(json["backend"]["carrier"], "kernel");
+    let private = std::fs::read_to_string(one.dir.join("wgkey")).unwrap();
+    for damage in ["ip link delete flannel-wg", "ip link set flannel-wg down"] {
+        one.sh(damage);
+        reach(one, two);
+    }
+    let said = agents[0].log() + &status + &json.to_string() + &one.troubles();
+    assert!(!said.contains(PSK) && !said.contains(&private), "a secret is shown");
+    assert!(said.contains("private-key"), "the command names the file: {said}");
+}
+
+#[test]
+fn wireguard_outlives_its_agent() {
+    if !available("wireguard_outlives_its_agent") {
+        return;
+    }
+    let world = world(2, DUAL, "");
+    let mut agents = start(&world);
+    let (one, two) = (&world.hosts[0], &world.hosts[1]);
+    reach(one, two);
+    let address = inside(two)[0];
+    let before = one.sh("ip -o link show type wireguard");
+    let key = std::fs::read_to_string(one.dir.join("wgkey")).unwrap();
+    // Pings all the while.
+    let mut command = Command::new("ping");
+    command.args(["-i", "0.05", "-q", &address.to_string()]).stdout(Stdio::piped());
+    let ping = one.netns.run(|| command.spawn()).unwrap().unwrap();
+    agents.remove(0).kill();
+    std::fs::remove_file(one.dir.join("log")).unwrap();
+    let again = agent(one);
+    again.ready();
+    assert_eq!(again.count("changes:"), 0, "{}", again.log());
+    assert_eq!(again.terminate(), 0);
+    std::fs::remove_file(one.dir.join("log")).unwrap();
+    let again = agent(one);
+    again.ready();
+    // Something has to have been sent after the second start.
+    let sent = |host: &Host| wg(host, "flannel-wg", "transfer", &public_key(two, "flannel-wg"));
+    let then = sent(one);
+    until("more pings", || if sent(one) == then { Err(then.clone()) } else { Ok(()) });
+    Command::new("kill").args(["-INT", &ping.id().to_string()]).status().unwrap();
+    let output = String::from_utf8(ping.wait_with_output().unwrap().stdout).unwrap();
+    assert!(output.contains(" 0% packet loss"), "{output}");
+    assert_eq!(one.sh("ip -o link show type wireguard"), before, "the same devices");
+    assert_eq!(std::fs::read_to_string(one.dir.join("wgkey")).unwrap(), key);
+    reach(two, one);
+}
+
+#[test]
+fn wireguard_leaks_nothing_while_its_device_is_away() {
+    if !available("wireguard_leaks_nothing") {
+        return;
+    }
+    let world = world(2, DUAL, "");
+    let mut agents = start(&world);
+    let (one, two) = (&world.hosts[0], &world.hosts[1]);
+    reach(one, two);
+    // Nobody repairs it.
+    agents.remove(0).kill();
+    let capture = Capture::on(one);
+    for dev in ["flannel-wg", "flannel-wg-v6"] {
+        one.sh(&format!("ip link delete {dev}"));
+    }
+    for address in inside(two) {
+        one.greet(two, address).expect_err("there is no way");
+    }
+    nothing_in_the_clear(&capture);
+    let again = agent(one);
+    again.ready();
+    reach(one, two);
+    nothing_in_the_clear(&capture);
+}
+
+#[test]
+fn wireguard_follows_a_peers_new_key() {
+    if !available("wireguard_follows_a_peers_new_key") {
+        return;
+    }
+    let world = world(3, V4, "");
+    let mut agents = start(&world);
+    let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    reach(one, two);
+    let old = public_key(two, "flannel-wg");
+    agents.remove(1).kill();
+    let file = two.dir.join("wgkey");
+    std::fs::remove_file(&file).unwrap();
+    let again = agent(two);
+    again.ready();
+    reach(one, two);
+    reach(three, two);
+    let keys = || one.sh("wg show flannel-wg peers");
+    until("the old key to be gone", || if keys().contains(&old) { Err(keys()) } else { Ok(()) });
+    assert_eq!(keys().lines().count(), 2, "{}", keys());
+    // A lost file is no new key while the agent lives.
+    let key = public_key(two, "flannel-wg");
+    std::fs::remove_file(&file).unwrap();
+    two.sh("ip link add nudge type bridge");
+    until("the file again", || if file.exists() { Ok(()) } else { Err("not yet".to_owned()) });
+    assert_eq!(public_key(two, "flannel-wg"), key);
+}
+
+#[test]
+fn wireguard_peers_that_disagree_are_named_and_others_work() {
+    if !available("wireguard_peers_that_disagree") {
+        return;
+    }
+    let world = world(3, V4, "");
+    let agents = start(&world);
+    let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    reach(one, three);
+    let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    let key = format!("{}-24", two.subnet("FLANNEL_SUBNET").network());
+    let own_key = public_key(one, "flannel-wg");
+    for (kind, data, sentence) in [
+        (
+            "vxlan",
+            r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}"#.to_owned(),
+            r#"its backend is "vxlan", ours is "wireguard""#,
+        ),
+        (
+            "wireguard",
+            r#"{"PublicKey":"short","Port":51820}"#.to_owned(),
+            "is not a WireGuard key of 32 bytes",
+        ),
+        ("wireguard", r#"{"PublicKey":"","Port":"x"}"#.to_owned(), "is of no use"),
+        ("wireguard", "null".to_owned(), "has no IPv4 WireGuard data"),
+        (
+            "wireguard",
+            format!(r#"{{"PublicKey":"{own_key}","Port":51820}}"#),
+            "this node's own WireGuard key",
+        ),
+    ] {
+        let value = format!(
+            r#"{{"PublicIP":"192.0.2.12","PublicIPv6":null,"BackendType":"{kind}","BackendData":{data}}}"#
+        );
+        connection.execute("UPDATE lease SET value = ?1 WHERE key = ?2", [&value, &key]).unwrap();
+        until(sentence, || if agents[0].log().contains(sentence) { Ok(()) } else { Err(agents[0].log()) });
+        one.greet(three, inside(three)[0]).expect("the other peer is unharmed");
+    }
+}
+
+#[test]
+fn wireguard_waits_for_a_taken_port_and_names_a_bad_key_file() {
+    if !available("wireguard_waits_for_a_taken_port") {
+        return;
+    }
+    let world = world(1, V4, "");
+    let host = &world.hosts[0];
+    let file = host.dir.join("wgkey");
+    std::fs::write(&file, "geheim").unwrap();
+    let taken = host.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:51820")).unwrap().unwrap();
+    let mut agent = agent(host);
+    agent.says("wgkey is not a WireGuard key of 32 bytes");
+    assert!(!agent.log().contains("geheim") && agent.alive());
+    std::fs::remove_file(&file).unwrap();
+    agent.says("another program uses UDP port 51820");
+    assert!(agent.alive() && !host.subnet_file().exists());
+    drop(taken);
+    agent.ready();
+}
