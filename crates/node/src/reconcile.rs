@@ -458,12 +458,19 @@ impl<K: Kernel> Reconciler<K> {
         let rest = self.ask(self.ready(rest, may, now_ms));
         let (rest, early) = diff::within_tables(rest, wanted, self.actual.get_or_insert_default());
         self.settled = may.sweep && waiting.is_empty() && early == 0;
-        // Rules of another mode go when those of this one stand.
-        let (last, rest): (Vec<Step>, Vec<Step>) =
-            rest.into_iter().partition(|step| matches!(step, Step::Delete(_)) && is_rules(&step.key()));
+        // Rules of another mode go when those of this one stand, or make room for a table that does not do
+        // their work.
+        let goes = |step: &Step| match step {
+            Step::Put(Object::Nft(table)) => rules::table_keys().contains(&table.key) && !table.masquerades(),
+            Step::Delete(_) => is_rules(&step.key()),
+            _ => false,
+        };
+        let (last, rest): (Vec<Step>, Vec<Step>) = rest.into_iter().partition(goes);
         self.apply(rest, now_ms, report);
         if !last.is_empty() {
-            let keys = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key)).cloned().collect();
+            let waiting: BTreeSet<Key> = last.iter().map(Step::key).collect();
+            let rules = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key));
+            let keys = rules.filter(|key| !waiting.contains(key)).cloned().collect();
             if diff_within(wanted, self.actual.get_or_insert_default(), &keys).is_empty() {
                 self.apply(last, now_ms, report);
             } else {

@@ -67,6 +67,9 @@ pub fn objects(conf: &NetConf, own: &Subnets, choice: Choice, tools: &facts::Ipt
             (Some(tool), Some(pods)) => {
                 let rules = iptables(family, net, pods, choice, tool);
                 objects.extend(rules.into_iter().map(|rules| Object::Iptables(Box::new(rules))));
+                if choice.masquerade {
+                    objects.push(Object::Nft(Box::new(stay(family))));
+                }
             }
             _ => {
                 let table = tables.iter().find(|table| table.key == key(family));
@@ -163,6 +166,20 @@ fn tables(conf: &NetConf, own: &Subnets, choice: Choice) -> Vec<NftTable> {
         }
     }
     tables
+}
+
+/// What keeps NAT going when somebody empties the tables of iptables: without a rule that looks at connections the
+/// kernel does not follow them, and those that were masqueraded go on with a pod's address (decision 0161).
+fn stay(family: Family) -> NftTable {
+    let chain = Chain {
+        name: "stay".to_owned(),
+        comment: Some("keeps connections translated while the rules of iptables are away".to_owned()),
+        hook: Some(Hook { kind: ChainType::Nat, number: 4, priority: 100 }),
+        // Looks at each connection and does nothing: a verdict here ends this chain alone.
+        rules: vec![rule(vec![Match::DestinationTranslated], Statement::Verdict(Verdict::Accept))],
+    };
+    let comment = Some("the rules of flannel are in iptables".to_owned());
+    NftTable { key: key(family), comment, owned: true, sets: Vec::new(), chains: vec![chain], drifted: false }
 }
 
 fn rule(matches: Vec<Match>, statement: Statement) -> NftRule {

@@ -11,6 +11,7 @@ mod docker;
 mod docker_opts;
 mod extension;
 mod faults;
+mod firewalld;
 mod iptables;
 mod kube;
 mod kube_troubles;

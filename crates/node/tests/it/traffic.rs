@@ -123,17 +123,19 @@ impl Drop for Pings {
     }
 }
 
-/// Numbered datagrams from one pod to another, one each millisecond: every second one from a port of its own, so
-/// that rules of NAT and firewalls decide about it anew.
+/// Numbered datagrams from one pod to another, one each millisecond. Those with even numbers are one connection,
+/// answered by the receiver; each with an odd number is one of its own, about which rules of NAT and firewalls
+/// decide anew.
 pub struct Stream {
     pub what: String,
+    source: IpAddr,
     stop: Arc<AtomicBool>,
     arrived: Arc<AtomicU64>,
     threads: Option<(JoinHandle<Vec<Instant>>, JoinHandle<Received>)>,
 }
 
-/// Numbers, and how often an address was seen that is not the sender's.
-type Received = (BTreeSet<u64>, BTreeMap<IpAddr, u64>);
+/// Numbers, and the addresses they came with.
+type Received = BTreeMap<u64, IpAddr>;
 
 /// How a stream fared.
 #[derive(Debug)]
@@ -147,6 +149,8 @@ pub struct Fared {
     pub gap: Duration,
     /// How many came with which address that is not the sender's.
     pub disguised: BTreeMap<IpAddr, u64>,
+    /// Numbers of those that came with the sender's.
+    pub bare: Vec<u64>,
 }
 
 impl Stream {
@@ -163,10 +167,12 @@ impl Stream {
         let (netns, stopped, opened) = (from.netns.try_clone().unwrap(), stop.clone(), open.clone());
         let send = move || {
             let lasting = UdpSocket::bind((any, 0)).unwrap();
+            lasting.set_nonblocking(true).unwrap();
             let mut sent = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let fresh = (sent.len() % 2 == 1).then(|| UdpSocket::bind((any, 0)).unwrap());
                 let number = if opened.load(Ordering::Relaxed) { sent.len() as u64 } else { u64::MAX };
+                while lasting.recv_from(&mut [0; 8]).is_ok() {}
                 // What cannot be sent does not arrive.
                 let _ = fresh.as_ref().unwrap_or(&lasting).send_to(&number.to_be_bytes(), to);
                 if number != u64::MAX {
@@ -179,27 +185,27 @@ impl Stream {
         let sender = std::thread::spawn(move || netns.run(send).unwrap());
         let (stopped, counted) = (stop.clone(), arrived.clone());
         let receiver = std::thread::spawn(move || {
-            let (mut numbers, mut disguised) = (BTreeSet::new(), BTreeMap::new());
+            let mut received = Received::new();
             let mut bytes = [0; 8];
             loop {
                 match inbox.recv_from(&mut bytes) {
                     Ok((_, from)) => {
                         open.store(true, Ordering::Relaxed);
                         let number = u64::from_be_bytes(bytes);
-                        if number != u64::MAX && numbers.insert(number) {
+                        if number % 2 == 0 || number == u64::MAX {
+                            let _ = inbox.send_to(b"heard", from);
+                        }
+                        if number != u64::MAX && received.insert(number, from.ip()).is_none() {
                             counted.fetch_add(1, Ordering::Relaxed);
-                            if from.ip() != source {
-                                *disguised.entry(from.ip()).or_default() += 1;
-                            }
                         }
                     }
                     // Nothing more is on its way.
-                    Err(_) if stopped.load(Ordering::Relaxed) => return (numbers, disguised),
+                    Err(_) if stopped.load(Ordering::Relaxed) => return received,
                     Err(_) => {}
                 }
             }
         });
-        let stream = Stream { what, stop, arrived, threads: Some((sender, receiver)) };
+        let stream = Stream { what, source, stop, arrived, threads: Some((sender, receiver)) };
         stream.more(1);
         stream
     }
@@ -217,21 +223,29 @@ impl Stream {
     pub fn finish(mut self) -> Fared {
         self.stop.store(true, Ordering::Relaxed);
         let (sender, receiver) = self.threads.take().unwrap();
-        let (sent, (numbers, disguised)) = (sender.join().unwrap(), receiver.join().unwrap());
-        let lost: Vec<u64> = (0..sent.len() as u64).filter(|n| !numbers.contains(n)).collect();
+        let (sent, received) = (sender.join().unwrap(), receiver.join().unwrap());
+        let lost: Vec<u64> = (0..sent.len() as u64).filter(|n| !received.contains_key(n)).collect();
         let at = |n: u64| sent[n as usize];
-        let arrived: Vec<u64> = numbers.iter().copied().filter(|n| (*n as usize) < sent.len()).collect();
-        let gaps = arrived.windows(2).filter(|pair| pair[1] != pair[0] + 1);
+        let numbers: Vec<u64> = received.keys().copied().collect();
+        let gaps = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1);
         let gap = gaps.map(|pair| at(pair[1]) - at(pair[0])).max().unwrap_or_default();
-        Fared {
-            what: std::mem::take(&mut self.what),
-            sent: sent.len(),
-            arrived: numbers.len(),
-            lost,
-            gap,
-            disguised,
+        let (mut disguised, mut bare) = (BTreeMap::new(), Vec::new());
+        for (number, from) in &received {
+            if *from == self.source {
+                bare.push(*number);
+            } else {
+                *disguised.entry(*from).or_default() += 1;
+            }
         }
+        let what = std::mem::take(&mut self.what);
+        Fared { what, sent: sent.len(), arrived: received.len(), lost, gap, disguised, bare }
     }
+}
+
+/// Of some numbers, how many belong to the one connection and how many to new ones.
+pub fn kinds(numbers: &[u64]) -> [usize; 2] {
+    let new = numbers.iter().filter(|number| *number % 2 == 1).count();
+    [numbers.len() - new, new]
 }
 
 impl Fared {

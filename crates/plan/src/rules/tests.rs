@@ -89,6 +89,16 @@ fn a_blackhole_for_each_subnet_goes_after_a_bridges_route() {
     assert_eq!(text(Choice { blackhole: false, ..ALL }), [""; 0]);
 }
 
+/// What stands beside the rules of iptables.
+const STAY: &str = "table ip flannel-ipv4 {
+\tcomment \"the rules of flannel are in iptables\"
+\tchain stay {
+\t\tcomment \"keeps connections translated while the rules of iptables are away\"
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tct status dnat accept
+\t}
+}";
+
 /// The listing of flannel.md 7.1 and 7.2, as the restore that makes it.
 #[test]
 fn golden_text_of_iptables_mode() {
@@ -101,6 +111,7 @@ fn golden_text_of_iptables_mode() {
         .iter()
         .map(|object| match object {
             Object::Iptables(rules) => rules.restore(None),
+            Object::Nft(table) => table.to_string(),
             other => panic!("{other}"),
         })
         .collect();
@@ -129,8 +140,10 @@ fn golden_text_of_iptables_mode() {
         [
             masq("10.244.0.0/16", "10.244.1.0/24", "224.0.0.0/4", " --random-fully"),
             forward("10.244.0.0/16"),
+            STAY.to_owned(),
             masq("fd00::/48", "fd00:1::/64", "ff00::/8", ""),
             forward("fd00::/48"),
+            STAY.replace("table ip flannel-ipv4", "table ip6 flannel-ipv6"),
         ]
     );
 }
@@ -151,15 +164,18 @@ fn each_family_goes_where_it_can() {
         _ => Choice { forward: false, ..ALL },
     };
     for (name, golden, tools, choice, wanted) in [
-        ("iptables", false, &both, ALL, "4 nat, 4 filter, 6 nat, 6 filter"),
-        ("no ip6tables", false, &v4, ALL, "4 nat, 4 filter, ip6 flannel-ipv6"),
+        ("iptables", false, &both, ALL, "4 nat, 4 filter, ip kept, 6 nat, 6 filter, ip6 kept"),
+        ("no ip6tables", false, &v4, ALL, "4 nat, 4 filter, ip kept, ip6 flannel-ipv6"),
         ("neither", false, &Default::default(), ALL, "ip flannel-ipv4, ip6 flannel-ipv6"),
         ("nftables asked for", true, &both, ALL, "ip flannel-ipv4, ip6 flannel-ipv6"),
         ("no masquerading", false, &both, without("masquerade"), "4 filter, 6 filter"),
-        ("no accepts", false, &both, without("accepts"), "4 nat, 6 nat"),
+        ("no accepts", false, &both, without("accepts"), "4 nat, ip kept, 6 nat, ip6 kept"),
     ] {
         let objects = objects(&conf(&text(golden)), &own(), choice, tools);
         let names = objects.iter().map(|object| match object {
+            Object::Nft(table) if table.chains.iter().any(|chain| chain.name == "stay") => {
+                format!("{} kept", table.key.family)
+            }
             Object::Nft(table) => table.key.to_string(),
             Object::Iptables(rules) => {
                 let family = if rules.key.family == Family::V4 { 4 } else { 6 };

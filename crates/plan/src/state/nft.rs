@@ -62,6 +62,12 @@ impl NftTable {
             && self.sets == actual.sets
             && self.chains == actual.chains
     }
+
+    /// Whether it gives packets another source address.
+    pub fn masquerades(&self) -> bool {
+        let mut rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules.any(|rule| matches!(rule.statement, Statement::Masquerade { .. } | Statement::Snat { .. }))
+    }
 }
 
 /// A named set of addresses of one family.
