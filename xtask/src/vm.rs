@@ -37,24 +37,35 @@ const SUITES: &[Suite] = &[
     },
     Suite { package: "cni", test: "it", words: &["vlan", "dummy", "vrf", "bandwidth"], lacks: &[] },
     Suite { package: "node", test: "it", words: &["ipip", "wireguard"], lacks: &[] },
+    // By itself: its daemons take the processor for their keys.
+    Suite { package: "node", test: "it", words: &["ipsec"], lacks: &[] },
 ];
 
 /// Modules the tests need; what these need in turn comes along. One that is built in is not looked for.
 const MODULES: &[&str] = &[
     "8021q",
     "act_mirred",
-    "bridge",
+    "aes_generic",
+    "authenc",
     "br_netfilter",
+    "bridge",
+    "cbc",
     "cls_matchall",
     "cls_u32",
+    "ctr",
     "dummy",
+    "echainiv",
+    "esp4",
+    "gcm",
+    "ghash-generic",
+    "hmac",
     "ifb",
-    "ip_tables",
     "ip6_tables",
-    "ipip",
-    "ipvlan",
-    "iptable_nat",
     "ip6table_nat",
+    "ip_tables",
+    "ipip",
+    "iptable_nat",
+    "ipvlan",
     "macvlan",
     "nf_conntrack_netlink",
     "nf_tables",
@@ -70,14 +81,19 @@ const MODULES: &[&str] = &[
     "nft_numgen",
     "nft_redir",
     "nft_reject_inet",
+    "overlay",
     "sch_htb",
     "sch_ingress",
     "sch_tbf",
+    "seqiv",
+    "sha256_generic",
     "tun",
     "veth",
     "vrf",
     "vxlan",
     "wireguard",
+    "xfrm_algo",
+    "xfrm_user",
     "xt_MASQUERADE",
     "xt_addrtype",
     "xt_comment",
@@ -93,6 +109,7 @@ const TOOLS: &[&str] = &[
     "bash",
     "bridge",
     "cat",
+    "chmod",
     "conntrack",
     "env",
     "ethtool",
@@ -108,12 +125,14 @@ const TOOLS: &[&str] = &[
     "mkdir",
     "mount",
     "nft",
+    "nsenter",
     "ping",
     "rm",
     "sh",
     "sleep",
     "ss",
     "strace",
+    "swanctl",
     "sysctl",
     "tc",
     "tcpdump",
@@ -124,8 +143,17 @@ const TOOLS: &[&str] = &[
 ];
 
 /// Directories the tools and tests look into, where this machine has them.
-const TREES: &[&str] =
-    &["/usr/lib/cni", "/usr/lib/x86_64-linux-gnu/xtables", "/etc/iproute2", "/etc/protocols"];
+const TREES: &[&str] = &[
+    "/usr/lib/cni",
+    "/usr/lib/ipsec",
+    "/usr/lib/x86_64-linux-gnu/ossl-modules",
+    "/usr/lib/x86_64-linux-gnu/xtables",
+    "/etc/iproute2",
+    "/etc/protocols",
+    "/etc/strongswan.conf",
+    "/etc/strongswan.d",
+    "/etc/swanctl",
+];
 
 /// A boot with the tests of one room takes a minute; more than this is a hang.
 const PATIENCE: Duration = Duration::from_secs(900);

@@ -145,6 +145,14 @@ impl Kernel {
                     run.peers.push(number);
                     Ok(())
                 }
+                Step::Put(Object::Policy(policy)) => {
+                    self.flush(run);
+                    self.put_policy(policy)
+                }
+                Step::Delete(Object::Policy(policy)) => {
+                    self.flush(run);
+                    self.delete_policy(&policy.key)
+                }
                 // Nobody remembers what the value was before.
                 Step::Delete(Object::Sysctl { .. }) => Ok(()),
                 Step::Put(object) | Step::Delete(object) => {
@@ -352,7 +360,10 @@ impl Kernel {
             | Object::Link(_)
             | Object::Sysctl { .. }
             | Object::WgPeer(_)
-            | Object::Command(_) => {
+            | Object::Policy(_)
+            | Object::Command(_)
+            | Object::Charon
+            | Object::Ike(_) => {
                 return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
             }
         })

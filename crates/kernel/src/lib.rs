@@ -19,6 +19,7 @@ mod sys;
 pub mod sysctl;
 pub mod tun;
 pub mod wireguard;
+pub mod xfrm;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -43,6 +44,8 @@ pub struct Kernel {
     foreign_nexthops: BTreeMap<u32, u8>,
     iptables: iptables::Tables,
     tunnels: wireguard::Tunnels,
+    /// Opened when policies are asked for: that may load a module.
+    xfrm: Option<netlink::Socket>,
 }
 
 impl Kernel {
@@ -71,6 +74,7 @@ impl Kernel {
             foreign_nexthops: BTreeMap::new(),
             iptables: iptables::Tables::default(),
             tunnels: wireguard::Tunnels::default(),
+            xfrm: None,
         }
     }
 

@@ -29,6 +29,7 @@ struct Interest {
     route_tables: BTreeSet<u32>,
     rules: bool,
     nft_tables: BTreeSet<TableKey>,
+    policies: bool,
 }
 
 impl Interest {
@@ -37,6 +38,7 @@ impl Interest {
             devices: scope.devices.clone(),
             sysctls: scope.sysctls.clone(),
             nft_tables: scope.tables.clone(),
+            policies: scope.policies,
             ..Interest::default()
         };
         if scope.adopt {
@@ -57,7 +59,14 @@ impl Interest {
                 Key::Nft(table) => {
                     interest.nft_tables.insert(table.clone());
                 }
-                Key::Element(_) | Key::Iptables(_) | Key::Link(_) | Key::Nexthop(_) | Key::Command(_) => {}
+                Key::Policy(_) => interest.policies = true,
+                Key::Element(_)
+                | Key::Iptables(_)
+                | Key::Link(_)
+                | Key::Nexthop(_)
+                | Key::Command(_)
+                | Key::Charon
+                | Key::Ike(_) => {}
             }
         }
         interest
@@ -131,6 +140,9 @@ impl Kernel {
         if interest.rules {
             let rules = self.rtnl.rules()?;
             rules.into_iter().filter(|r| !r.foreign).for_each(|r| keep(Object::Rule(r.rule)));
+        }
+        if interest.policies {
+            self.policies()?.into_iter().for_each(|policy| keep(Object::Policy(policy)));
         }
         Ok(state)
     }

@@ -4,6 +4,7 @@
 //! allocate subnets themselves. Does not know which backends exist.
 
 mod check;
+mod ipsec;
 #[cfg(test)]
 mod tests;
 mod vxlan;
@@ -17,6 +18,7 @@ use crate::addr::{Family, parse_cidr, parse_ip};
 use crate::gojson::{Fields, Json, SyntaxError, TypeError};
 
 pub use check::Range;
+pub use ipsec::{IpsecConf, Psk};
 pub use vxlan::VxlanConf;
 pub use wireguard::{Mode as WireguardMode, WireguardConf};
 

@@ -2,16 +2,20 @@
 //! threads of its own. Takes steps, gives outcomes to the inbox; decides nothing that the plan could decide,
 //! and no step makes the loop wait (decision 0150).
 
+pub mod charon;
 mod commands;
+mod queue;
 
 use std::sync::Arc;
 
 use model::NetConf;
-use plan::backend::extension;
+use plan::backend::{extension, ipsec};
 use plan::{Object, Step};
 
 use crate::inputs::Inbox;
+use charon::Charon;
 use commands::Commands;
+use queue::Queue;
 
 /// The helper that the configuration wants, if it wants one.
 pub struct Helpers {
@@ -24,6 +28,8 @@ enum Helper {
     None,
     /// Runs the commands of the extension backend.
     Commands(Commands),
+    /// Keeps strongSwan's daemon and its connections.
+    Charon(Charon),
 }
 
 impl Helpers {
@@ -39,31 +45,43 @@ impl Helpers {
         }
         let helper = match conf.backend_type.to_ascii_lowercase().as_str() {
             extension::KIND => Helper::Commands(Commands::start(conf, self.inbox.clone())),
+            ipsec::KIND => match Charon::start(conf, self.inbox.clone()) {
+                Ok(charon) => Helper::Charon(charon),
+                // The backend has been made of the same text.
+                Err(error) => {
+                    tracing::error!("{error}");
+                    Helper::None
+                }
+            },
             _ => Helper::None,
         };
         self.now = Some((conf.clone(), helper));
     }
 
+    fn queue(&self) -> Option<&Queue> {
+        match &self.now.as_ref()?.1 {
+            Helper::None => None,
+            Helper::Commands(commands) => Some(commands.queue()),
+            Helper::Charon(charon) => Some(charon.queue()),
+        }
+    }
+
     /// Hands over a step; its outcome will be news.
-    pub fn ask(&mut self, step: Step) {
-        match self.now.as_ref().map(|(_, helper)| helper) {
-            Some(Helper::Commands(commands)) => commands.ask(step),
-            Some(Helper::None) | None => {}
+    pub fn ask(&self, step: Step) {
+        if let Some(queue) = self.queue() {
+            queue.ask(step);
         }
     }
 
     /// What stands outside the kernel.
     pub fn held(&self) -> Vec<Object> {
-        match self.now.as_ref().map(|(_, helper)| helper) {
-            Some(Helper::Commands(commands)) => commands.held(),
-            Some(Helper::None) | None => Vec::new(),
-        }
+        self.queue().map(Queue::held).unwrap_or_default()
     }
 
     /// What `PreStartupCommand` printed, once it has run.
     pub fn printed(&self) -> Option<String> {
-        match self.now.as_ref().map(|(_, helper)| helper) {
-            Some(Helper::Commands(commands)) => commands.printed(),
+        match &self.now.as_ref()?.1 {
+            Helper::Commands(commands) => commands.printed(),
             _ => None,
         }
     }

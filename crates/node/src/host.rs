@@ -256,6 +256,7 @@ impl reconcile::Kernel for Host {
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
+            xfrm: kernel::xfrm::is_there(),
             printed: self.helpers.printed(),
             iptables: self.iptables(conf),
             wireguard: backend.asks_wireguard().then(|| self.wireguard()).transpose()?,

@@ -396,6 +396,7 @@ impl<K: Kernel> Reconciler<K> {
             tables: rules::table_keys().into_iter().chain(sources::keys(&backend.devices())).collect(),
             iptables: rules::iptables_keys(conf, &facts.iptables, !self.swept),
             sysctls: few.filter_map(sysctl).collect(),
+            policies: facts.xfrm || backend.kind() == backend::ipsec::KIND,
             adopt: !self.swept,
         };
         Some((scope, touched))
@@ -455,7 +456,9 @@ impl<K: Kernel> Reconciler<K> {
         let (rest, waiting): (Vec<Step>, Vec<Step>) = rest
             .into_iter()
             .partition(|step| step.device().is_none_or(stands) && outside::may(step, wanted, actual));
-        let rest = self.ask(self.ready(rest, may, now_ms));
+        let rest = self.ready(rest, may, now_ms);
+        let (outside, rest): (Vec<Step>, Vec<Step>) =
+            rest.into_iter().partition(|step| step.key().is_outside());
         let (rest, early) = diff::within_tables(rest, wanted, self.actual.get_or_insert_default());
         self.settled = may.sweep && waiting.is_empty() && early == 0;
         // Rules of another mode go when those of this one stand, or make room for a table that does not do
@@ -467,6 +470,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (last, rest): (Vec<Step>, Vec<Step>) = rest.into_iter().partition(goes);
         self.apply(rest, now_ms, report);
+        self.ask(outside);
         if !last.is_empty() {
             let waiting: BTreeSet<Key> = last.iter().map(Step::key).collect();
             let rules = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key));

@@ -10,6 +10,7 @@ const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
+const EPROTONOSUPPORT: i32 = 93;
 const EOPNOTSUPP: i32 = 95;
 const EADDRINUSE: i32 = 98;
 const ENETUNREACH: i32 = 101;
@@ -45,6 +46,9 @@ pub fn advice(step: &Step, errno: i32) -> Option<String> {
             )),
             _ => None,
         },
+        Step::Put(Object::Policy(_)) if errno == EPROTONOSUPPORT => {
+            Some("this kernel has no IPsec: modprobe -a xfrm_user esp4, or use the backend vxlan".to_owned())
+        }
         Step::Put(Object::Neigh(_)) if errno == ENOBUFS => {
             Some("the neighbour table is full; raise net.ipv4.neigh.default.gc_thresh3".to_owned())
         }

@@ -86,7 +86,8 @@ impl Assembly {
         } else if changes.is_empty() || own.is_none() {
             return Touched::Keys(BTreeSet::new());
         } else if !self.ordered
-            && let Ok(touched) = self.change(backend, facts, changes)
+            && let Some(own) = own
+            && let Ok(touched) = self.change(backend, facts, own, changes)
             && self.wants_many() == self.many
         {
             return Touched::Keys(touched);
@@ -121,11 +122,9 @@ impl Assembly {
         *self = Assembly { basis: self.basis.take(), many, ..Assembly::default() };
         self.wanted = backend.base(facts, own);
         self.wanted.extend(rules);
-        if own.is_none() {
-            return;
-        }
+        let Some(own) = own else { return };
         let halves: Vec<_> =
-            accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, lease))).collect();
+            accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, own, lease))).collect();
         let hops = halves.iter().flat_map(|(_, halves)| halves.iter().flatten());
         self.hops = hops.filter(|half| half.hop.is_some()).count();
         self.many = self.wants_many();
@@ -139,6 +138,7 @@ impl Assembly {
         &mut self,
         backend: &dyn Backend,
         facts: &Facts,
+        own: &Lease,
         changes: &[(Subnets, Option<Arc<Lease>>)],
     ) -> Result<BTreeSet<Key>, OrderMatters> {
         let mut touched = BTreeSet::new();
@@ -148,7 +148,7 @@ impl Assembly {
         }
         for (subnets, lease) in changes {
             let Some(lease) = lease else { continue };
-            self.add(backend, *subnets, halves(backend, facts, lease));
+            self.add(backend, *subnets, halves(backend, facts, own, lease));
             if self.ordered {
                 return Err(OrderMatters);
             }
@@ -225,13 +225,13 @@ impl Assembly {
 }
 
 /// What a peer adds, family by family.
-fn halves(backend: &dyn Backend, facts: &Facts, lease: &Lease) -> Vec<Result<Half, String>> {
+fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> Vec<Result<Half, String>> {
     let kind = &lease.attrs.backend_type;
     if !backend.carries(kind) {
         return vec![Err(format!("its backend is {kind:?}, ours is {:?}", backend.kind()))];
     }
     let families = Family::BOTH.into_iter().filter(|family| lease.subnets.of(*family).is_some());
-    families.map(|family| backend.peer(facts, family, lease)).collect()
+    families.map(|family| backend.peer(facts, own, family, lease)).collect()
 }
 
 /// An id that depends on the nexthop alone.

@@ -9,6 +9,7 @@ pub mod alloc;
 pub mod extension;
 pub mod hostgw;
 pub mod ipip;
+pub mod ipsec;
 pub mod vxlan;
 pub mod wireguard;
 
@@ -83,11 +84,11 @@ pub trait Backend {
     /// What the kernel shall hold whoever the peers are: devices, and with an own lease their addresses.
     fn base(&self, facts: &Facts, own: Option<&Lease>) -> State;
 
-    /// What one family of a peer adds. The peer has passed `model::claims` and has a subnet of the family.
+    /// What one family of a peer adds beside our own lease. The peer has passed `model::claims` and has a subnet of the family.
     ///
     /// # Errors
     /// Why this half of the peer cannot be reached: one sentence with the way out.
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String>;
+    fn peer(&self, facts: &Facts, own: &Lease, family: Family, peer: &Lease) -> Result<Half, String>;
 
     /// Why a peer is left out whose object stands already, with another value, for another peer.
     fn clash(&self, object: &Object, other: &Subnets) -> String {
@@ -110,12 +111,13 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         "ipip" => Ok(Box::new(ipip::Ipip::new(&conf.backend, families)?)),
         extension::KIND => Ok(Box::new(extension::Extension::new(conf, families)?)),
         "wireguard" => Ok(Box::new(wireguard::Wireguard::new(conf)?)),
+        ipsec::KIND => Ok(Box::new(ipsec::Ipsec::new(conf, families)?)),
         "alloc" => Ok(Box::new(alloc::Alloc { families })),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "udp" | "ipsec" | "tencent-vpc" => Err(format!(
+        "udp" | "tencent-vpc" => Err(format!(
             "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\", \"wireguard\" or \"ipip\"{}",
             conf.backend_type,
             if conf.backend_type == "udp" {
@@ -131,7 +133,7 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         )),
         _ => Err(format!(
             "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"wireguard\", \
-             \"ipip\", \"extension\" and \"alloc\"",
+             \"ipip\", \"ipsec\", \"extension\" and \"alloc\"",
             conf.backend_type
         )),
     }

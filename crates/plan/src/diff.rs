@@ -56,7 +56,10 @@ impl Step {
             | Object::Element(_)
             | Object::Link(_)
             | Object::Rule(_)
-            | Object::Command(_) => None,
+            | Object::Policy(_)
+            | Object::Command(_)
+            | Object::Charon
+            | Object::Ike(_) => None,
         }
     }
 
@@ -245,7 +248,10 @@ impl fmt::Display for Step {
                 Object::Nexthop(n) => write!(f, "ip nexthop delete id {}", n.id),
                 Object::Route(r) => write!(f, "ip route delete {r}"),
                 Object::Rule(r) => write!(f, "ip rule delete {r}"),
+                Object::Policy(p) => write!(f, "ip xfrm policy delete {}", p.key),
                 Object::Command(command) => f.write_str(&command.shown(false)),
+                Object::Charon => f.write_str("kill charon"),
+                Object::Ike(ike) => write!(f, "swanctl --load-conns # without {}", ike.key),
             },
         }
     }

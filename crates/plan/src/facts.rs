@@ -36,6 +36,8 @@ pub struct Facts {
     /// Identity of this machine, from which a VTEP's hardware address is derived so that it survives a
     /// reboot: the content of `/etc/machine-id`, or empty.
     pub machine_id: String,
+    /// Whether this kernel shows IPsec policies, so that old ones of ours may be among them.
+    pub xfrm: bool,
     /// What `PreStartupCommand` of the extension backend printed, once it has run.
     pub printed: Option<String>,
     /// The programs of iptables, for each family that has them; asked for only where rules are to go there.

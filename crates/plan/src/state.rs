@@ -6,6 +6,7 @@
 //! How a process without memory recognises what is ours is decided in [`Scope`].
 
 mod command;
+mod ipsec;
 pub mod iptables;
 mod link;
 mod nft;
@@ -21,6 +22,9 @@ use model::wireguard::PublicKey;
 use model::{Family, IfName, Mac};
 
 pub use command::{Command, CommandKey, Line};
+pub use ipsec::{
+    Direction, GUARD_PRIORITY, Ike, IkeKey, OWN_PRIORITY, Policy, PolicyAction, PolicyKey, REQID,
+};
 pub use iptables::{Iptables, IptablesKey, IptablesTable, Variant};
 pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
 pub use nft::{
@@ -56,8 +60,14 @@ pub enum Key {
     Route(RouteKey),
     /// A policy rule.
     Rule(Rule),
+    /// An IPsec policy.
+    Policy(PolicyKey),
     /// A command of the operator that was run.
     Command(CommandKey),
+    /// strongSwan's daemon.
+    Charon,
+    /// A connection it keeps up.
+    Ike(IkeKey),
 }
 
 impl Key {
@@ -77,7 +87,7 @@ impl Key {
     pub fn is_critical(&self) -> bool {
         match self {
             Key::Nft(table) => !crate::sources::is_ours(table),
-            Key::Iptables(_) | Key::Link(_) | Key::Addr(..) => true,
+            Key::Iptables(_) | Key::Link(_) | Key::Addr(..) | Key::Charon => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
             _ => false,
         }
@@ -85,7 +95,7 @@ impl Key {
 
     /// Whether the kernel does not hold the object: a helper brings it about and tells when it is done.
     pub fn is_outside(&self) -> bool {
-        matches!(self, Key::Command(_))
+        matches!(self, Key::Command(_) | Key::Charon | Key::Ike(_))
     }
 
     /// Objects outside that must stand before, where they are wanted.
@@ -95,6 +105,7 @@ impl Key {
                 &[Key::Command(CommandKey::Prepare), Key::Command(CommandKey::Startup)]
             }
             Key::Command(CommandKey::Startup) => &[Key::Command(CommandKey::Prepare)],
+            Key::Ike(_) => &[Key::Charon],
             _ => &[],
         }
     }
@@ -132,8 +143,14 @@ pub enum Object {
     Route(Route),
     /// A policy rule.
     Rule(Rule),
+    /// An IPsec policy.
+    Policy(Policy),
     /// A command of the operator that was run.
     Command(Box<Command>),
+    /// strongSwan's daemon, which runs and answers.
+    Charon,
+    /// A connection it keeps up.
+    Ike(Box<Ike>),
 }
 
 impl Object {
@@ -152,7 +169,10 @@ impl Object {
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),
             Object::Rule(r) => Key::Rule(r.clone()),
+            Object::Policy(policy) => Key::Policy(policy.key),
             Object::Command(command) => Key::Command(command.key),
+            Object::Charon => Key::Charon,
+            Object::Ike(ike) => Key::Ike(ike.key),
         }
     }
 
@@ -405,7 +425,9 @@ impl IntoIterator for State {
 /// | WireGuard peer | on one of `devices` |
 /// | nexthop | protocol 76 |
 /// | route | protocol 76 in the main table; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
+/// | IPsec policy | between subnets inside `networks`, and reqid 11 or a priority of ours |
 /// | command of the operator | this process ran it |
+/// | connection of charon | by name, between subnets inside the network |
 /// | any | its key is in `wanted` |
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
@@ -421,6 +443,8 @@ pub struct Scope {
     pub iptables: BTreeSet<IptablesKey>,
     /// Sysctls we set.
     pub sysctls: BTreeSet<String>,
+    /// Whether the kernel is asked for IPsec policies at all: asking may load a module.
+    pub policies: bool,
     /// First read after a start: routes that flannel left behind count as ours, so that those of nodes
     /// which are gone can be removed (F-73, F-90).
     pub adopt: bool,
@@ -448,7 +472,8 @@ impl Scope {
             Object::Nexthop(_) => true,
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
-            Object::Command(_) => true,
+            Object::Policy(policy) => policy.is_ours(|net| self.networks.iter().any(|n| n.contains(net))),
+            Object::Command(_) | Object::Charon | Object::Ike(_) => true,
         }
     }
 
@@ -502,7 +527,10 @@ impl fmt::Display for Object {
             }
             Object::Route(r) => write!(f, "ip route replace {r}"),
             Object::Rule(r) => write!(f, "ip rule add {r}"),
+            Object::Policy(policy) => write!(f, "ip xfrm policy update {policy}"),
             Object::Command(command) => f.write_str(&command.shown(true)),
+            Object::Charon => f.write_str("charon"),
+            Object::Ike(ike) => ike.fmt(f),
         }
     }
 }

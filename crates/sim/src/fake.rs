@@ -270,7 +270,12 @@ impl FakeKernel {
             Object::Nft(table) => self.without_elements(&table.key),
             Object::Rule(_) => {}
             // Not the kernel's, or not in this one.
-            Object::Iptables(_) | Object::WgPeer(_) | Object::Command(_) => return Err(errno::EINVAL),
+            Object::Iptables(_)
+            | Object::WgPeer(_)
+            | Object::Policy(_)
+            | Object::Command(_)
+            | Object::Charon
+            | Object::Ike(_) => return Err(errno::EINVAL),
         }
         self.state.put(object.clone());
         self.tell(&object.key(), object, Some(object));
@@ -292,7 +297,12 @@ impl FakeKernel {
                 return Ok(());
             }
             Object::Sysctl { .. } => return Ok(()),
-            Object::Iptables(_) | Object::WgPeer(_) | Object::Command(_) => return Err(errno::EINVAL),
+            Object::Iptables(_)
+            | Object::WgPeer(_)
+            | Object::Policy(_)
+            | Object::Command(_)
+            | Object::Charon
+            | Object::Ike(_) => return Err(errno::EINVAL),
             _ => {}
         }
         let Some(was) = self.state.remove(&key) else { return Err(errno::ENOENT) };

@@ -37,6 +37,7 @@ pub fn write(path: &Path, kernel: &Kernel, runs: &[Run]) -> Result<(), String> {
     for dir in ["/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/var/lib", "/etc", "/root"] {
         archive.directory(Path::new(dir)).map_err(fail)?;
     }
+    archive.link(Path::new("/var/run"), Path::new("/run")).map_err(fail)?;
     archive.device(Path::new("/dev/console"), (5, 1)).map_err(fail)?;
     archive.file(Path::new("/etc/passwd"), b"root:x:0:0:root:/root:/bin/sh\n").map_err(fail)?;
     archive.file(Path::new("/etc/machine-id"), b"0123456789abcdef0123456789abcdef\n").map_err(fail)?;

@@ -36,6 +36,8 @@ pub enum Protocol {
     Netfilter,
     /// Families that have no protocol of their own, such as WireGuard.
     Generic,
+    /// IPsec.
+    Xfrm,
 }
 
 /// A socket. It stays in the namespace it was opened in.
@@ -92,6 +94,7 @@ impl Socket {
             Protocol::Route => (libc::NETLINK_ROUTE, "open a route netlink socket"),
             Protocol::Netfilter => (libc::NETLINK_NETFILTER, "open a netfilter netlink socket"),
             Protocol::Generic => (libc::NETLINK_GENERIC, "open a generic netlink socket"),
+            Protocol::Xfrm => (libc::NETLINK_XFRM, "open an IPsec netlink socket"),
         };
         let failed = |source| Error::Socket { action, source };
         let fd = sys::netlink_socket(number, 0).map_err(failed)?;

@@ -10,6 +10,7 @@ mod socket;
 mod state;
 mod twin;
 mod wireguard;
+mod xfrm;
 
 use std::process::Command;
 

@@ -10,11 +10,13 @@ mod pods;
 
 use std::path::PathBuf;
 
+use ipnet::{IpNet, Ipv4Net};
 use kernel::{Kernel, Nft};
-use plan::state::{NftFamily, Scope};
+use plan::state::{GUARD_PRIORITY, NftFamily, Object, Scope};
 use plan::{State, backend, diff, rules, sources};
 
 use super::{complain, print};
+use crate::helpers::charon;
 use act::Act;
 
 const USAGE: &str = "\
@@ -22,9 +24,10 @@ usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--regis
 
 Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel-wg and flannel-wg-v6 with all that is
 on them, routes and nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and
-loden-flannel.*, and the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD. Pods on this host lose their way
-to other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is
-named at the end, with the flag that removes it.
+loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec policies of the cluster's
+network and charon's connections for it. Pods on this host lose their way to other hosts. Stop the agent
+first, or it puts everything back. What else is of ours or of flannel is named at the end, with the flag
+that removes it.
 
   --files      also the agent's files: subnet.env and the troubles beside it, the WireGuard key,
                /var/lib/loden and /run/loden but the registry
@@ -157,6 +160,7 @@ fn clean(options: &Options) -> Result<(), String> {
             kept.extend(found.acts.iter().map(|act| format!("kept, {why} ({flag}): {act}\n")));
         }
     }
+    kept.extend(daemon().map(|line| format!("kept: {line}\n")));
     kept.extend(forwarding().into_iter().map(|line| format!("kept: {line}\n")));
     if acts.is_empty() {
         print("nothing of what was asked for is on this host\n");
@@ -200,7 +204,41 @@ pub fn ours(kernel: &mut Kernel) -> Result<State, String> {
         iptables: rules::all_iptables_keys(),
         ..Scope::default()
     };
-    kernel.read(&scope, &State::default()).map_err(|error| error.to_string())
+    let mut state = kernel.read(&scope, &State::default()).map_err(|error| error.to_string())?;
+    state.extend(ipsec(kernel)?);
+    Ok(state)
+}
+
+/// What is left of the backend ipsec. Its guard policies have a mark of ours and name the cluster's network,
+/// by which the rest is known.
+fn ipsec(kernel: &mut Kernel) -> Result<State, String> {
+    if !kernel::xfrm::is_there() {
+        return Ok(State::default());
+    }
+    let everywhere = vec![IpNet::V4(Ipv4Net::default())];
+    let scope = Scope { networks: everywhere, policies: true, ..Scope::default() };
+    let mut state = kernel.read(&scope, &State::default()).map_err(|error| error.to_string())?;
+    let guarded = |object: &Object| match object {
+        Object::Policy(p) if p.priority == GUARD_PRIORITY => Some(p.key.dst),
+        _ => None,
+    };
+    let networks: Vec<IpNet> = state.iter().filter_map(|(_, object)| guarded(object)).collect();
+    let within = |net: &IpNet| networks.iter().any(|n| n.contains(net));
+    state.retain(|_, object| matches!(object, Object::Policy(policy) if policy.is_ours(within)));
+    let v4: Vec<Ipv4Net> =
+        networks.iter().filter_map(|n| if let IpNet::V4(n) = n { Some(*n) } else { None }).collect();
+    if !v4.is_empty() {
+        state.extend(charon::left(&v4));
+    }
+    Ok(state)
+}
+
+/// Others may use it.
+fn daemon() -> Option<String> {
+    let pid = std::fs::read_to_string("/var/run/charon.pid").ok()?;
+    let running = std::fs::read_to_string(format!("/proc/{}/comm", pid.trim())).ok()?;
+    let pid = pid.trim();
+    (running.trim() == "charon").then(|| format!("charon runs, and others may use it: kill {pid} ends it"))
 }
 
 /// The bridge plugin turns forwarding on, and nobody knows who else counts on it now.

@@ -3,19 +3,19 @@
 //! Every command is one step of the loop, so of one peer there is never more than one at a time; a command
 //! that hangs keeps one of the workers until its limit, and no other peer's from being run.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::process;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kernel::process::{Ended, run_combined};
 use model::NetConf;
 use plan::backend::extension::MOST_DATA;
 use plan::state::{Command, CommandKey};
-use plan::{Key, Object, Step};
+use plan::{Object, Step};
 
-use crate::inputs::{Inbox, News, Outcome};
+use super::queue::{Next, Queue};
+use crate::inputs::Inbox;
 
 /// Commands run at once.
 const WORKERS: usize = 4;
@@ -30,19 +30,10 @@ pub struct Commands {
 }
 
 struct Shared {
-    inbox: Arc<Inbox>,
+    queue: Queue,
     limit: Duration,
-    slot: Mutex<Slot>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Slot {
-    /// At most one for each key: the loop asks once.
-    jobs: VecDeque<Step>,
-    held: BTreeMap<Key, Object>,
-    printed: Option<String>,
-    stop: bool,
+    /// What `PreStartupCommand` printed.
+    printed: Mutex<Option<String>>,
 }
 
 impl Commands {
@@ -56,91 +47,49 @@ impl Commands {
         }
         let said = std::env::var("LODEN_COMMAND_TIMEOUT").ok().and_then(|text| text.parse().ok());
         let limit = said.filter(|seconds| *seconds > 0).map_or(LIMIT, Duration::from_secs);
-        let shared = Shared { inbox, limit, slot: Mutex::default(), wake: Condvar::new() };
-        let commands = Commands { shared: Arc::new(shared) };
+        let shared = Arc::new(Shared { queue: Queue::new(inbox), limit, printed: Mutex::default() });
         for _ in 0..WORKERS {
-            let shared = commands.shared.clone();
-            let started =
-                std::thread::Builder::new().name("commands".to_owned()).spawn(move || shared.work());
-            if let Err(error) = started {
-                tracing::error!("start a thread for the commands of the backend extension: {error}");
-            }
+            let shared = shared.clone();
+            Queue::thread("commands", move || shared.work());
         }
-        commands
+        Commands { shared }
     }
 
-    /// A command to be run.
-    pub fn ask(&self, step: Step) {
-        self.shared.lock().jobs.push_back(step);
-        self.shared.wake.notify_one();
-    }
-
-    /// What has been run with success.
-    pub fn held(&self) -> Vec<Object> {
-        self.shared.lock().held.values().cloned().collect()
+    /// Where steps go and results come from.
+    pub fn queue(&self) -> &Queue {
+        &self.shared.queue
     }
 
     /// What `PreStartupCommand` printed.
     pub fn printed(&self) -> Option<String> {
-        self.shared.lock().printed.clone()
+        self.shared.printed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Drop for Commands {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.wake.notify_all();
+        self.shared.queue.stop();
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn work(&self) {
-        while let Some(step) = self.next() {
+        while let Next::Job(step) = self.queue.next(None) {
             let (Step::Put(Object::Command(command)) | Step::Delete(Object::Command(command))) = &step else {
                 continue;
             };
             let up = matches!(step, Step::Put(_));
             let done = carry_out(command, up, self.limit);
-            let mut slot = self.lock();
-            let key = step.key();
-            if let Ok(output) = &done {
-                match &step {
-                    Step::Put(object) => drop(slot.held.insert(key.clone(), object.clone())),
-                    _ => drop(slot.held.remove(&key)),
-                }
-                if command.key == CommandKey::Prepare {
-                    slot.printed = Some(output.clone());
-                } else if !output.is_empty() {
-                    tracing::info!("{} printed: {}", what(command, up), shown(output));
-                }
-            }
-            let outcome = Outcome {
-                now: slot.held.get(&key).cloned(),
-                key,
-                step: Some(step.clone()),
-                failure: done.err(),
-            };
             // The lease waits for what it printed, which is a fact about the host.
-            let host = command.key == CommandKey::Prepare;
-            drop(slot);
-            self.inbox.news(|_| News { host, outcomes: vec![outcome], ..News::default() });
-        }
-    }
-
-    fn next(&self) -> Option<Step> {
-        let mut slot = self.lock();
-        loop {
-            if slot.stop {
-                return None;
-            }
-            if let Some(step) = slot.jobs.pop_front() {
-                return Some(step);
-            }
-            slot = self.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
+            let prepared = command.key == CommandKey::Prepare && done.is_ok();
+            let result = done.map(|output| {
+                if prepared {
+                    *self.printed.lock().unwrap_or_else(PoisonError::into_inner) = Some(output);
+                } else if !output.is_empty() {
+                    tracing::info!("{} printed: {}", what(command, up), shown(&output));
+                }
+            });
+            self.queue.done(step, result, prepared);
         }
     }
 }

@@ -51,15 +51,12 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Hands over the steps on objects outside the kernel, but for those on their way; gives the others.
-    pub(super) fn ask(&mut self, steps: Vec<Step>) -> Vec<Step> {
-        let (outside, inside): (Vec<Step>, Vec<Step>) =
-            steps.into_iter().partition(|step| step.key().is_outside());
-        for step in outside {
+    /// Hands over steps, but for those on their way.
+    pub(super) fn ask(&mut self, steps: Vec<Step>) {
+        for step in steps {
             if self.outside.asked.insert(step.key()) {
                 self.kernel.ask(step);
             }
         }
-        inside
     }
 }

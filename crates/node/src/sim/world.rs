@@ -124,6 +124,7 @@ impl Kernel for Seat {
             iptables: Default::default(),
             printed: None,
             wireguard: None,
+            xfrm: false,
             tunnels: Default::default(),
         })
     }

@@ -12,6 +12,7 @@ mod docker_opts;
 mod extension;
 mod faults;
 mod firewalld;
+mod ipsec;
 mod iptables;
 mod kube;
 mod kube_troubles;

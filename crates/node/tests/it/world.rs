@@ -49,7 +49,8 @@ pub fn has(kind: &str, test: &str) -> bool {
 pub struct World {
     pub hosts: Vec<Host>,
     pub dir: TempDir,
-    hub: Netns,
+    /// The wire itself.
+    pub hub: Netns,
 }
 
 /// One host: `eth0` with 192.0.2.(10+n)/24 and 2001:db8::(10+n)/64, default routes to .1.
@@ -333,7 +334,7 @@ impl Agent {
     ) -> Agent {
         let stderr = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let since = length(log);
-        let child = command.stderr(stderr).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
         let pid = pid(&child);
         Agent { child, pid, log: log.to_owned(), since, subnet_file }
     }

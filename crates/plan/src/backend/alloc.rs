@@ -51,7 +51,7 @@ impl Backend for Alloc {
         State::default()
     }
 
-    fn peer(&self, _: &Facts, _: Family, _: &Lease) -> Result<Half, String> {
+    fn peer(&self, _: &Facts, _: &Lease, _: Family, _: &Lease) -> Result<Half, String> {
         Ok(Half::default())
     }
 }

@@ -128,7 +128,7 @@ impl Backend for Extension {
     }
 
     /// One command for both families of a peer.
-    fn peer(&self, _: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+    fn peer(&self, _: &Facts, _: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let first = Family::BOTH.into_iter().find(|family| peer.subnets.of(*family).is_some());
         if first != Some(family) || self.add.is_none() && self.remove.is_none() {
             return Ok(Half::default());
@@ -194,7 +194,7 @@ mod tests {
                  left out 10.244.5.0/24: its backend data is not a JSON string, as the commands' data is"
             ),
         );
-        let peer = extension.peer(&facts, Family::V4, &peers[0]).expect("a half");
+        let peer = extension.peer(&facts, &own, Family::V4, &peers[0]).expect("a half");
         let [Object::Command(command)] = &peer.entries[..] else { panic!("{peer:?}") };
         assert_eq!(command.input, "a\nb");
         assert_eq!(

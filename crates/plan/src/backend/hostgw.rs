@@ -82,7 +82,7 @@ impl Backend for HostGw {
         State::default()
     }
 
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+    fn peer(&self, facts: &Facts, _: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let enabled = self.families.iter().any(|f| f == family);
         let Some(dst) = peer.subnets.of(family).filter(|_| enabled) else { return Ok(Half::default()) };
         let gateway = self.gateway(facts, family, peer)?;

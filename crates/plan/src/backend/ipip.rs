@@ -122,7 +122,7 @@ impl Backend for Ipip {
         state
     }
 
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+    fn peer(&self, facts: &Facts, _: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let v4 = peer.subnets.of(family).filter(|_| family == Family::V4);
         let Some(dst) = v4 else { return Ok(Half::default()) };
         let gateway = peer.attrs.public(family).ok_or("its lease has no public IPv4 address")?;

@@ -31,6 +31,7 @@ pub fn facts() -> Facts {
         nexthops_in_use: false,
         ipv6: true,
         machine_id: "0123456789abcdef".to_owned(),
+        xfrm: false,
         printed: None,
         iptables: Default::default(),
         wireguard: None,

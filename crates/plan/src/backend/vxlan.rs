@@ -193,7 +193,7 @@ impl Backend for Vxlan {
         state
     }
 
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+    fn peer(&self, facts: &Facts, _: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let (Some(dev), Some(subnet)) = (self.device(family), peer.subnets.of(family)) else {
             return Ok(Half::default());
         };

@@ -295,7 +295,7 @@ impl Backend for Wireguard {
         state
     }
 
-    fn peer(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+    fn peer(&self, facts: &Facts, _own: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let (Some(dev), Some(subnet)) = (self.device(family), peer.subnets.of(family)) else {
             return Ok(Half::default());
         };

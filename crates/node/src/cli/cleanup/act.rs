@@ -10,7 +10,9 @@ use kernel::rtnl::RouteInfo;
 use kernel::{Kernel, Nft};
 use model::IfName;
 use plan::Step;
-use plan::state::TableKey;
+use plan::state::{Object, TableKey};
+
+use crate::helpers::charon;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,6 +42,9 @@ impl Act {
         let shown = self.to_string();
         match self {
             Act::Step(step) => {
+                if let Step::Delete(Object::Ike(ike)) = &*step {
+                    return charon::remove(ike.key).map_err(|error| format!("{shown}: {error}"));
+                }
                 let mut answers = kernel.apply(&[*step]).into_iter();
                 answers.try_for_each(|answer| answer.map_err(|error| error.to_string()))
             }

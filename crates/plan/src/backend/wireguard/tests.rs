@@ -147,7 +147,7 @@ fn a_port_of_ipv6_alone_is_believed_unless_flannel_says_it() {
         let mut peer = peer(2);
         peer.attrs.backend_data = None;
         peer.attrs.backend_v6_data = Some(data(2, announced).into());
-        let Ok(Half { entries, .. }) = backend.peer(&with_key(), Family::V6, &peer) else {
+        let Ok(Half { entries, .. }) = backend.peer(&with_key(), &peer, Family::V6, &peer) else {
             panic!("{announced}")
         };
         let [Object::WgPeer(entry)] = &entries[..] else { panic!("{entries:?}") };

@@ -1,0 +1,506 @@
+//! The backend ipsec between hosts, each with a charon of its own; `ip xfrm`, `swanctl` and tcpdump are the
+//! witnesses. This machine's kernel may have policies but no ESP: what needs that runs in the guest.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::machine::Machine;
+use crate::world::{Agent, Host, World};
+
+/// An emulated processor takes its time for the keys of an association (modp4096).
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn until<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(last) if Instant::now() > deadline => panic!("waited {PATIENCE:?} for {what}: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Half of a key: all of it must not be seen anywhere.
+const SECRET: &str = "5f4dcc3b5aa765d61d8327deb882cf99e10adc3949ba59ab";
+
+fn config(members: &str) -> String {
+    format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"ipsec","PSK":"{SECRET}{SECRET}"{members}}}}}"#)
+}
+
+/// Hosts with machines and agents; they end in this order.
+struct Cluster {
+    agents: Vec<Agent>,
+    machines: Vec<Machine>,
+    world: World,
+}
+
+impl Cluster {
+    /// `None` with a printed reason where something is missing.
+    fn start(hosts: usize, config: &str, test: &str) -> Option<Cluster> {
+        if !["/usr/lib/ipsec/charon", "/usr/sbin/swanctl"].iter().all(|file| Path::new(file).exists()) {
+            println!(
+                "SKIP {test}: strongSwan is not installed (packages strongswan-charon, strongswan-swanctl)"
+            );
+            return None;
+        }
+        let world = World::with_config(hosts, config);
+        if world.hosts[0].try_sh("ip xfrm policy add src 1.1.1.1 dst 2.2.2.2 dir out action block").is_err() {
+            println!("SKIP {test}: this kernel has no IPsec (xfrm_user)");
+            return None;
+        }
+        let machines: Option<Vec<Machine>> = world.hosts.iter().map(|host| Machine::on(host, test)).collect();
+        let machines = machines?;
+        let mut cluster = Cluster { agents: Vec::new(), machines, world };
+        for n in 0..hosts {
+            let agent = cluster.agent(n);
+            cluster.agents.push(agent);
+        }
+        for n in 0..hosts {
+            cluster.ready(n);
+        }
+        Some(cluster)
+    }
+
+    fn agent(&self, n: usize) -> Agent {
+        self.machines[n].agent(self.host(n), &[], &[])
+    }
+
+    fn host(&self, n: usize) -> &Host {
+        &self.world.hosts[n]
+    }
+
+    fn subnet(&self, n: usize) -> ipnet::IpNet {
+        let text = fs::read_to_string(self.machines[n].path("/run/flannel/subnet.env")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).unwrap();
+        line.parse::<ipnet::IpNet>().unwrap().trunc()
+    }
+
+    fn ready(&self, n: usize) {
+        until("the agent to be ready", || {
+            let log = self.agents[n].log();
+            let file = self.machines[n].path("/run/flannel/subnet.env");
+            if file.exists() && log.contains("flannel is ready") { Ok(()) } else { Err(log) }
+        });
+    }
+
+    fn policies(&self, n: usize) -> String {
+        let text = self.host(n).sh("ip xfrm policy");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// What `ip xfrm policy` shows of a peer.
+    fn wanted(&self, n: usize, peer: usize) -> [String; 3] {
+        let (own, other) = (self.subnet(n), self.subnet(peer));
+        let (here, there) = (self.host(n).public(), self.host(peer).public());
+        let shown = |src, dst, dir: &str, from, to| {
+            format!(
+                "src {src} dst {dst} dir {dir} priority 0 ptype main tmpl src {from} dst {to} proto esp reqid 11 mode \
+                 tunnel"
+            )
+        };
+        [
+            shown(own, other, "out", &here, &there),
+            shown(other, own, "in", &there, &here),
+            shown(other, own, "fwd", &there, &here),
+        ]
+    }
+
+    fn has_policies(&self, n: usize, peer: usize) {
+        let guard = format!("src {} dst 10.244.0.0/16 dir out action block", self.subnet(n));
+        until("the policies of a peer", || {
+            let there = self.policies(n);
+            let missing =
+                self.wanted(n, peer).into_iter().chain([guard.clone()]).find(|p| !there.contains(p));
+            missing.map_or(Ok(()), |missing| Err(format!("{missing} is not in {there}")))
+        });
+    }
+
+    fn connection(&self, n: usize, peer: usize) -> String {
+        let (here, there) = (self.host(n).public(), self.host(peer).public());
+        format!("{here}-{}-{}-{there}", self.subnet(n), self.subnet(peer))
+    }
+
+    fn has_connection(&self, n: usize, peer: usize) {
+        let name = self.connection(n, peer);
+        until("the connection to a peer", || {
+            let output = self.machines[n].output("swanctl", &["--list-conns"]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            if text.contains(&format!("{name}:")) { Ok(()) } else { Err(format!("{name} is not in {text}")) }
+        });
+    }
+
+    /// The process of charon, seen from inside.
+    fn charon(&self, n: usize) -> String {
+        until("charon", || {
+            let pid =
+                fs::read_to_string(self.machines[n].path("/run/charon.pid")).map_err(|e| e.to_string())?;
+            let pid = pid.trim().to_owned();
+            let name = fs::read_to_string(self.machines[n].path(&format!("/proc/{pid}/comm")));
+            if name.is_ok_and(|name| name.trim() == "charon") {
+                Ok(pid)
+            } else {
+                Err(format!("process {pid} is gone"))
+            }
+        })
+    }
+
+    /// Everybody has the first address of its subnet, and uses it towards the others.
+    fn settle(&self) {
+        for n in 0..self.world.hosts.len() {
+            let own = self.subnet(n).network();
+            self.host(n).sh(&format!("ip addr add {own} dev lo"));
+            self.host(n).sh(&format!("ip route add 10.244.0.0/16 via 192.0.2.1 src {own}"));
+        }
+    }
+
+    fn talks(&self, n: usize, peer: usize) {
+        let address = self.subnet(peer).network();
+        let from = until("traffic", || self.host(n).greet(self.host(peer), address));
+        assert_eq!(from, self.subnet(n).network(), "no address translation inside");
+    }
+}
+
+/// What passes on the wire of the first host, until dropped.
+struct Capture(Child);
+
+impl Capture {
+    fn start(cluster: &Cluster) -> Capture {
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-l", "-i", "h1", "ip"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = cluster.world.hub.run(|| command.spawn()).unwrap().unwrap();
+        // It says so once it listens.
+        let mut said = Vec::new();
+        let mut stderr = child.stderr.take().unwrap();
+        while !String::from_utf8_lossy(&said).contains("listening on") {
+            let mut bytes = [0; 256];
+            let length = stderr.read(&mut bytes).unwrap();
+            assert!(length > 0, "{}", String::from_utf8_lossy(&said));
+            said.extend(&bytes[..length]);
+        }
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        Capture(child)
+    }
+
+    /// All of it, less the broadcasts that end it: a packet seen after all others.
+    fn end(mut self, cluster: &Cluster) -> String {
+        let host = cluster.host(0);
+        let mut stdout = self.0.stdout.take().unwrap();
+        let _ = host.try_sh("ping -c 1 -W 1 192.0.2.99");
+        let _ = host.try_sh("ping -c 1 -W 1 -I 192.0.2.11 -b 192.0.2.255");
+        let mut text = String::new();
+        let mut bytes = [0; 4096];
+        while !text.contains("192.0.2.11 > 192.0.2.255") {
+            let length = stdout.read(&mut bytes).unwrap();
+            assert!(length > 0, "tcpdump ended: {text}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        }
+        text
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn in_clear(capture: &str) -> Vec<&str> {
+    capture.lines().filter(|line| line.contains("10.244.")).collect()
+}
+
+#[test]
+fn ipsec_is_kept_as_it_should_be() {
+    let Some(mut cluster) = Cluster::start(2, &config(""), "ipsec_is_kept_as_it_should_be") else { return };
+    cluster.has_policies(0, 1);
+    cluster.has_policies(1, 0);
+    cluster.has_connection(0, 1);
+    cluster.has_connection(1, 0);
+    let foreign =
+        "src 10.9.0.0/16 dst 10.8.0.0/16 dir out tmpl src 1.1.1.1 dst 2.2.2.2 proto esp reqid 11 mode tunnel";
+    let host = cluster.host(0);
+    host.sh(&format!("ip xfrm policy add {foreign}"));
+    let (own, peer) = (cluster.subnet(0), cluster.subnet(1));
+    for damage in [
+        "ip xfrm policy flush".to_owned(),
+        format!("ip xfrm policy delete src {own} dst {peer} dir out"),
+        format!("ip xfrm policy update src {own} dst 10.244.0.0/16 dir out action allow"),
+        format!(
+            "ip xfrm policy update src {peer} dst {own} dir in tmpl src 192.0.2.12 dst 192.0.2.11 proto esp reqid 12 \
+             mode tunnel"
+        ),
+    ] {
+        host.sh(&damage);
+        cluster.has_policies(0, 1);
+    }
+    // Old ones of ours go, of nodes that are gone.
+    host.sh(&format!(
+        "ip xfrm policy add src 10.244.77.0/24 dst {own} dir in tmpl src 192.0.2.77 dst 192.0.2.11 proto esp reqid 11 \
+         mode tunnel"
+    ));
+    host.sh(&format!("ip xfrm policy add {foreign}"));
+    until("an old policy to go", || {
+        let text = cluster.policies(0);
+        if text.contains("10.244.77.0/24") { Err(text) } else { Ok(()) }
+    });
+    assert!(cluster.policies(0).contains("10.9.0.0/16"), "another's policy stays");
+
+    // A file without connections makes swanctl unload all.
+    cluster.machines[0].write("/etc/swanctl/swanctl.conf", "");
+    for damage in ["swanctl --load-conns", "swanctl --load-creds --clear"] {
+        cluster.machines[0].sh(damage);
+        cluster.has_connection(0, 1);
+    }
+    // Charon dies, is started again and told everything again.
+    let first = cluster.charon(0);
+    cluster.machines[0].sh(&format!("kill -9 {first}"));
+    until("the log to tell", || {
+        let log = cluster.agents[0].log();
+        if log.contains("charon ended with signal: 9") { Ok(()) } else { Err(log) }
+    });
+    let second = until("another charon", || {
+        let pid = cluster.charon(0);
+        if pid == first { Err(pid) } else { Ok(pid) }
+    });
+    cluster.has_connection(0, 1);
+    // An agent that comes again takes charon over, one that was killed too.
+    for kill in [false, true] {
+        let old = cluster.agents.remove(0);
+        if kill {
+            old.kill()
+        } else {
+            assert_eq!(old.terminate(), 0)
+        }
+        fs::remove_file(cluster.host(0).dir.join("log")).unwrap();
+        let agent = cluster.agent(0);
+        cluster.agents.insert(0, agent);
+        cluster.ready(0);
+        assert_eq!(cluster.charon(0), second, "the same charon");
+        assert!(cluster.agents[0].log().contains("takes over the charon that runs, with 1 connections"));
+        cluster.has_connection(0, 1);
+        cluster.has_policies(0, 1);
+        assert!(cluster.policies(0).contains("10.9.0.0/16"), "another's policy stays");
+    }
+    // Cleaning up would take the connection too.
+    let shown = cluster.machines[0].sh(&format!("{} cleanup --dry-run", env!("CARGO_BIN_EXE_loden")));
+    assert!(shown.contains(&format!("without {}", cluster.connection(0, 1))), "{shown}");
+    // A node that is gone: no policy and no connection of it stays, and the guard does.
+    let key = format!("{}-24", peer.network());
+    cluster.agents.pop().unwrap().kill();
+    let connection = rusqlite::Connection::open(cluster.world.dir.path().join("leases.db")).unwrap();
+    connection.execute("DELETE FROM lease WHERE key = ?1", [key]).unwrap();
+    until("nothing of the peer", || {
+        let text = cluster.policies(0) + &cluster.machines[0].sh("swanctl --list-conns");
+        if text.contains(&peer.to_string()) || !text.contains("action block") { Err(text) } else { Ok(()) }
+    });
+    // What is ours goes on request, and by marks alone.
+    let (_, status) = cluster.status(0);
+    assert_eq!(cluster.agents.remove(0).terminate(), 0);
+    let log = fs::read_to_string(cluster.host(0).dir.join("log")).unwrap();
+    let cleaned = cluster.machines[0].output(env!("CARGO_BIN_EXE_loden"), &["cleanup"]);
+    let said = String::from_utf8_lossy(&cleaned.stdout).into_owned();
+    assert!(
+        cleaned.status.success() && said.contains("kept: charon runs, and others may use it: kill "),
+        "{said}"
+    );
+    let left = cluster.policies(0);
+    assert!(!left.contains("10.244.") && left.contains("10.9.0.0/16"), "{left}");
+    for text in [log, status, said] {
+        assert!(!text.contains(SECRET), "the secret is shown: {text}");
+    }
+}
+
+#[test]
+fn ipsec_leaks_nothing_without_an_association() {
+    // No charon of the peer: there is no association, and no policy without one lets anything pass.
+    let Some(cluster) = Cluster::start(1, &config(""), "ipsec_leaks_nothing_without_an_association") else {
+        return;
+    };
+    let dead = r#"{"PublicIP":"192.0.2.12","PublicIPv6":null,"BackendType":"ipsec"}"#;
+    let connection = rusqlite::Connection::open(cluster.world.dir.path().join("leases.db")).unwrap();
+    let insert =
+        "INSERT INTO lease (key, value, expires) SELECT '10.244.250.0-24', ?1, expires FROM lease LIMIT 1";
+    connection.execute(insert, [dead]).unwrap();
+    let host = cluster.host(0);
+    host.sh("ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev eth0");
+    cluster.settle();
+    let own = cluster.subnet(0).network();
+    until("the peer's policy", || {
+        let text = cluster.policies(0);
+        if text.contains("dst 10.244.250.0/24 dir out priority 0") { Ok(()) } else { Err(text) }
+    });
+    let capture = Capture::start(&cluster);
+    let capture_sees = |target: &str| {
+        let _ = host.try_sh(&format!("ping -c 3 -i 0.2 -W 1 -I {own} {target}"));
+    };
+    // A peer, a subnet nobody has, and a pod of another cluster, which is none of our business.
+    ["10.244.250.1", "10.244.99.1", "10.99.0.1"].iter().for_each(|target| capture_sees(target));
+    let seen = capture.end(&cluster);
+    let clear = in_clear(&seen);
+    assert!(clear.iter().any(|line| line.contains("10.99.0.1")), "what leaves is seen: {seen}");
+    assert!(clear.iter().all(|line| line.contains("10.99.0.1")), "{clear:#?}");
+    // Pods of this node reach each other without.
+    host.sh(&format!("ping -c 1 -W 2 -I {own} {own}"));
+}
+
+impl Cluster {
+    fn status(&self, n: usize) -> (i32, String) {
+        let output = self.machines[n].output(env!("CARGO_BIN_EXE_loden"), &["status", "--why", "-o", "json"]);
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Whether the kernel has ESP as the tests want it.
+fn has_esp(cluster: &Cluster, test: &str) -> bool {
+    let state = "ip xfrm state add src 1.1.1.1 dst 2.2.2.2 proto esp spi 1 mode tunnel aead rfc4106(gcm(aes)) \
+                 0x1111111111111111111111111111111111111111 128";
+    let there = cluster.host(0).try_sh(state);
+    if let Err(why) = &there {
+        println!("SKIP {test}: this kernel has no ESP: {}", why.trim());
+    }
+    there.is_ok()
+}
+
+#[test]
+fn ipsec_hosts_reach_each_other_encrypted() {
+    let test = "ipsec_hosts_reach_each_other_encrypted";
+    let Some(mut cluster) = Cluster::start(3, &config(""), test) else { return };
+    if !has_esp(&cluster, test) {
+        return;
+    }
+    cluster.settle();
+    let capture = Capture::start(&cluster);
+    for (n, peer) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+        cluster.talks(n, peer);
+    }
+    let env = fs::read_to_string(cluster.machines[0].path("/run/flannel/subnet.env")).unwrap();
+    assert!(env.contains("FLANNEL_MTU=1423\n"), "{env}");
+    let seen = capture.end(&cluster);
+    assert!(seen.contains("ESP(spi="), "{seen}");
+    assert_eq!(in_clear(&seen), [""; 0]);
+
+    // The agent ends and comes again under traffic: not a packet is lost.
+    let (own, peer) = (cluster.subnet(0).network(), cluster.subnet(1).network());
+    let mut command = Command::new("ping");
+    command.args(["-i", "0.05", "-W", "5", "-I", &own.to_string(), &peer.to_string()]).stdout(Stdio::piped());
+    let ping = cluster.host(0).netns.run(|| command.spawn()).unwrap().unwrap();
+    let charon = cluster.charon(0);
+    for _ in 0..2 {
+        assert_eq!(cluster.agents.remove(0).terminate(), 0);
+        fs::remove_file(cluster.host(0).dir.join("log")).unwrap();
+        let agent = cluster.agent(0);
+        cluster.agents.insert(0, agent);
+        cluster.ready(0);
+        cluster.has_connection(0, 1);
+        cluster.talks(0, 1);
+    }
+    assert_eq!(cluster.charon(0), charon);
+    crate::world::run(
+        {
+            let mut kill = Command::new("kill");
+            kill.args(["-INT", &ping.id().to_string()]);
+            kill
+        },
+        "kill -INT",
+    );
+    let summary = String::from_utf8(ping.wait_with_output().unwrap().stdout).unwrap();
+    assert!(summary.contains(" 0% packet loss"), "{summary}");
+
+    // Charon dies: what stands goes on, another one makes new associations.
+    let capture = Capture::start(&cluster);
+    cluster.machines[0].sh(&format!("kill -9 {charon}"));
+    cluster.talks(0, 1);
+    until("another charon", || if cluster.charon(0) == charon { Err(charon.clone()) } else { Ok(()) });
+    cluster.has_connection(0, 1);
+    let name = cluster.connection(0, 1);
+    let established = |cluster: &Cluster| {
+        let text = cluster.machines[0].sh("swanctl --list-sas");
+        if text.contains(&format!("{name}:")) && text.contains("INSTALLED") { Ok(()) } else { Err(text) }
+    };
+    until("an association of the new charon", || established(&cluster));
+    cluster.talks(0, 1);
+    cluster.talks(1, 0);
+    // Ended by hand on both sides it is begun again.
+    for n in [0, 1] {
+        let _ = cluster.machines[n]
+            .output("swanctl", &["--terminate", "--ike", &cluster.connection(n, 1 - n), "--force"]);
+    }
+    until("an association again", || established(&cluster));
+    cluster.talks(0, 1);
+    // Policies that are deleted under traffic.
+    cluster.host(0).sh("ip xfrm policy flush");
+    cluster.has_policies(0, 1);
+    cluster.talks(0, 1);
+    let seen = capture.end(&cluster);
+    let allowed = in_clear(&seen);
+    // Between the flush and its repair nothing of ours is in the kernel: that is milliseconds.
+    assert!(allowed.len() <= 2, "{allowed:#?}");
+}
+
+#[test]
+fn ipsec_in_udp_with_another_proposal() {
+    let test = "ipsec_in_udp_with_another_proposal";
+    let members = r#","UDPEncap":true,"ESPProposal":"aes256gcm16-modp4096""#;
+    let Some(cluster) = Cluster::start(2, &config(members), test) else { return };
+    if !has_esp(&cluster, test) {
+        return;
+    }
+    cluster.settle();
+    let capture = Capture::start(&cluster);
+    cluster.talks(0, 1);
+    let seen = capture.end(&cluster);
+    assert!(seen.contains("UDP-encap: ESP(spi="), "{seen}");
+    assert_eq!(in_clear(&seen), [""; 0]);
+    let env = fs::read_to_string(cluster.machines[0].path("/run/flannel/subnet.env")).unwrap();
+    assert!(env.contains("FLANNEL_MTU=1415\n"), "{env}");
+    let state = cluster.host(0).sh("ip xfrm state");
+    assert!(state.contains("espinudp"), "{state}");
+}
+
+#[test]
+fn ipsec_without_charon_is_named() {
+    let test = "ipsec_without_charon_is_named";
+    let world = World::with_config(1, &config(""));
+    let Some(machine) = Machine::on(&world.hosts[0], test) else { return };
+    if world.hosts[0].try_sh("ip xfrm policy").is_err() {
+        println!("SKIP {test}: this kernel has no IPsec (xfrm_user)");
+        return;
+    }
+    let broken = "sh -c 'exit 7'";
+    machine.write("/run/bin/charon", &format!("#!/bin/sh\n{broken}\n"));
+    machine.sh("chmod +x /run/bin/charon");
+    let mut agent =
+        machine.agent(&world.hosts[0], &[], &[("PATH", "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin")]);
+    agent.says("charon ended with exit status: 7 when it was started");
+    assert!(agent.alive() && !machine.path("/run/flannel/subnet.env").exists(), "not ready without charon");
+    assert!(!agent.log().contains(SECRET));
+}
+
+#[test]
+fn ipsec_mistakes_in_the_configuration_are_named() {
+    let good = config("");
+    for (bad, sentence) in [
+        (config("").replace(SECRET, "5f4dcc3b"), "PSK has 16 bytes"),
+        (config("").replace("PSK", "PKS"), "PSK has 0 bytes"),
+        (config(r#","UDPEncap":1"#), "UDPEncap"),
+        (config(r#","ESPProposal":["aes"]"#), "ESPProposal"),
+        (config(r#","ESPProposal":"aes 128""#), "ESPProposal"),
+        (
+            config("").replacen('{', r#"{"EnableIPv6":true,"IPv6Network":"fd00:10::/48","#, 1),
+            "carries IPv4 only",
+        ),
+    ] {
+        let world = World::with_config(1, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#);
+        let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+        connection.execute("INSERT OR REPLACE INTO config (value) VALUES (?1)", [&bad]).unwrap();
+        let mut agent = world.hosts[0].agent(&[]);
+        agent.says("fetch network config: ");
+        assert!(agent.log().contains(sentence), "{bad}: {}", agent.log());
+        assert!(agent.alive() && !agent.log().contains("5f4dcc3b"), "{}", agent.log());
+    }
+    assert!(good.len() > 96);
+}
