@@ -2,7 +2,11 @@
 //! documents, each in a host namespace of its own with a store of its own, a fresh pod namespace per round.
 //!
 //! Rounds alternate and the order within a round too. Time is from before the start of the process to its
-//! end, answer read; processor time is that of the process and all it started.
+//! end, answer read; processor time is that of the process and all it started. A chain is the sum of its calls.
+
+mod case;
+mod crowd;
+mod store;
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,9 +18,9 @@ use kernel::Netns;
 
 use crate::figure::{Figure, Goal, Samples, Table};
 use crate::{Options, Result, sys};
+use case::{Case, Chain, Step};
 
 const PODS_AT_ONCE: usize = 30;
-const SUBNET: &str = "10.244.1.0/24";
 
 /// One of the two that are compared.
 struct Side {
@@ -34,6 +38,8 @@ struct Pod {
     /// Kept, so that its end does not fall into a measured call.
     netns: Netns,
     id: String,
+    /// Result of its ADD, empty before.
+    result: String,
 }
 
 /// What a call cost.
@@ -43,73 +49,9 @@ struct Cost {
     cpu_ms: f64,
 }
 
-/// The document and the plugin it is for.
-#[derive(Clone, Copy, PartialEq)]
-enum Chain {
-    /// `bridge` with `host-local`.
-    Bridge,
-    /// `flannel`, which calls `bridge`.
-    Flannel,
-}
-
-#[derive(Clone, Copy)]
-struct Case {
-    chain: Chain,
-    masquerade: bool,
-}
-
-impl Case {
-    fn plugin(self) -> &'static str {
-        match self.chain {
-            Chain::Bridge => "bridge",
-            Chain::Flannel => "flannel",
-        }
-    }
-
-    fn name(self) -> String {
-        let chain = match self.chain {
-            Chain::Bridge => "bridge + host-local",
-            Chain::Flannel => "flannel + bridge + host-local",
-        };
-        format!("{chain}{}", if self.masquerade { ", ipMasq" } else { "" })
-    }
-
-    /// Limits of ADD and DEL (the first issue of this measurement; flannel's chain is told only).
-    fn goals(self) -> [Goal; 2] {
-        match (self.chain, self.masquerade) {
-            (Chain::Bridge, false) => [Goal::AtMost(0.25), Goal::AtMost(0.5)],
-            (Chain::Bridge, true) => [Goal::AtMost(0.1667), Goal::AtMost(0.25)],
-            (Chain::Flannel, _) => [Goal::None; 2],
-        }
-    }
-
-    fn document(self, side: &Side) -> Result<String> {
-        let masquerade = self.masquerade;
-        let path = |name: &str| side.folder.join(name).display().to_string();
-        let (store, scratch) = (path("networks"), path("flannel"));
-        match self.chain {
-            Chain::Bridge => Ok(format!(
-                r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"bridge","bridge":"cni0","hairpinMode":true,
-                    "isDefaultGateway":true,"ipMasq":{masquerade},
-                    "ipam":{{"type":"host-local","dataDir":"{store}","ranges":[[{{"subnet":"{SUBNET}"}}]],
-                             "routes":[{{"dst":"10.244.0.0/16"}}]}}}}"#
-            )),
-            Chain::Flannel => {
-                // The agent masquerades or the bridge does.
-                let agent = !masquerade;
-                let env = path(if masquerade { "masquerade.env" } else { "subnet.env" });
-                let text = format!(
-                    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\n\
-                     FLANNEL_IPMASQ={agent}\n"
-                );
-                std::fs::write(&env, text)?;
-                Ok(format!(
-                    r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"flannel","subnetFile":"{env}",
-                        "dataDir":"{scratch}","ipam":{{"dataDir":"{store}"}},
-                        "delegate":{{"hairpinMode":true,"isDefaultGateway":true}}}}"#
-                ))
-            }
-        }
+impl Cost {
+    fn and(self, other: Cost) -> Cost {
+        Cost { ms: self.ms + other.ms, cpu_ms: self.cpu_ms + other.cpu_ms }
     }
 }
 
@@ -143,15 +85,19 @@ impl Side {
         Side::new(folder, format!("{}:{}", bin.display(), options.reference.display()))
     }
 
-    fn pod(&mut self) -> Result<Pod> {
-        self.pods += 1;
-        Ok(Pod { netns: Netns::create()?, id: format!("pod{}", self.pods) })
+    /// `dataDir` of the address manager.
+    fn store(&self) -> String {
+        self.folder.join("networks").display().to_string()
     }
 
-    fn command(&self, case: Case, verb: &str, pod: &Pod) -> Result<Command> {
-        let files = self.path.split(':').map(|dir| Path::new(dir).join(case.plugin()));
-        let file =
-            files.into_iter().find(|f| f.exists()).ok_or(format!("no {} in {}", case.plugin(), self.path))?;
+    fn pod(&mut self) -> Result<Pod> {
+        self.pods += 1;
+        Ok(Pod { netns: Netns::create()?, id: format!("pod{}", self.pods), result: String::new() })
+    }
+
+    fn command(&self, plugin: &str, verb: &str, pod: &Pod) -> Result<Command> {
+        let files = self.path.split(':').map(|dir| Path::new(dir).join(plugin));
+        let file = files.into_iter().find(|f| f.exists()).ok_or(format!("no {plugin} in {}", self.path))?;
         let mut command = Command::new(file);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_PATH", &self.path);
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", &pod.id).env("CNI_IFNAME", "eth0");
@@ -159,26 +105,43 @@ impl Side {
         Ok(command)
     }
 
-    /// One call on this side's host.
-    fn call(&self, case: Case, verb: &str, pod: &Pod, document: &str) -> Result<Cost> {
-        let mut command = self.command(case, verb, pod)?;
+    /// One call on this side's host, with the result before if there is one.
+    fn call(&self, step: &Step, verb: &str, pod: &Pod) -> Result<(Cost, String)> {
+        let mut command = self.command(step.plugin, verb, pod)?;
+        let document = step.with_result(&pod.result);
         self.host.run(|| {
             let cpu = sys::children_cpu();
-            let time = timed(&mut command, document)?;
-            Ok(Cost { ms: ms(time), cpu_ms: ms(sys::children_cpu() - cpu) })
+            let (time, answer) = timed(&mut command, &document)?;
+            Ok((Cost { ms: ms(time), cpu_ms: ms(sys::children_cpu() - cpu) }, answer))
         })?
     }
 
+    /// ADD of all steps in order.
+    fn attach(&self, steps: &[Step], pod: &mut Pod) -> Result<Cost> {
+        let mut all = Cost::default();
+        for step in steps {
+            let (cost, result) = self.call(step, "ADD", pod)?;
+            all = all.and(cost);
+            pod.result = result;
+        }
+        Ok(all)
+    }
+
+    /// DEL of all steps, the last first, with the result of the chain.
+    fn detach(&self, steps: &[Step], pod: &Pod) -> Result<Cost> {
+        steps.iter().rev().try_fold(Cost::default(), |all, step| Ok(all.and(self.call(step, "DEL", pod)?.0)))
+    }
+
     /// The same call for many pods at the same moment; what all of them together took.
-    fn calls(&self, case: Case, verb: &str, pods: &[Pod], document: &str) -> Result<Cost> {
+    fn calls(&self, step: &Step, verb: &str, pods: &[Pod]) -> Result<Cost> {
         let ready = Barrier::new(pods.len() + 1);
         let cpu = sys::children_cpu();
         let time = std::thread::scope(|scope| -> Result<Duration> {
             let call = |pod| -> Result<()> {
-                let command = self.command(case, verb, pod);
+                let command = self.command(step.plugin, verb, pod);
                 self.host.run(|| {
                     ready.wait();
-                    timed(&mut command?, document).map(drop)
+                    timed(&mut command?, &step.document).map(drop)
                 })?
             };
             let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || call(pod))).collect();
@@ -197,8 +160,8 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// From before the start of the process to its end.
-fn timed(command: &mut Command, input: &str) -> Result<Duration> {
+/// From before the start of the process to its end, and its answer.
+fn timed(command: &mut Command, input: &str) -> Result<(Duration, String)> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let start = Instant::now();
     let mut child = command.spawn().map_err(|e| format!("start {:?}: {e}", command.get_program()))?;
@@ -212,7 +175,7 @@ fn timed(command: &mut Command, input: &str) -> Result<Duration> {
     }
     let status = child.wait()?;
     let time = start.elapsed();
-    if status.success() { Ok(time) } else { Err(format!("{command:?}: {status}: {answer}").into()) }
+    if status.success() { Ok((time, answer)) } else { Err(format!("{command:?}: {status}: {answer}").into()) }
 }
 
 /// Costs of one verb, ours and the reference's.
@@ -242,22 +205,22 @@ impl Pair {
 fn serial(options: &Options, case: Case, rounds: usize) -> Result<Vec<Figure>> {
     let name = case.name();
     let mut sides = [Side::ours(options, &name)?, Side::reference(options, &name)?];
-    let documents = [case.document(&sides[0])?, case.document(&sides[1])?];
+    let steps = [case.steps(&sides[0])?, case.steps(&sides[1])?];
     // A pod that stays: the bridge exists, as on any node that is in use.
     let mut pods = Vec::new();
-    for (side, document) in sides.iter_mut().zip(&documents) {
-        let pod = side.pod()?;
-        side.call(case, "ADD", &pod, document)?;
+    for (side, steps) in sides.iter_mut().zip(&steps) {
+        let mut pod = side.pod()?;
+        side.attach(steps, &mut pod)?;
         pods.push(pod);
     }
     let (mut add, mut del) = (Pair::default(), Pair::default());
     for round in 0..rounds {
         for turn in 0..2 {
             let which = (round + turn) % 2;
-            let (side, document) = (&mut sides[which], &documents[which]);
-            let pod = side.pod()?;
-            add.push(which, side.call(case, "ADD", &pod, document)?);
-            del.push(which, side.call(case, "DEL", &pod, document)?);
+            let (side, steps) = (&mut sides[which], &steps[which]);
+            let mut pod = side.pod()?;
+            add.push(which, side.attach(steps, &mut pod)?);
+            del.push(which, side.detach(steps, &pod)?);
             pods.push(pod);
         }
     }
@@ -272,16 +235,16 @@ fn serial(options: &Options, case: Case, rounds: usize) -> Result<Vec<Figure>> {
 fn parallel(options: &Options, case: Case, rounds: usize) -> Result<Vec<Figure>> {
     let name = format!("{PODS_AT_ONCE} pods at once, {}", case.name());
     let mut sides = [Side::ours(options, &name)?, Side::reference(options, &name)?];
-    let documents = [case.document(&sides[0])?, case.document(&sides[1])?];
+    let steps = [case.steps(&sides[0])?, case.steps(&sides[1])?];
     let (mut add, mut del) = (Pair::default(), Pair::default());
     let mut all = Vec::new();
     for round in 0..rounds {
         for turn in 0..2 {
             let which = (round + turn) % 2;
-            let (side, document) = (&mut sides[which], &documents[which]);
+            let (side, step) = (&mut sides[which], &steps[which][0]);
             let pods: Vec<Pod> = (0..PODS_AT_ONCE).map(|_| side.pod()).collect::<Result<_>>()?;
-            add.push(which, side.calls(case, "ADD", &pods, document)?);
-            del.push(which, side.calls(case, "DEL", &pods, document)?);
+            add.push(which, side.calls(step, "ADD", &pods)?);
+            del.push(which, side.calls(step, "DEL", &pods)?);
             all.extend(pods);
         }
     }
@@ -295,8 +258,7 @@ fn parallel(options: &Options, case: Case, rounds: usize) -> Result<Vec<Figure>>
 fn version(options: &Options, rounds: usize, table: &mut Table) -> Result<()> {
     let ours = Side::ours(options, "version")?;
     let reference = Side::reference(options, "version")?;
-    let case = Case { chain: Chain::Bridge, masquerade: false };
-    let pod = Pod { netns: Netns::create()?, id: "version".to_owned() };
+    let pod = Pod { netns: Netns::create()?, id: "version".to_owned(), result: String::new() };
     let document = r#"{"cniVersion":"1.0.0"}"#;
     let mut others: Vec<(String, Command, Goal)> = Vec::new();
     for compiler in ["cc", "musl-gcc"] {
@@ -312,15 +274,15 @@ fn version(options: &Options, rounds: usize, table: &mut Table) -> Result<()> {
             Err(error) => table.skipped.push(format!("VERSION beside trivial C by {compiler}: {error}")),
         }
     }
-    let theirs = reference.command(case, "VERSION", &pod)?;
+    let theirs = reference.command("bridge", "VERSION", &pod)?;
     others.push(("VERSION beside the reference, ms".to_owned(), theirs, Goal::None));
-    let mut ours = ours.command(case, "VERSION", &pod)?;
+    let mut ours = ours.command("bridge", "VERSION", &pod)?;
     let mut samples = Samples::default();
     let mut beside = vec![Samples::default(); others.len()];
     for _ in 0..rounds {
-        samples.0.push(ms(timed(&mut ours, document)?));
+        samples.0.push(ms(timed(&mut ours, document)?.0));
         for ((_, command, _), samples) in others.iter_mut().zip(&mut beside) {
-            samples.0.push(ms(timed(command, document)?));
+            samples.0.push(ms(timed(command, document)?.0));
         }
     }
     for ((what, _, goal), other) in others.into_iter().zip(beside) {
@@ -355,12 +317,12 @@ pub fn run(options: &Options) -> Result<Table> {
         return Ok(table);
     }
     version(options, rounds * 4, &mut table)?;
-    let mut chains = vec![Chain::Bridge];
+    let mut chains = vec![Chain::Bridge, Chain::BridgePort];
     match options.flannel {
-        Some(_) => chains.push(Chain::Flannel),
+        Some(_) => chains.extend([Chain::Flannel, Chain::FlannelPort]),
         None => table
             .skipped
-            .push("chain that begins with flannel's own plugin: name it with --flannel".to_owned()),
+            .push("chains that begin with flannel's own plugin: name it with --flannel".to_owned()),
     }
     for chain in chains {
         for masquerade in [false, true] {
@@ -370,6 +332,19 @@ pub fn run(options: &Options) -> Result<Table> {
                 table.figures.extend(parallel(options, case, rounds.div_ceil(10))?);
             }
         }
+    }
+    // The reference waits for duplicate detection: seconds each.
+    let ptp = Case { chain: Chain::Ptp, masquerade: false };
+    table.figures.extend(serial(options, ptp, rounds.div_ceil(10))?);
+    store::measure(options, rounds, &mut table)?;
+    Ok(table)
+}
+
+/// The measurement of many pods at once.
+pub fn crowd(options: &Options) -> Result<Table> {
+    let mut table = Table::new("crowd", "a node that starts: ADD, then DEL, of a thousand pods");
+    for masquerade in [false, true] {
+        crowd::measure(options, Case { chain: Chain::Bridge, masquerade }, &mut table)?;
     }
     Ok(table)
 }

@@ -30,8 +30,9 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 6] = [
+const MEASUREMENTS: [Named; 7] = [
     ("cni", cni::run),
+    ("crowd", cni::crowd),
     ("leases", leases::run),
     ("memory", memory::run),
     ("kube", kube::run),
@@ -43,6 +44,7 @@ const USAGE: &str = "\
 usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the programs first)
 
   cni       plugin calls, beside the reference plugins driven the same way
+  crowd     a thousand pods, 64 calls at any moment
   leases    leases from zero into the kernel, beside one request at a time
   memory    resident memory, idle time and latency of the agent
   kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
