@@ -21,12 +21,15 @@ fn podman_starts_and_ends_containers_by_our_plugins() {
         println!("SKIP {TEST}: podman or busybox is not installed");
         return;
     }
-    let info = Command::new("podman").args(["info", "--format", "{{.Host.NetworkBackend}}"]).output();
+    let host = Host::new();
+    let info = Command::new("podman")
+        .args(["--root", &host.path("root"), "--runroot", &host.path("runroot"), "--storage-driver", "vfs"])
+        .args(["info", "--format", "{{.Host.NetworkBackend}}"])
+        .output();
     if !info.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).trim() == "cni") {
         println!("SKIP {TEST}: this podman has no CNI mode");
         return;
     }
-    let host = Host::new();
     let (bin, conf, networks, tuning) =
         (host.bin().display().to_string(), host.path("conf"), host.path("networks"), host.path("tuning"));
     let rootfs = host.path("rootfs");
@@ -52,14 +55,16 @@ fn podman_starts_and_ends_containers_by_our_plugins() {
     std::fs::write(host.path("containers.conf"), settings).unwrap();
     let podman =
         format!("podman --root {0}/root --runroot {0}/runroot --storage-driver vfs", host.dir.display());
-    // podman's monitor, which may be the one that detaches, hands no environment on: our records are where
-    // they always are, in a file system of this test.
+    // podman's monitor, which may be the one that detaches, hands no environment on: records and results are
+    // where they always are, in a file system of this test.
     let state = host.path("state");
+    let private = format!(
+        "mount -t tmpfs none /var/lib && mkdir -p /var/lib/cni/loden {state} && mount --bind {state} /var/lib/cni/loden || exit 77"
+    );
     // crun wants the second version of control groups, and this machine may have both.
     let script = format!(
         r#"umount -lR /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 77
-        mkdir -p /var/lib/cni {state} && mount -t tmpfs none /var/lib/cni && mkdir /var/lib/cni/loden &&
-            mount --bind {state} /var/lib/cni/loden || exit 77
+        {private}
         for n in 1 2 3; do
             timeout 60 {podman} run -d --name t$n --cgroups=disabled --ulimit nofile=512:512 --ulimit nproc=512:512 \
                 --security-opt seccomp=unconfined --network podnet -p 808$n:80 --rootfs {rootfs} \
@@ -73,7 +78,7 @@ fn podman_starts_and_ends_containers_by_our_plugins() {
     let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if matches!(output.status.code(), Some(77 | 78)) && !told.contains("cni") && !told.contains("plugin") {
         println!("SKIP {TEST}: podman cannot run a container here: {}", told.trim());
-        let _ = run(&host, &format!("{podman} rm -fa -t 0"));
+        let _ = run(&host, &format!("{private}; {podman} rm -fa -t 0"));
         return;
     }
     assert!(output.status.success() && said.contains("removed 0"), "{said} {told}");
