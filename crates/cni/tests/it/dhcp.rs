@@ -168,6 +168,7 @@ fn leases_live_and_die() {
         r#"{{"cniVersion":"1.1.0","ips":[{{"address":"{address}","gateway":"10.9.1.1"}}],"routes":[{{"dst":"0.0.0.0/0","gw":"10.9.1.1"}}]}}"#
     );
     assert_eq!(result.to_compact_sorted(), want);
+    assert!(!site.log().contains("broadcast response"), "{}", site.log());
     // A second ADD of the attachment is the same lease.
     assert_eq!(&site.add(&first, &conf).0, address);
     assert!(is_up(&netns));
@@ -224,6 +225,8 @@ fn a_refused_renewal_takes_the_interface_down() {
     let conf = site.conf("");
     let (netns, pod) = site.pod("a");
     assert_eq!(site.add(&pod, &conf).0, "10.9.1.50/24");
+    // The flag of the message, as the server saw it.
+    assert!(site.log().contains("broadcast response"), "{}", site.log());
     ip_in(&netns, "addr add 10.9.1.50/24 dev eth0");
     site.server = None;
     std::fs::remove_file(site.host.path("leases")).unwrap();
@@ -315,6 +318,54 @@ fn no_address_is_told_in_time() {
         let (code, text) = site.call("ADD", &first, &site.conf(members)).error();
         assert!(code == 7 && text.starts_with(want), "{text}");
     }
+}
+
+/// Nobody listens for an answer, so none comes: the flag is how long that is.
+#[test]
+fn answers_are_listened_for_as_long_as_the_flag_says() {
+    let flags = ["-timeout", "0s", "-resendtimeout", "3s", "-resendmax", "1s"];
+    let test = "answers_are_listened_for_as_long_as_the_flag_says";
+    let Some(site) = Site::new(test, "10.9.1.50,10.9.1.59", &[], &flags) else { return };
+    let (_netns, pod) = site.pod("a");
+    let (_, text) = site.call("ADD", &pod, &site.conf("")).error();
+    assert!(text.starts_with("error acquiring lease for eth0: no DHCP server answered"), "{text}");
+    assert!(site.log().contains("DHCPOFFER"), "{}", site.log());
+}
+
+/// A service manager listens, and hands its socket down with the first call.
+#[test]
+fn a_socket_of_the_service_manager_is_taken_over() {
+    const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
+    let test = "a_socket_of_the_service_manager_is_taken_over";
+    if !Path::new(ACTIVATE).exists() {
+        println!("SKIP {test}: systemd is not installed");
+        return;
+    }
+    let Some(mut site) = Site::new(test, "10.9.1.50,10.9.1.59", &[], &[]) else { return };
+    site.daemon = None;
+    std::fs::remove_file(site.socket()).unwrap();
+    let mut command = site.host.command(ACTIVATE);
+    command.args(["-l", &site.socket(), "-E", "LODEN_CNI_STATE_DIR"]);
+    command.arg(site.host.bin().join("dhcp")).args(["daemon", "-socketpath", "/proc/none/x"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // It becomes the daemon.
+    let daemon = Running(site.host.netns.run(|| command.spawn()).unwrap().unwrap());
+    let id = daemon.0.id();
+    site.daemon = Some(daemon);
+    until("the socket", || Path::new(&site.socket()).exists());
+    let (_netns, pod) = site.pod("a");
+    let conf = site.conf("");
+    assert_eq!(site.add(&pod, &conf).0.split('.').next(), Some("10"));
+    let program = std::fs::read_link(format!("/proc/{id}/exe")).unwrap();
+    assert!(program.starts_with(site.host.bin()), "{program:?}");
+    site.call("CHECK", &pod, &conf).expect("CHECK");
+    // The socket is the manager's: it stays.
+    assert!(Command::new("kill").args(["-TERM", &id.to_string()]).status().unwrap().success());
+    until("the end of the daemon", || {
+        let ended = site.daemon.as_mut().map(|daemon| daemon.0.try_wait());
+        matches!(ended, Some(Ok(Some(_))))
+    });
+    assert!(Path::new(&site.socket()).exists());
 }
 
 #[test]

@@ -29,7 +29,7 @@ usage: loden-cni dhcp daemon [FLAG]...
   -broadcast             have servers answer by broadcast
   -resendmax DURATION    longest pause between two attempts (62s)
   -resendtimeout DURATION  no server for so long is a failure (208s)
-  -timeout DURATION      accepted for the reference daemon's sake; answers are awaited between attempts
+  -timeout DURATION      answers are listened for so long after each message (10s)
 ";
 
 /// More than any document has.
@@ -64,7 +64,7 @@ pub fn main(words: &[String]) -> ExitCode {
 
 fn options(words: &[String]) -> Result<Options, String> {
     let timing = Timing { resend_max: 62_000, give_up: 208_000 };
-    let manner = Manner { broadcast: false, timing, dir: state_dir().join("dhcp") };
+    let manner = Manner { broadcast: false, timing, listen: 10_000, dir: state_dir().join("dhcp") };
     let mut options = Options { socket: SOCKET.to_owned(), pidfile: None, prefix: String::new(), manner };
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -89,7 +89,7 @@ fn options(words: &[String]) -> Result<Options, String> {
             "hostprefix" => options.prefix = value,
             "resendmax" => options.manner.timing.resend_max = time()?,
             "resendtimeout" => options.manner.timing.give_up = time()?,
-            "timeout" => drop(time()?),
+            "timeout" => options.manner.listen = time()?,
             _ => return Err(format!("there is no flag {word}")),
         }
     }
@@ -314,7 +314,7 @@ mod tests {
     fn flags_are_the_reference_daemons() {
         let read = |words: &str| options(&words.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
         let all = read(
-            "-socketpath /s --pidfile=/p -hostprefix /host -broadcast -timeout 10s -resendmax 1m2s -resendtimeout 500ms",
+            "-socketpath /s --pidfile=/p -hostprefix /host -broadcast -timeout 3s -resendmax 1m2s -resendtimeout 500ms",
         );
         let all = all.ok().unwrap();
         assert_eq!(
@@ -322,7 +322,13 @@ mod tests {
             ("/s", Some("/p".into()), "/host")
         );
         assert!(all.manner.broadcast);
-        assert_eq!((all.manner.timing.resend_max, all.manner.timing.give_up), (62_000, 500));
+        let manner = all.manner;
+        assert_eq!((manner.timing.resend_max, manner.timing.give_up, manner.listen), (62_000, 500, 3_000));
+        let manner = read("").ok().unwrap().manner;
+        assert_eq!(
+            (manner.timing.resend_max, manner.timing.give_up, manner.listen),
+            (62_000, 208_000, 10_000)
+        );
         for (words, want) in [
             ("-pidfile p", "-pidfile \"p\" is not absolute"),
             ("-resendmax 5", "-resendmax \"5\": write a time such as 62s"),

@@ -25,8 +25,6 @@ use crate::record;
 
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
-/// How long an answer to a renewal is listened for; then the sockets go until the next attempt.
-const LISTEN: u64 = 5000;
 /// How long a command may wait while packets are listened for.
 const SLICE: u64 = 100;
 
@@ -53,6 +51,9 @@ pub struct Manner {
     pub broadcast: bool,
     /// Patience.
     pub timing: Timing,
+    /// How long answers to a message are listened for, in milliseconds; then the sockets go until the next
+    /// attempt.
+    pub listen: u64,
     /// Where leases are kept.
     pub dir: PathBuf,
 }
@@ -157,9 +158,8 @@ impl Task {
                 }
             }
             let Some(deadline) = self.client.deadline() else { return };
-            let listening = self.client.is_listening()
-                && (self.client.lease().is_none() || now() < sent + LISTEN)
-                && sockets.is_some();
+            let listening =
+                self.client.is_listening() && now() < sent + self.manner.listen && sockets.is_some();
             if !listening {
                 sockets = None;
             }
