@@ -24,7 +24,7 @@ const ATTEMPTS: usize = 5;
 /// How long the legacy variant waits for `/run/xtables.lock`, in seconds.
 const WAIT: &str = "5";
 /// Where the tools are when a runtime starts us without `PATH`.
-const DIRECTORIES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DIRECTORIES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A table of a family, and the directory of our lock.
 #[derive(Clone, Copy)]

@@ -1,19 +1,23 @@
 //! Shared nftables tables: a few rules of ours in a table several programs write (cni.md 2.0.6, 2.3).
 
 use std::fs::File;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kernel::nft::message::RuleInfo;
 use kernel::nft::{CommentIs, Nft, NftBatch};
-use model::cni::Error;
+use kernel::process;
+use model::cni::{Error, code};
 use plan::state::{NftRule, NftTable, TableKey};
 
-use crate::lock;
 use crate::pod::internal;
 use crate::skel::state_dir;
+use crate::{iptables, lock};
 
 /// How often an update is begun again because another program removed what it builds on.
 const ATTEMPTS: usize = 5;
+/// How long the `nft` program may take.
+const PROGRAM: Duration = Duration::from_secs(20);
 /// How long other programs may keep us from reading or writing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -69,6 +73,27 @@ fn read(nft: &mut Nft, key: &TableKey, turn: &mut Turn) -> Result<Vec<RuleInfo>,
 /// # Errors
 /// The kernel's refusal; nothing was changed then.
 pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+    change(table, add, stale, !add.is_empty())
+}
+
+/// [`update`], and the table's own chains and rules are made also if nothing is added.
+///
+/// # Errors
+/// As [`update`].
+pub fn update_in_full(
+    table: &NftTable,
+    add: &[(&str, NftRule)],
+    stale: &dyn Fn(&str) -> bool,
+) -> Result<(), Error> {
+    change(table, add, stale, true)
+}
+
+fn change(
+    table: &NftTable,
+    add: &[(&str, NftRule)],
+    stale: &dyn Fn(&str) -> bool,
+    in_full: bool,
+) -> Result<(), Error> {
     /// `ENOENT`
     const MISSING: i32 = 2;
     let mut nft = Nft::open().map_err(internal)?;
@@ -76,7 +101,7 @@ pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) ->
     let (mut turn, deadline) = (Turn::default(), Instant::now() + PATIENCE);
     loop {
         let have = read(&mut nft, &table.key, &mut turn)?;
-        let Some(batch) = changes(table, &have, add, stale) else { return Ok(()) };
+        let Some(batch) = changes(table, &have, add, stale, in_full) else { return Ok(()) };
         match nft.commit(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
             Err(e) if e.code().is_some_and(|errno| turn.take(errno, deadline)) => {}
@@ -94,12 +119,14 @@ fn changes(
     have: &[RuleInfo],
     add: &[(&str, NftRule)],
     stale: &dyn Fn(&str) -> bool,
+    in_full: bool,
 ) -> Option<NftBatch> {
     let key = &table.key;
     let mut batch = NftBatch::new();
     let mut any = false;
     let own_rules = |chain: &str| have.iter().filter(|r| r.chain == chain).count();
-    if !add.is_empty() && table.chains.iter().any(|c| own_rules(&c.name) < c.rules.len()) {
+    if in_full && table.chains.iter().any(|c| own_rules(&c.name) < c.rules.len()) {
+        any = true;
         batch.ensure_table(key, table.comment.as_deref());
         table.chains.iter().for_each(|chain| {
             batch.ensure_chain(key, chain);
@@ -126,4 +153,36 @@ fn changes(
         any = true;
     }
     any.then_some(batch)
+}
+
+/// Commands for the `nft` program, one transaction, for what we have no words for. `member` and `words` are
+/// the configuration's, for the error.
+///
+/// # Errors
+/// The program is not there, or it refuses the words (code 7) or the kernel what it made of them.
+pub fn script(commands: &str, member: &str, words: &str) -> Result<(), Error> {
+    let start = |e: std::io::Error| {
+        let msg = format!("{member}: {words:?} needs the program nft: execute nft: {e}");
+        Error::internal(msg).details(
+            "install nftables on this node; without it there are: ip/ip6 saddr/daddr, iifname, oifname, meta mark, each \
+             with one value, != before it or not",
+        )
+    };
+    let mut command = Command::new("nft");
+    if std::env::var_os("PATH").is_none_or(|path| path.is_empty()) {
+        command.env("PATH", iptables::DIRECTORIES);
+    }
+    let ran = process::run(command.args(["-f", "-"]), commands.into(), PROGRAM).map_err(start)?;
+    let output = ran.ok_or_else(|| {
+        let msg = format!("nft did not end within {} s and was killed", PROGRAM.as_secs());
+        Error::new(code::TRY_LATER, msg)
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said = lines.first().copied().unwrap_or("no reason given");
+    let said = said.split_once("Error: ").map_or(said, |(_, reason)| reason);
+    Err(Error::config(format!("{member}: nft refuses {words:?}: {said}")).details(commands.trim()))
 }

@@ -110,7 +110,7 @@ pub fn gc(call: &Call) -> Result<(), Error> {
 fn parse(call: &Call) -> Result<PortMap, Error> {
     let failed = |e: String| Error::config(format!("failed to parse config: {e}"));
     let conf = PortMap::parse(&call.conf()).map_err(failed)?;
-    // Conditions tell the backend, so there is nothing to detect.
+    // Conditions tell the backend, so there is nothing to detect. What nft makes of them is seen on ADD.
     if conf.backend == Some(Backend::Nftables) {
         for family in Family::BOTH {
             conditions::parse(family, conf.conditions(family))?;

@@ -336,12 +336,37 @@ fn conditions_of_nft_limit_a_port() {
         (r#"["ip", "saddr", "!=", "192.0.2.0/24"]"#, false),
         (r#"["iifname", "wire"]"#, true),
         (r#"["iifname", "!=", "wire"]"#, false),
+        // Words for the nft program.
+        (r#"["ip saddr { 192.0.2.2, 192.0.2.77 }"]"#, true),
+        (r#"["ip", "saddr", "192.0.2.77-192.0.2.99"]"#, false),
+        (r#"["iifname", "\"wi*\"", "ct", "state", "new"]"#, true),
+        (r#"["meta", "l4proto", "udp"]"#, false),
     ] {
-        let conf = conf(&format!(r#", "backend": "nftables", "conditionsV4": {words}"#), TCP);
-        host.call("portmap", "ADD", &pod, &with(&conf, "prevResult", result.clone())).expect("ADD");
-        assert_eq!(ask(&client, "192.0.2.1:8080").is_ok(), open, "{words} {}", host.rules());
-        assert!(host.call("portmap", "DEL", &pod, &conf).ok);
+        for snat in [true, false] {
+            let members = format!(r#", "backend": "nftables", "snat": {snat}, "conditionsV4": {words}"#);
+            let conf = with(&conf(&members, TCP), "prevResult", result.clone());
+            // A second ADD takes the place of the first.
+            host.call("portmap", "ADD", &pod, &conf).expect("ADD");
+            host.call("portmap", "ADD", &pod, &conf).expect("ADD");
+            assert_eq!(ask(&client, "192.0.2.1:8080").is_ok(), open, "{words} {}", host.rules());
+            assert_eq!(host.rules().matches("dnat to 10.9.1.").count(), 1, "{words} {}", host.rules());
+            host.call("portmap", "CHECK", &pod, &conf).expect("CHECK");
+            assert!(host.call("portmap", "DEL", &pod, &conf).ok);
+            assert!(!host.rules().contains("10.9.1."), "{words} {}", host.rules());
+        }
     }
+    // What nft does not understand is told in its words, and nothing stays.
+    let nonsense =
+        with(&conf(r#", "conditionsV4": ["ip", "saddr", "fly"]"#, TCP), "prevResult", result.clone());
+    let (code, text) = host.call("portmap", "ADD", &pod, &nonsense).error();
+    assert!(code == 7 && text.starts_with("conditionsV4: nft refuses \"ip saddr fly\": "), "{code} {text}");
+    assert!(!host.rules().contains("10.9.1."), "{}", host.rules());
+    let words = with(&conf(r#", "conditionsV4": ["ct", "state", "new"]"#, TCP), "prevResult", result);
+    let mut command = host.prepare(&[&host.bin().display().to_string()], "portmap", "ADD", &pod);
+    let output = host.run(command.env("PATH", "/none"), &words);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && text.contains("needs the program nft"), "{text}");
+    assert!(!host.rules().contains("10.9.1."), "{}", host.rules());
 }
 
 /// `ipMasq` by iptables is what Debian's bridge makes, and either backend's rules go on DEL.
@@ -412,10 +437,10 @@ fn what_is_not_served_is_refused() {
             "failed to parse config: Cannot specify externalSetMarkChain and markMasqBit",
         ),
         (
-            r#", "conditionsV4": ["ct", "state", "new"]"#,
+            r#", "conditionsV4": ["ip", "saddr", "10.0.0.1;", "flush", "ruleset"]"#,
             TCP,
-            2,
-            "conditionsV4: \"ct state new\" is not understood",
+            7,
+            "conditionsV4: \"10.0.0.1;\" ends a rule",
         ),
         (
             r#", "backend": "iptables", "conditionsV4": ["ip", "saddr", "10.0.0.1"]"#,

@@ -1,34 +1,44 @@
-//! `conditionsV4` and `conditionsV6` in the words of an nft rule, as matches of ours.
+//! `conditionsV4` and `conditionsV6` in the words of an nft rule: common ones as matches of ours, others for
+//! the `nft` program to understand (decision 0165).
 
 use ipnet::IpNet;
-use model::cni::{Error, code};
+use model::cni::Error;
 use model::{Family, IfName};
 use plan::state::Match;
 
-/// What is understood, for the error.
-const UNDERSTOOD: &str = "understood are: ip/ip6 saddr/daddr, iifname, oifname, meta mark, each with a value or != and a \
-                          value; for others set backend to \"iptables\" and use its words";
+/// The conditions of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Conditions {
+    /// All of them are ours to write.
+    Matches(Vec<Match>),
+    /// Words of a rule, for `nft`.
+    Words(String),
+}
+
+/// The configuration's member.
+pub fn member(family: Family) -> &'static str {
+    if family == Family::V4 { "conditionsV4" } else { "conditionsV6" }
+}
 
 /// Reads the words of one family.
 ///
 /// # Errors
-/// Code 2 for words that are not understood: a condition left out would open the port to others.
-pub fn parse(family: Family, words: &[String]) -> Result<Vec<Match>, Error> {
+/// Code 7 for what could not be the middle of one rule.
+pub fn parse(family: Family, words: &[String]) -> Result<Conditions, Error> {
     // A word may hold several, as they end in one line.
     let all: Vec<&str> = words.iter().flat_map(|word| word.split_whitespace()).collect();
-    let member = if family == Family::V4 { "conditionsV4" } else { "conditionsV6" };
+    if let Some(word) = all.iter().find(|word| word.contains([';', '#', '\\'])) {
+        let msg = format!("{}: {word:?} ends a rule; write the words of one rule", member(family));
+        return Err(Error::config(msg));
+    }
     let mut rest = all.as_slice();
     let mut found = Vec::new();
     while !rest.is_empty() {
-        let bad = || {
-            let msg = format!("{member}: {:?} is not understood", rest.join(" "));
-            Error::new(code::UNSUPPORTED, msg).details(UNDERSTOOD)
-        };
-        let (one, left) = take(family, rest).ok_or_else(bad)?;
+        let Some((one, left)) = take(family, rest) else { return Ok(Conditions::Words(all.join(" "))) };
         found.push(one);
         rest = left;
     }
-    Ok(found)
+    Ok(Conditions::Matches(found))
 }
 
 fn take<'a, 'b>(family: Family, words: &'a [&'b str]) -> Option<(Match, &'a [&'b str])> {
@@ -49,7 +59,12 @@ fn take<'a, 'b>(family: Family, words: &'a [&'b str]) -> Option<(Match, &'a [&'b
         let own = if family == Family::V4 { "ip" } else { "ip6" };
         (Family::of_net(net) == family && words[0] == own).then(|| net.trunc())
     };
-    let device = || IfName::new(value).ok().filter(|_| matches!(words[0], "meta" | "iifname" | "oifname"));
+    // A pattern is none of our matches.
+    let named = |name: &IfName| !name.as_str().contains('*');
+    let device = || {
+        let is_key = matches!(words[0], "meta" | "iifname" | "oifname");
+        IfName::new(value).ok().filter(named).filter(|_| is_key)
+    };
     let one = match (*key, not) {
         ("saddr", false) => Match::Source(network()?),
         ("saddr", true) => Match::SourceNot(network()?),
@@ -92,13 +107,27 @@ mod tests {
             (Family::V4, "ip daddr", None),
             (Family::V4, "ct state new", None),
             (Family::V4, "ip saddr { 10.0.0.1, 10.0.0.2 }", None),
+            (Family::V4, "iifname \"eth*\" ip saddr 10.0.0.1", None),
         ] {
-            let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-            let got = parse(family, &words);
-            let text =
-                got.as_ref().ok().map(|m| m.iter().map(Match::to_string).collect::<Vec<_>>().join(" "));
-            assert_eq!(text.as_deref(), want, "{words:?} {got:?}");
-            assert!(got.is_ok() || got.is_err_and(|e| e.code == code::UNSUPPORTED));
+            let split: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            let want = match want {
+                Some(text) => text.to_owned(),
+                // As it came.
+                None => format!("nft: {words}"),
+            };
+            let got = match parse(family, &split).unwrap() {
+                Conditions::Matches(all) => all.iter().map(Match::to_string).collect::<Vec<_>>().join(" "),
+                Conditions::Words(text) => format!("nft: {text}"),
+            };
+            assert_eq!(got, want);
+        }
+        for words in ["ip saddr 10.0.0.1; flush ruleset", "ip saddr 10.0.0.1 # all", "ip \\"] {
+            let split: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            let error = parse(Family::V6, &split).unwrap_err();
+            assert!(
+                error.code == model::cni::code::CONFIG && error.msg.starts_with("conditionsV6: "),
+                "{error}"
+            );
         }
     }
 }

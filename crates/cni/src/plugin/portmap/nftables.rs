@@ -11,7 +11,8 @@ use plan::state::{
     Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Statement, TableKey, Verdict,
 };
 
-use super::{conditions, tell_taken};
+use super::conditions::{self, Conditions};
+use super::tell_taken;
 use crate::skel::Call;
 use crate::{names, nft};
 
@@ -29,14 +30,42 @@ pub fn open(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
     let table = table(family);
     look_for_taken(call, conf, &table, &mappings)?;
     let text = names::comment(&call.network, &call.env.container_id, &call.env.ifname);
-    let dnats = mappings.iter().map(|m| (PORTS, dnat(m, &extra, pod, &text)));
-    let mut rules: Vec<(&str, NftRule)> = dnats.collect();
+    let mut rules: Vec<(&str, NftRule)> = Vec::new();
+    if let Conditions::Matches(extra) = &extra {
+        rules.extend(mappings.iter().map(|m| (PORTS, dnat(m, extra, pod, &text))));
+    }
     if conf.snat {
         rules.extend(masquerade(conf, pod, &text).into_iter().map(|rule| (MASQUERADING, rule)));
     }
     let mark = mark(call);
-    nft::update(&table, &rules, &|comment| comment.starts_with(&mark))
-        .map_err(|e| e.during("open the pod's host ports"))
+    let opening = |e: Error| e.during("open the pod's host ports");
+    nft::update_in_full(&table, &rules, &|comment| comment.starts_with(&mark)).map_err(opening)?;
+    // Last, in a transaction of its own: until then the ports are closed.
+    match &extra {
+        Conditions::Matches(_) => Ok(()),
+        Conditions::Words(words) => {
+            by_program(&table, conditions::member(family), words, &mappings, pod, &text)
+        }
+    }
+}
+
+/// Rules with conditions only the `nft` program understands.
+fn by_program(
+    table: &NftTable,
+    member: &str,
+    words: &str,
+    mappings: &[&Mapping],
+    pod: IpNet,
+    comment: &str,
+) -> Result<(), Error> {
+    let line = |mapping: &&Mapping| {
+        let rule = dnat(mapping, &[], pod, comment);
+        let matches: Vec<String> = rule.matches.iter().map(Match::to_string).collect();
+        let bare = NftRule { matches: Vec::new(), ..rule };
+        format!("add rule {} {PORTS} {} {words} {bare}\n", table.key, matches.join(" "))
+    };
+    let script: String = mappings.iter().map(line).collect();
+    nft::script(&script, member, words)
 }
 
 /// Removes the attachment's rules of a family.
