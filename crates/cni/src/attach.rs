@@ -116,7 +116,7 @@ fn build<'a>(
     pod: &mut Pod,
     undo: &mut Undo<'a>,
 ) -> Result<CniResult, Error> {
-    let late = ipam::needs_device(&spec.ipam);
+    let late = ipam::needs_device(call, &spec.ipam)?;
     let mut result = match &spec.given {
         Some(given) => given.clone(),
         None if !spec.ipam.is_empty() && !late => ipam::ask(call, &spec.ipam, undo)?,

@@ -52,6 +52,14 @@ pub fn ipam_type(call: &Call) -> Option<String> {
     ipam.string("type").ok().filter(|kind| !kind.is_empty())
 }
 
+/// Fails unless there is a plugin of that name.
+///
+/// # Errors
+/// As said.
+pub fn look_for(kind: &str, env: &Env) -> Result<(), Error> {
+    find(kind, &env.path).map(drop)
+}
+
 /// First regular file of that name in the directories.
 fn find(kind: &str, path: &str) -> Result<PathBuf, Error> {
     if kind.is_empty() {

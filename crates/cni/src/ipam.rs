@@ -8,9 +8,15 @@ use crate::undo::Undo;
 
 /// Whether the manager finds its addresses with the help of the pod's interface, as dhcp does, so that it
 /// has to be asked after that is made. Ours that do not are asked before: what they refuse needs no
-/// undoing then. A foreign one might.
-pub fn needs_device(kind: &str) -> bool {
-    !matches!(kind, "" | "host-local" | "static")
+/// undoing then. A foreign one might, so it is looked for before anything is made.
+///
+/// # Errors
+/// There is no such manager.
+pub fn needs_device(call: &Call, kind: &str) -> Result<bool, Error> {
+    if matches!(kind, "" | "host-local" | "static") {
+        return Ok(false);
+    }
+    delegate::look_for(kind, &call.env).map(|()| true)
 }
 
 /// Asks for addresses; none are an error.

@@ -68,7 +68,7 @@ fn make<'a>(
     let name = pod::interface(&call.env.ifname)?;
     let peer = pod::interface(&record.host_interface)?;
     // A pair without an address manager is all layer 2 needs; one that needs the device comes later.
-    let late = ipam::needs_device(&conf.ipam);
+    let late = ipam::needs_device(call, &conf.ipam)?;
     let mut result = CniResult::default();
     if !conf.ipam.is_empty() && !late {
         result = ipam::ask(call, &conf.ipam, undo)?;

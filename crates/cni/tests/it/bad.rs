@@ -96,6 +96,114 @@ fn a_full_and_a_read_only_disk() {
     }
 }
 
+/// Every plugin that keeps something, with each place where it does so.
+#[test]
+fn disks_that_are_full_or_read_only() {
+    const UDP: &str = r#""snat": false, "runtimeConfig": {"portMappings":
+        [{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]}"#;
+    const UNDERLAY: &str = r#""hostInterface": "up0", "containerInterface": "veth0""#;
+    let mut rows = vec![
+        ("bridge", r#""isDefaultGateway": true, "ipMasq": true"#, "state"),
+        ("bridge", r#""isDefaultGateway": true, "ipMasq": true"#, "networks"),
+        ("ptp", r#""ipMasq": true"#, "state"),
+        ("ptp", r#""ipMasq": true"#, "networks"),
+        ("macvlan", r#""master": "up0""#, "state"),
+        ("macvlan", r#""master": "up0""#, "networks"),
+        ("host-device", r#""device": "up1""#, "state"),
+        ("host-device", r#""device": "up1""#, "networks"),
+        ("host-local", "", "networks"),
+        ("veth-to-host", UNDERLAY, "state"),
+        ("portmap", UDP, "state"),
+        ("tuning", r#""mtu": 1400, "dataDir": "DIR/tuning""#, "state"),
+        ("tuning", r#""mtu": 1400, "dataDir": "DIR/tuning""#, "tuning"),
+        ("firewall", r#""backend": "iptables""#, "state"),
+    ];
+    if std::path::Path::new("/dev/net/tun").exists() {
+        rows.extend([("tap", "", "state"), ("tap", "", "networks")]);
+    }
+    for kind in ["ipvlan", "vlan", "dummy"] {
+        if Host::new().has(kind) {
+            let members =
+                if kind == "vlan" { r#""master": "up0", "vlanId": 7"# } else { r#""master": "up0""# };
+            rows.extend([(kind, members, "state"), (kind, members, "networks")]);
+        }
+    }
+    let mount =
+        |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "{args:?}");
+    for (plugin, members, place) in rows {
+        let host = Host::new();
+        crate::children::wire(&host);
+        host.ip("addr add 10.9.1.1/24 dev up0");
+        host.ip("link set up0 up");
+        let (netns, pod) = pod("c1");
+        let is_chained = matches!(plugin, "veth-to-host" | "portmap" | "tuning" | "firewall");
+        let members = members.replace("DIR", &host.path(""));
+        let members = if members.is_empty() { members } else { format!(", {members}") };
+        let mut conf = format!(
+            r#"{{"cniVersion": "1.0.0", "name": "net", "type": "{plugin}"{members},
+                "ipam": {{"type": "host-local", "dataDir": "{}", "subnet": "10.9.1.0/24"}}}}"#,
+            host.path("networks")
+        );
+        if is_chained {
+            ip_in(&netns, "link add eth0 type veth peer name x");
+            let before: model::gojson::Json = r#"{"cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": "x"}],
+                "ips": [{"interface": 0, "address": "10.9.1.2/24"}]}"#
+                .parse()
+                .unwrap();
+            conf = crate::harness::with(&conf, "prevResult", before);
+        }
+        // Names and MTU; a bridge stays, as it does after any DEL.
+        let links = || {
+            let all = format!("{}{}", host.ip("-o link show"), ip_in(&netns, "-o link show"));
+            let stays = |line: &&str| !line.contains(": cni0: ");
+            let mut lines: Vec<String> = all
+                .lines()
+                .filter(stays)
+                .map(|line| {
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    let mtu = words.iter().position(|word| *word == "mtu").unwrap();
+                    format!("{} {}", words[1], words[mtu + 1])
+                })
+                .collect();
+            lines.sort();
+            lines
+        };
+        let before = links();
+        let dir = host.path(place);
+        std::fs::create_dir_all(&dir).unwrap();
+        mount(&["-t", "tmpfs", "-o", "size=16k", "none", &dir]);
+        let mut n = 0;
+        while std::fs::write(format!("{dir}/fill{n}"), [b'x'; 4096]).is_ok() {
+            n += 1;
+        }
+        // Files without content fit on a full disk, and a lock is no more than that.
+        let holds_locks_only = plugin == "firewall";
+        let states = [("rw", "No space left on device"), ("ro", "Read-only file system")];
+        for (how, want) in states.into_iter().filter(|(how, _)| *how == "ro" || !holds_locks_only) {
+            mount(&["-o", &format!("remount,{how}"), &dir]);
+            let what = format!("{plugin}: {place} {how}");
+            let (code, text) = host.call(plugin, "ADD", &pod, &conf).error();
+            assert_eq!(code, 5, "{what}: {text}");
+            assert!(text.contains(want) && text.contains(&host.path("")), "{what}: {text}");
+            let deleted = host.call(plugin, "DEL", &pod, &conf);
+            assert!(deleted.ok, "{what}: {}", deleted.text);
+            assert_eq!(links(), before, "{what}");
+            let rules = format!("{}{}", host.rules(), crate::harness::iptables(&host));
+            assert!(!rules.contains("10.9.1.2"), "{what}: {rules}");
+            let left =
+                [host.files("networks"), host.files("state/attachments"), host.files("tuning")].concat();
+            let left: Vec<String> = left.into_iter().filter(|f| !f.starts_with("fill")).collect();
+            let fine = |f: &String| f.ends_with("lock") || f.contains("last_reserved_ip");
+            assert!(left.iter().all(fine), "{what}: {left:?}");
+        }
+        assert!(Command::new("umount").arg(&dir).status().unwrap().success());
+        // With a disk that can be written all is well.
+        host.call(plugin, "ADD", &pod, &conf).expect(plugin);
+        host.call(plugin, "DEL", &pod, &conf).expect(plugin);
+    }
+}
+
 #[test]
 fn bad_subnet_files() {
     let host = Host::new();

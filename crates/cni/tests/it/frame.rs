@@ -10,10 +10,21 @@ const CONF: &str = r#"{"cniVersion": "1.0.0", "name": "net", "ipam": {"type": "h
 #[test]
 fn versions_and_names() {
     let host = Host::new();
-    let want = "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\
-                \"1.0.0\",\"1.1.0\"]}\n";
-    let names = ["flannel", "bridge", "host-local", "loopback", "portmap"];
+    const ALL: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+    let usage = Command::new(OURS).arg("--help").output().unwrap();
+    let usage = String::from_utf8_lossy(&usage.stdout).into_owned();
+    let names: Vec<&str> = usage.rsplit("plugins:").next().unwrap().split_whitespace().collect();
+    assert!(names.len() >= 21, "{names:?}");
     for name in names {
+        let since = match name {
+            "firewall" => "0.4.0",
+            "bandwidth" => "0.3.0",
+            "vrf" => "0.3.1",
+            _ => "0.1.0",
+        };
+        let served = &ALL[ALL.iter().position(|v| *v == since).unwrap()..];
+        let quoted: Vec<String> = served.iter().map(|v| format!("{v:?}")).collect();
+        let want = format!("{{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[{}]}}\n", quoted.join(","));
         // By its link, by argument, and as a copy under its name.
         let copy = host.dir.join("copy");
         std::fs::create_dir_all(&copy).unwrap();
@@ -31,7 +42,8 @@ fn versions_and_names() {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
             assert!(text.starts_with(&format!("CNI {name} plugin loden ")), "{text}");
-            assert!(text.contains("CNI protocol versions supported: 0.1.0, 0.2.0, "), "{text}");
+            let list = served.join(", ");
+            assert!(text.contains(&format!("CNI protocol versions supported: {list}")), "{text}");
         }
     }
     for (args, ok) in
@@ -150,6 +162,62 @@ fn environment_and_document_are_checked_in_order() {
     }
     assert_eq!(host.files("networks"), [""; 0]);
     assert_eq!(host.files("state"), [""; 0]);
+}
+
+/// A document without version is one of 0.1.0, which not every plugin serves; and no document at all.
+#[test]
+fn a_document_without_version_and_none_at_all() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    for plugin in ["firewall", "bandwidth", "vrf"] {
+        let (code, text) = host.call(plugin, "ADD", &pod, r#"{"name": "net"}"#).error();
+        assert_eq!(code, 1, "{plugin}: {text}");
+        let want = "incompatible CNI versions; config is \"0.1.0\", plugin supports [\"0.";
+        assert!(text.starts_with(want), "{plugin}: {text}");
+    }
+    let conf = CONF.replace("DIR", &host.path("networks")).replace(r#""cniVersion": "1.0.0", "#, "");
+    let result = host.call("host-local", "ADD", &pod, &conf).expect("0.1.0");
+    assert_eq!(result.get("cniVersion").and_then(Json::as_str), Some("0.1.0"));
+    assert!(result.get("ip4").is_some(), "{result:?}");
+    assert!(host.call("host-local", "DEL", &pod, &conf).ok);
+    let bin = host.bin().display().to_string();
+    let mut command = host.prepare(&[&bin], "host-local", "ADD", &pod);
+    command.stdin(std::fs::File::open(&host.dir).unwrap());
+    let output = host.netns.run(|| command.output()).unwrap().unwrap();
+    let json: Json = String::from_utf8_lossy(&output.stdout).parse().unwrap();
+    assert_eq!(json.get("code").and_then(Json::as_int), Some(5));
+    let msg = json.get("msg").and_then(Json::as_str).unwrap_or_default().to_owned();
+    assert!(msg.starts_with("error reading from stdin: Is a directory"), "{msg}");
+}
+
+/// Parameters that cannot be written, as in a container without rights to /proc/sys: no need to where
+/// forwarding is on, a clear refusal where it is not.
+#[test]
+fn parameters_that_cannot_be_written() {
+    let host = Host::new();
+    let dir = host.path("networks");
+    let conf = CONF.replace("DIR", &dir).replacen('{', r#"{"isGateway": true, "#, 1);
+    for on in ["1", "0"] {
+        kernel::sysctl::write_in(&host.netns, "net/ipv4/ip_forward", on).unwrap();
+        let (netns, pod) = pod("c1");
+        let plain = host.prepare(&[&host.bin().display().to_string()], "bridge", "ADD", &pod);
+        let mut command = host.command("/usr/bin/unshare");
+        let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\"";
+        command.args(["--mount", "sh", "-c", script]).arg(plain.get_program());
+        command.envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let answer = crate::harness::Answer::of(host.run(&mut command, &conf));
+        if on == "1" {
+            answer.expect("ADD");
+            assert!(crate::harness::ip_in(&netns, "addr show eth0").contains("10.1.2.2/24"));
+        } else {
+            let (_, text) = answer.error();
+            assert!(text.contains("net/ipv4/ip_forward") && text.contains("Read-only"), "{text}");
+            assert!(!crate::harness::ip_in(&netns, "link show").contains("eth0"));
+        }
+        assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+        assert_eq!(host.links(), ["cni0"]);
+        assert_eq!(host.files("state/attachments"), [""; 0]);
+    }
 }
 
 #[test]

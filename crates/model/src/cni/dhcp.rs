@@ -80,6 +80,8 @@ impl DhcpConf {
                 true
             }
         });
+        // DEL takes the usual one for a wrong one; who asks there does not.
+        ipam.string("daemonSocketPath")?;
         Ok(DhcpConf {
             socket: socket(doc),
             provide,

@@ -113,6 +113,9 @@ impl Flannel {
             }
         };
         let subnet_file = Some(doc.string("subnetFile")?).filter(|file| !file.is_empty());
+        // DEL takes the usual one for a wrong one; who writes there does not.
+        doc.string("dataDir")?;
+        doc.object("runtimeConfig", "RuntimeConfig")?;
         let delegate = map("delegate")?;
         if delegate.get_exact("type").is_some_and(|t| t.as_str().is_none()) {
             return Err("'delegate' dictionary, if present, must have (string) 'type' field".to_owned());

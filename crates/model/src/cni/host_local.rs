@@ -46,6 +46,8 @@ impl HostLocal {
             }
         }
         let routes = ipam.objects("routes", "Route")?;
+        // DEL takes the usual one for a wrong one; who writes there does not.
+        ipam.string("dataDir")?;
         Ok(HostLocal {
             data_dir: data_dir(doc),
             resolv_conf: ipam.string("resolvConf")?,

@@ -58,6 +58,8 @@ impl Tuning {
             }
         }
         sysctl.sort();
+        // DEL takes the usual one for a wrong one; who writes there does not.
+        doc.string("dataDir")?;
         Ok(Tuning { sysctl, link, data_dir: data_dir(doc) })
     }
 }
