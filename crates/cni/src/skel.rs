@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kernel::process;
 use model::cni::version::{self, Shape};
 use model::cni::{CniResult, Error, Members, Version, check_ifname, code, is_identifier};
 use model::gojson::Json;
@@ -315,9 +316,30 @@ fn run(plugin: &Plugin, env: Env, version: &mut Option<String>) -> Result<Option
     }
     let call = Call::new(plugin, env, input)?;
     *version = Some(if call.cni_version.is_empty() { "0.1.0".to_owned() } else { call.cni_version.clone() });
-    match invoke(plugin, &call)? {
+    let outcome = if call.verb == Verb::Add { add(plugin, &call) } else { invoke(plugin, &call) };
+    match outcome? {
         Some(result) => result.to_json(&call.cni_version).map(Some).map_err(Error::internal),
         None => Ok(None),
+    }
+}
+
+/// ADD that a signal to end does not cut in the middle (P-7): it comes to its end, or a program it waits for is
+/// killed, and then all is taken back.
+fn add(plugin: &Plugin, call: &Call) -> Result<Option<CniResult>, Error> {
+    // Without it the signal ends the process as it always did, and DEL clears up.
+    let held = process::hold_end_signals();
+    let outcome = invoke(plugin, call);
+    if held.is_err() || !process::end_is_pending() {
+        return outcome;
+    }
+    let ended = Error::new(code::TRY_LATER, "ended by a signal; what this ADD had made is taken back");
+    match outcome {
+        // What fails takes back by itself.
+        Err(error) => Err(ended.details(error.to_string())),
+        Ok(_) => match (plugin.del)(call) {
+            Ok(()) => Err(ended),
+            Err(error) => Err(ended.also(error)),
+        },
     }
 }
 

@@ -9,12 +9,29 @@ use std::time::{Duration, Instant};
 
 use crate::sys;
 
+/// How long a signal that is held may wait for us to look.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Lets SIGINT and SIGTERM wait for [`end_is_pending`], in this thread and those it starts; programs we run do
+/// not inherit it.
+///
+/// # Errors
+/// None in practice.
+pub fn hold_end_signals() -> io::Result<()> {
+    sys::hold_end_signals()
+}
+
+/// Whether SIGINT or SIGTERM came since they are held.
+pub fn end_is_pending() -> bool {
+    sys::end_is_pending()
+}
+
 /// Runs a command with `input` on its standard input and gives what it wrote. `None`: it did not end in
 /// time and was killed, with all of its process group. A file that somebody writes in place cannot be
 /// executed for a moment; that is tried for five seconds.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started; or we are to end ([`end_is_pending`]), and it was killed (`Interrupted`).
 pub fn run(command: &mut Command, input: Vec<u8>, limit: Duration) -> io::Result<Option<Output>> {
     let deadline = Instant::now() + limit;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -84,12 +101,19 @@ fn finish<const N: usize>(
     let mut texts = [const { Text { kept: Vec::new(), cut: false } }; N];
     for _ in 0..N {
         // A grandchild that holds the pipe counts as the program: the pipe's end is the end.
-        match pipes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((n, text)) => texts[n] = text,
-            Err(_) => {
-                sys::kill_group(child.id())?;
-                child.wait()?;
-                return Ok(None);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match pipes.recv_timeout(left.min(SLICE)) {
+                Ok((n, text)) => {
+                    texts[n] = text;
+                    break;
+                }
+                Err(_) if !left.is_zero() && !end_is_pending() => {}
+                Err(_) => {
+                    sys::kill_group(child.id())?;
+                    child.wait()?;
+                    return if left.is_zero() { Ok(None) } else { Err(io::ErrorKind::Interrupted.into()) };
+                }
             }
         }
     }

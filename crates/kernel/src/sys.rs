@@ -293,6 +293,18 @@ pub fn hold_end_signals() -> io::Result<()> {
     }
 }
 
+/// Whether SIGINT or SIGTERM came since they are held.
+pub fn end_is_pending() -> bool {
+    // SAFETY: sigset_t is plain data for which all zeroes is valid; the calls read and write the local value.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&raw mut set) == 0
+            && [libc::SIGINT, libc::SIGTERM]
+                .iter()
+                .any(|signal| libc::sigismember(&raw const set, *signal) == 1)
+    }
+}
+
 /// Waits for one of the signals held.
 pub fn wait_for_end() -> io::Result<()> {
     let set = end_signals();

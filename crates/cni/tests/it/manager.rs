@@ -50,18 +50,21 @@ fn a_manager_of_ours_costs_no_process() {
     }
 }
 
+/// A foreign manager: a shell script.
+fn manager(host: &Host, name: &str, text: &str) {
+    let path = host.bin().join(name);
+    let _ = std::fs::remove_file(&path);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, mode).unwrap();
+}
+
 /// A manager that speaks through the interface, as dhcp does, finds it; what it refuses leaves nothing.
 #[test]
 fn a_foreign_manager_finds_the_interface() {
     let host = Host::new();
     wire(&host);
-    let script = |text: &str| {
-        let path = host.bin().join("needy");
-        let _ = std::fs::remove_file(&path);
-        std::fs::write(&path, format!("#!/bin/sh\ncat >/dev/null\n{text}\n")).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).unwrap();
-    };
+    let script = |text: &str| manager(&host, "needy", &format!("cat >/dev/null\n{text}"));
     let looks = r#"echo "$CNI_COMMAND" >> "$LODEN_CNI_STATE_DIR.log"
         [ $CNI_COMMAND = ADD ] || exit 0
         nsenter --net=$CNI_NETNS ip link show $CNI_IFNAME >/dev/null || { echo '{"code": 142, "msg": "no interface"}'; exit 1; }
@@ -99,6 +102,41 @@ fn a_foreign_manager_finds_the_interface() {
         assert!(!ip_in(&netns, "link show").contains("eth0"));
         assert!(host.ip("link show up1").contains("up1"));
         assert_eq!(host.files("state/attachments"), [""; 0]);
+    }
+}
+
+/// SIGTERM during ADD (P-7): while a foreign manager hangs, and while everything else goes well.
+#[test]
+fn a_signal_to_end_is_an_error_and_nothing_stays() {
+    let host = Host::new();
+    wire(&host);
+    let script = |text: &str| {
+        manager(&host, "slow", &format!("[ $CNI_COMMAND = ADD ] || exit 0\nkill -TERM $PPID\n{text}"))
+    };
+    let answers = r#"cat >/dev/null
+        echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.9.1.7/24", "gateway": "10.9.1.1"}]}'"#;
+    for text in ["sleep 1000", answers] {
+        script(text);
+        for (plugin, members) in [
+            ("bridge", r#""isDefaultGateway": true, "ipMasq": true"#),
+            ("ptp", r#""ipMasq": true"#),
+            ("macvlan", r#""master": "up0""#),
+            ("host-device", r#""device": "up1""#),
+        ] {
+            let conf = format!(
+                r#"{{"cniVersion": "1.0.0", "name": "net", "type": "{plugin}", {members}, "ipam": {{"type": "slow"}}}}"#
+            );
+            let (netns, pod) = pod("c1");
+            let (code, said) = host.call(plugin, "ADD", &pod, &conf).error();
+            assert!(code == 11 && said.starts_with("ended by a signal; "), "{plugin} {code} {said}");
+            assert!(!ip_in(&netns, "link show").contains("eth0"), "{plugin}");
+            let mut links = host.links();
+            links.retain(|name| name != "cni0");
+            links.sort();
+            assert_eq!(links, ["up0", "up1"], "{plugin}");
+            assert!(!host.rules().contains("10.9.1.7"), "{plugin}: {}", host.rules());
+            assert_eq!(host.files("state/attachments"), [""; 0], "{plugin}");
+        }
     }
 }
 
