@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use model::{Family, IfName};
-use plan::state::{Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Via};
+use plan::state::{Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Tun, Via};
 use plan::{Key, ROUTE_PROTOCOL, Step};
 
 use crate::link::{self, LinkChange, NewKind, NewLink};
@@ -17,7 +17,7 @@ use crate::rtnl::{
     self, AddrInfo, FdbInfo, NeighInfo, NexthopInfo, Put, RouteInfo, addr, is_absent, neigh, nexthop, route,
 };
 use crate::wireguard::Change;
-use crate::{Errno, Error, Kernel, sysctl};
+use crate::{Errno, Error, Kernel, sysctl, tun};
 
 /// Messages collected before they are sent, to bound memory.
 const PENDING: usize = 4_096;
@@ -360,6 +360,8 @@ impl Kernel {
             | Object::Link(_)
             | Object::Sysctl { .. }
             | Object::WgPeer(_)
+            | Object::Tunnel(_)
+            | Object::TunnelPeer(_)
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
@@ -377,6 +379,7 @@ impl Kernel {
             }
             LinkKind::Ipip(ipip) => NewKind::Ipip(ipip),
             LinkKind::Wireguard(_) => return self.make_tunnel(wanted, run),
+            LinkKind::Tun(tun) => return self.make_tun(*tun, wanted, run),
             LinkKind::Bridge(bridge) => NewKind::Bridge { vlan_filtering: bridge.vlan_filtering },
             LinkKind::Other(kind) if !kind.is_empty() => NewKind::Plain(kind),
             LinkKind::Veth(_) | LinkKind::Other(_) => {
@@ -408,6 +411,20 @@ impl Kernel {
         new.end.mtu = wanted.mtu;
         new.end.txqlen = wanted.txqlen;
         self.create(&new, run)?;
+        self.change_link(wanted, &run.indexes)
+    }
+
+    /// rtnetlink cannot make one, but change it.
+    fn make_tun(&mut self, tun: Tun, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
+        let make = || tun::create(tun, wanted.name);
+        match &self.netns {
+            Some(netns) => netns.run(make).map_err(|e| explained(libc::EIO, e.to_string()))?,
+            None => make(),
+        }
+        .map_err(errno_of)?;
+        if let Some(made) = self.rtnl.link_by_name(wanted.name).map_err(errno_of)? {
+            run.indexes.insert(wanted.name, made.index);
+        }
         self.change_link(wanted, &run.indexes)
     }
 
@@ -493,6 +510,10 @@ fn route_info(r: &Route, indexes: &Indexes) -> Result<RouteInfo, Errno> {
     };
     match r.via {
         Via::Dev(dev) => info.dev = Some(index_of(dev, indexes)?),
+        Via::Behind(dev) => {
+            info.dev = Some(index_of(dev, indexes)?);
+            info.scope = Some(libc::RT_SCOPE_UNIVERSE);
+        }
         Via::Gateway { gateway, dev, onlink } => {
             info.gateway = Some(gateway);
             info.dev = Some(index_of(dev, indexes)?);

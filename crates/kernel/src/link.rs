@@ -35,6 +35,11 @@ mod number {
     pub const VXLAN_ZERO_CSUM6_TX: u16 = 19;
     pub const VXLAN_ZERO_CSUM6_RX: u16 = 20;
     pub const VXLAN_GBP: u16 = 23;
+    // IFLA_TUN_…
+    pub const TUN_TYPE: u16 = 3;
+    pub const TUN_VNET_HDR: u16 = 5;
+    pub const TUN_PERSIST: u16 = 6;
+    pub const TUN_MULTI_QUEUE: u16 = 7;
 
     pub const IPTUN_LOCAL: u16 = 2;
     pub const IPTUN_REMOTE: u16 = 3;

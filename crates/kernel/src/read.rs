@@ -17,7 +17,6 @@ use crate::rtnl::neigh::PERMANENT;
 use crate::rtnl::{AddrInfo, FdbInfo, NeighInfo, NexthopInfo, RouteFilter, RouteInfo};
 use crate::{Error, Kernel, sysctl};
 
-/// Names by index.
 /// Names of devices by index.
 pub(crate) type Names = BTreeMap<u32, IfName>;
 
@@ -66,6 +65,9 @@ impl Interest {
                 | Key::Nexthop(_)
                 | Key::Command(_)
                 | Key::Charon
+                // Tunnels are read from their processes, by whoever may speak with them.
+                | Key::Tunnel(_)
+                | Key::TunnelPeer(..)
                 | Key::Ike(_) => {}
             }
         }
@@ -240,7 +242,10 @@ pub(crate) fn plan_route(info: &RouteInfo, names: &Names) -> Route {
         (libc::RTN_UNICAST, None, Some(gateway), Some(dev)) => {
             Via::Gateway { gateway, dev, onlink: info.onlink }
         }
-        (libc::RTN_UNICAST, None, None, Some(dev)) => Via::Dev(dev),
+        (libc::RTN_UNICAST, None, None, Some(dev)) => {
+            let global = info.scope == Some(libc::RT_SCOPE_UNIVERSE) && info.dst.addr().is_ipv4();
+            if global { Via::Behind(dev) } else { Via::Dev(dev) }
+        }
         _ => Via::Foreign,
     };
     Route {

@@ -1,10 +1,11 @@
-//! Tap devices: made by `ioctl` on `/dev/net/tun` (kernel documentation, networking/tuntap), as rtnetlink
+//! TAP and TUN devices: made by `ioctl` on `/dev/net/tun` (kernel documentation, networking/tuntap), as rtnetlink
 //! cannot make them.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 
 use model::IfName;
+use plan::state::Tun;
 
 use crate::{Errno, Error, sys};
 
@@ -26,18 +27,34 @@ impl Tap {
     /// # Errors
     /// The kernel lacks tun, or its refusal: `EBUSY` if the name is taken.
     pub fn create(&self, name: IfName) -> Result<(), Error> {
-        // IFF_… of linux/if_tun.h
-        const TAP: i16 = 0x0002;
-        const MULTI_QUEUE: i16 = 0x0100;
-        const NO_PI: i16 = 0x1000;
-        const VNET_HDR: i16 = 0x4000;
-        const EXCLUSIVE: u16 = 0x8000;
-        let action = "open /dev/net/tun";
-        let tun = File::options().read(true).write(true).open("/dev/net/tun");
-        let tun = tun.map_err(|source| Error::Socket { action, source })?;
-        let queues = if self.multi_queue { MULTI_QUEUE } else { 0 };
-        let flags = TAP | NO_PI | VNET_HDR | queues | EXCLUSIVE as i16;
-        sys::make_tap(tun.as_fd(), name.as_str(), flags, self.owner, self.group)
-            .map_err(|e| Error::Kernel { action: format!("make tap device {name}"), errno: Errno::of(&e) })
+        make(self.multi_queue, libc::IFF_TAP, name, self.owner, self.group)
     }
+}
+
+/// Makes a TUN device of our kind in the namespace of the calling thread; the process that attaches to it says
+/// which offloads it can do.
+///
+/// # Errors
+/// As [`Tap::create`].
+pub fn create(tun: Tun, name: IfName) -> Result<(), Error> {
+    let kind = if tun.tap { libc::IFF_TAP } else { libc::IFF_TUN };
+    make(tun.multi_queue, kind, name, None, None)
+}
+
+fn make(
+    multi_queue: bool,
+    kind: i32,
+    name: IfName,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> Result<(), Error> {
+    // linux/if_tun.h
+    const EXCLUSIVE: u16 = 0x8000;
+    let action = "open /dev/net/tun";
+    let tun = File::options().read(true).write(true).open("/dev/net/tun");
+    let tun = tun.map_err(|source| Error::Socket { action, source })?;
+    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues) as i16 | EXCLUSIVE as i16;
+    sys::make_tap(tun.as_fd(), name.as_str(), flags, owner, group)
+        .map_err(|e| Error::Kernel { action: format!("make device {name}"), errno: Errno::of(&e) })
 }

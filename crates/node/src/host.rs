@@ -25,6 +25,7 @@ use crate::args::Options;
 use crate::helpers::Helpers;
 use crate::inputs::{Inbox, Inputs, News};
 use crate::reconcile;
+use crate::tunnels::{Tunnels, is_tunnel};
 use crate::wgkey::Keeper;
 
 /// Ways to another choice that the log names; `loden status --why` has all.
@@ -34,6 +35,7 @@ const HINTS: usize = 4;
 pub struct Host {
     kernel: Kernel,
     helpers: Helpers,
+    tunnels: Tunnels,
     selectors: Selectors,
     machine_id: String,
     /// The interface chosen last, which stands while nothing better is there.
@@ -67,6 +69,7 @@ impl Host {
         Ok(Host {
             kernel,
             helpers: Helpers::new(inbox),
+            tunnels: Tunnels::beside(Path::new(&options.subnet_file)),
             selectors,
             last: None,
             decision: None,
@@ -274,6 +277,7 @@ impl reconcile::Kernel for Host {
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String> {
         let mut state = self.kernel.read(scope, wanted).map_err(|error| error.to_string())?;
         state.extend(self.helpers.held());
+        state.extend(self.tunnels.read());
         Ok(state)
     }
 
@@ -282,14 +286,21 @@ impl reconcile::Kernel for Host {
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
-        let answers = self.kernel.apply(steps);
         let sentence = |(step, answer): (&Step, Result<(), kernel::StepError>)| {
             answer.map_err(|error| match advice(step, error.errno.code) {
                 Some(advice) => format!("{error}; {advice}"),
                 None => error.to_string(),
             })
         };
-        steps.iter().zip(answers).map(sentence).collect()
+        let mut answers = Vec::with_capacity(steps.len());
+        for run in steps.chunk_by(|a, b| is_tunnel(a) == is_tunnel(b)) {
+            if run.first().is_some_and(is_tunnel) {
+                answers.extend(self.tunnels.apply(run));
+            } else {
+                answers.extend(run.iter().zip(self.kernel.apply(run)).map(sentence));
+            }
+        }
+        answers
     }
 }
 

@@ -22,6 +22,7 @@ mod sim;
 mod socket;
 mod start;
 mod status;
+mod tunnels;
 mod wgkey;
 
 use std::process::ExitCode;

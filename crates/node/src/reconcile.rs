@@ -134,6 +134,8 @@ pub struct Reconciler<K> {
     tracker: Tracker,
     outside: Outside,
     iptables: Resync,
+    /// What is to be said about the configuration.
+    remark: Option<&'static str>,
 }
 
 /// What may be done to the kernel yet.
@@ -188,6 +190,7 @@ impl<K: Kernel> Reconciler<K> {
             tracker: Tracker::default(),
             outside: Outside::default(),
             iptables: Resync { every_ms: iptables_resync_ms, due_ms: None },
+            remark: None,
         }
     }
 
@@ -217,6 +220,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.again_ms = self.lost.is_some().then_some(now_ms + ASK_AGAIN_MS);
         self.hear(&inputs.news.outcomes, now_ms, &mut report);
+        report.notes.extend(self.remark.take().map(str::to_owned));
         let Some((scope, touched)) = self.plan(inputs, now_ms, &mut report) else {
             self.read_ms = now_ms;
             return report;
@@ -298,7 +302,9 @@ impl<K: Kernel> Reconciler<K> {
     fn understand(&mut self, inputs: &Inputs, resync: bool) -> Result<(), String> {
         let Some(conf) = &inputs.conf else { return Ok(()) };
         if self.conf.as_ref().is_none_or(|(known, _)| known != conf) {
-            self.conf = Some((conf.clone(), backend::from_config(conf)?));
+            let backend = backend::from_config(conf)?;
+            self.remark = backend.remark();
+            self.conf = Some((conf.clone(), backend));
             self.facts = None;
             self.assembly = Assembly::default();
             // Rules of the mode before are looked for as at a start.
@@ -386,11 +392,13 @@ impl<K: Kernel> Reconciler<K> {
 
         // In the order of keys sysctls come before everything there is much of.
         let wanted = self.assembly.wanted().iter();
-        let few = wanted.take_while(|(key, _)| is_rules(key) || matches!(key, Key::Link(_) | Key::Sysctl(_)));
+        let few = wanted.take_while(|(key, _)| {
+            is_rules(key) || matches!(key, Key::Link(_) | Key::Tunnel(_) | Key::Sysctl(_))
+        });
         let sysctl =
             |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
         let scope = Scope {
-            devices: backend.devices().into_iter().collect(),
+            devices: backend.own_devices(facts).into_iter().collect(),
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
             tables: rules::table_keys().into_iter().chain(sources::keys(&backend.devices())).collect(),
@@ -452,10 +460,15 @@ impl<K: Kernel> Reconciler<K> {
             (Some(want), Some(have)) => want.kind.name() == have.kind.name(),
             (want, _) => want.is_none(),
         };
+        // Nor is a device's rest without the process behind it: another one may have the network till then.
+        let held = |dev: IfName| {
+            let key = Key::Tunnel(dev);
+            wanted.get(&key).is_none() || actual.get(&key).is_some()
+        };
         // What needs a device that could not be made is not tried: the device's failure says it all.
-        let (rest, waiting): (Vec<Step>, Vec<Step>) = rest
-            .into_iter()
-            .partition(|step| step.device().is_none_or(stands) && outside::may(step, wanted, actual));
+        let (rest, waiting): (Vec<Step>, Vec<Step>) = rest.into_iter().partition(|step| {
+            step.device().is_none_or(|dev| stands(dev) && held(dev)) && outside::may(step, wanted, actual)
+        });
         let rest = self.ready(rest, may, now_ms);
         let (outside, rest): (Vec<Step>, Vec<Step>) =
             rest.into_iter().partition(|step| step.key().is_outside());

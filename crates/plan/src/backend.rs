@@ -10,6 +10,7 @@ pub mod extension;
 pub mod hostgw;
 pub mod ipip;
 pub mod ipsec;
+pub mod udp;
 pub mod vxlan;
 pub mod wireguard;
 
@@ -19,7 +20,7 @@ use ipnet::IpNet;
 use model::{Family, IfName, Lease, LeaseAttrs, NetConf, Subnets};
 
 use crate::facts::{Facts, Families};
-use crate::state::{Link, LinkKind, Object, State};
+use crate::state::{self, Link, LinkKind, Object, State};
 
 /// What one family of a peer adds to the wanted state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +51,16 @@ pub trait Backend {
 
     /// Devices the backend makes; nobody else's by their name.
     fn devices(&self) -> Vec<IfName>;
+
+    /// Those of the devices that are ours to change: all, unless other programs use names of the pattern.
+    fn own_devices(&self, _: &Facts) -> Vec<IfName> {
+        self.devices()
+    }
+
+    /// What the operator should know of the choice, told once.
+    fn remark(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Whether [`Facts::on_link`] is looked at, so that it need not be asked for otherwise.
     fn asks_on_link(&self) -> bool;
@@ -113,18 +124,15 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         "wireguard" => Ok(Box::new(wireguard::Wireguard::new(conf)?)),
         ipsec::KIND => Ok(Box::new(ipsec::Ipsec::new(conf, families)?)),
         "alloc" => Ok(Box::new(alloc::Alloc { families })),
+        "udp" => Ok(Box::new(udp::Udp::new(conf, families)?)),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "udp" | "tencent-vpc" => Err(format!(
-            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\", \"wireguard\" or \"ipip\"{}",
-            conf.backend_type,
-            if conf.backend_type == "udp" {
-                " (without a Backend key flannel means udp, and so do we)"
-            } else {
-                ""
-            }
+        "tencent-vpc" => Err(format!(
+            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\", \"wireguard\", \
+             \"ipip\" or \"udp\"",
+            conf.backend_type
         )),
         "aws-vpc" | "gce" | "ali-vpc" => Err(format!(
             "network config: backend {:?} was removed from flannel in v0.20; use \"vxlan\", or \"host-gw\" where \
@@ -133,17 +141,17 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         )),
         _ => Err(format!(
             "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"wireguard\", \
-             \"ipip\", \"ipsec\", \"extension\" and \"alloc\"",
+             \"ipip\", \"udp\", \"ipsec\", \"extension\" and \"alloc\"",
             conf.backend_type
         )),
     }
 }
 
-/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`, `flannel.ipip`, `flannel-wg`,
+/// Whether a device is a backend's by its name: `flannel.N`, `flannel-v6.N`, `flannel.ipip`, `flannel0`, `flannel-wg`,
 /// `flannel-wg-v6`. The name is how a process without memory knows its devices, as with flannel.
 pub fn is_our_device(name: IfName) -> bool {
     let name = name.as_str();
-    if [ipip::DEVICE, wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name) {
+    if [ipip::DEVICE, wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name) || udp::is_device(name) {
         return true;
     }
     let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
@@ -157,6 +165,7 @@ pub fn is_our_link(link: &Link) -> bool {
         LinkKind::Vxlan(_) => name.contains('.') && is_our_device(link.name) && name != ipip::DEVICE,
         LinkKind::Ipip(_) => name == ipip::DEVICE,
         LinkKind::Wireguard(_) => [wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name),
+        LinkKind::Tun(tun) => udp::is_device(name) && tun == &state::Tun::OURS,
         _ => false,
     }
 }
@@ -186,6 +195,8 @@ mod tests {
             ("flannel.1", true),
             ("flannel-v6.42", true),
             ("flannel.ipip", true),
+            ("flannel0", true),
+            ("flannel10", false),
             ("flannel.", false),
             ("flannel.x", false),
             ("flannel-wg", true),

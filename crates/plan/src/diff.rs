@@ -39,9 +39,10 @@ impl Step {
             Object::Neigh(n) => Some(n.dev),
             Object::Fdb(f) => Some(f.dev),
             Object::WgPeer(p) => Some(p.dev),
+            Object::TunnelPeer(p) => Some(p.dev),
             Object::Nexthop(n) => Some(n.dev),
             Object::Route(r) => match r.via {
-                Via::Dev(dev) | Via::Gateway { dev, .. } => Some(dev),
+                Via::Dev(dev) | Via::Behind(dev) | Via::Gateway { dev, .. } => Some(dev),
                 Via::Nexthop(_) | Via::Blackhole | Via::Foreign => None,
             },
             Object::Sysctl { path, .. } => {
@@ -57,6 +58,7 @@ impl Step {
             | Object::Link(_)
             | Object::Rule(_)
             | Object::Policy(_)
+            | Object::Tunnel(_)
             | Object::Command(_)
             | Object::Charon
             | Object::Ike(_) => None,
@@ -77,8 +79,8 @@ impl Step {
 /// What [`diff`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Steps on devices; after these the rest of the kernel must be read again, because the kernel
-    /// removes routes and neighbours with a device without saying so.
+    /// Steps on devices and the processes behind them; after these the rest must be read again, because the
+    /// kernel removes routes and neighbours with a device without saying so, and a tunnel its peers.
     pub links: Vec<Step>,
     /// All other steps, in order.
     pub rest: Vec<Step>,
@@ -176,6 +178,7 @@ impl Difference {
                 self.rest.push(Step::Put(want.clone()));
             }
             (_, Some(have)) if have.is(want) => {}
+            (Object::Tunnel(_), _) => self.links.push(Step::Put(want.clone())),
             _ => {
                 if let Object::Nft(table) = want {
                     self.anew.insert(table.key.clone());
@@ -194,7 +197,8 @@ impl Difference {
             }
         }
         let step = Step::Delete(have.clone());
-        if matches!(have, Object::Link(_)) { self.links.push(step) } else { self.rest.push(step) }
+        let first = matches!(have, Object::Link(_) | Object::Tunnel(_));
+        if first { self.links.push(step) } else { self.rest.push(step) }
     }
 }
 
@@ -239,6 +243,8 @@ impl fmt::Display for Step {
                 Object::Nft(table) => write!(f, "nft delete table {}", table.key),
                 Object::Iptables(rules) => write!(f, "{} -X {}", rules.key, rules.key.table.chain()),
                 Object::Link(link) => write!(f, "ip link delete {}", link.name),
+                Object::Tunnel(tunnel) => write!(f, "loden tunnel stop {}", tunnel.dev),
+                Object::TunnelPeer(p) => write!(f, "loden tunnel delete {} {}", p.dev, p.net),
                 Object::Sysctl { path, .. } => write!(f, "sysctl -w {path}= (left as it is)"),
                 Object::Addr(a) => write!(f, "ip address delete {} dev {}", a.net, a.dev),
                 Object::Element(element) => write!(f, "nft delete element {element}"),

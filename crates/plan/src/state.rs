@@ -10,6 +10,7 @@ mod ipsec;
 pub mod iptables;
 mod link;
 mod nft;
+mod tunnel;
 pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use model::wireguard::PublicKey;
 use model::{Family, IfName, Mac};
 
@@ -26,11 +27,12 @@ pub use ipsec::{
     Direction, GUARD_PRIORITY, Ike, IkeKey, OWN_PRIORITY, Policy, PolicyAction, PolicyKey, REQID,
 };
 pub use iptables::{Iptables, IptablesKey, IptablesTable, Variant};
-pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Veth, Vxlan};
+pub use link::{Bridge, Ipip, Link, LinkFit, LinkKind, Tun, Veth, Vxlan};
 pub use nft::{
     Chain, ChainType, Element, Hook, Match, NftFamily, NftTable, Rule as NftRule, Set, SetKey, Statement,
     TableKey, Verdict,
 };
+pub use tunnel::{Tunnel, TunnelPeer};
 pub use wireguard::{Carrier, WgPeer, Wireguard};
 
 /// The kernel's own key of an object. The order of the variants is the order of creation.
@@ -42,6 +44,8 @@ pub enum Key {
     Iptables(IptablesKey),
     /// A network device by name.
     Link(IfName),
+    /// The process that carries a device's packets.
+    Tunnel(IfName),
     /// A sysctl by path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra`.
     Sysctl(String),
     /// An address on a device.
@@ -54,6 +58,8 @@ pub enum Key {
     Fdb(IfName, Mac),
     /// A peer of a WireGuard device.
     WgPeer(IfName, PublicKey),
+    /// A peer of a tunnel: device and subnet.
+    TunnelPeer(IfName, Ipv4Net),
     /// A nexthop object by id.
     Nexthop(u32),
     /// A route: table, destination, metric.
@@ -78,7 +84,9 @@ impl Key {
             | Key::Addr(dev, _)
             | Key::Neigh(dev, _)
             | Key::Fdb(dev, _)
-            | Key::WgPeer(dev, _) => Some(*dev),
+            | Key::WgPeer(dev, _)
+            | Key::Tunnel(dev)
+            | Key::TunnelPeer(dev, _) => Some(*dev),
             _ => None,
         }
     }
@@ -87,7 +95,7 @@ impl Key {
     pub fn is_critical(&self) -> bool {
         match self {
             Key::Nft(table) => !crate::sources::is_ours(table),
-            Key::Iptables(_) | Key::Link(_) | Key::Addr(..) | Key::Charon => true,
+            Key::Iptables(_) | Key::Link(_) | Key::Tunnel(_) | Key::Addr(..) | Key::Charon => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
             _ => false,
         }
@@ -120,6 +128,8 @@ pub enum Object {
     Iptables(Box<Iptables>),
     /// A network device.
     Link(Box<Link>),
+    /// The process that carries a device's packets.
+    Tunnel(Box<Tunnel>),
     /// A sysctl and its value, without newline.
     Sysctl {
         /// Path below `/proc/sys`.
@@ -137,6 +147,8 @@ pub enum Object {
     Fdb(Fdb),
     /// A peer of a WireGuard device.
     WgPeer(Box<WgPeer>),
+    /// A peer of a tunnel.
+    TunnelPeer(TunnelPeer),
     /// A nexthop object of our protocol.
     Nexthop(Nexthop),
     /// A route.
@@ -160,12 +172,14 @@ impl Object {
             Object::Nft(table) => Key::Nft(table.key.clone()),
             Object::Iptables(rules) => Key::Iptables(rules.key),
             Object::Link(link) => Key::Link(link.name),
+            Object::Tunnel(tunnel) => Key::Tunnel(tunnel.dev),
             Object::Sysctl { path, .. } => Key::Sysctl(path.clone()),
             Object::Addr(a) => Key::Addr(a.dev, a.net),
             Object::Element(element) => Key::Element(element.clone()),
             Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
             Object::Fdb(f) => Key::Fdb(f.dev, f.mac),
             Object::WgPeer(p) => Key::WgPeer(p.dev, p.key),
+            Object::TunnelPeer(p) => Key::TunnelPeer(p.dev, p.net),
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),
             Object::Rule(r) => Key::Rule(r.clone()),
@@ -291,6 +305,8 @@ impl Route {
 pub enum Via {
     /// Directly onto a device.
     Dev(IfName),
+    /// Onto a device behind which are others (IPv4, scope global).
+    Behind(IfName),
     /// Through a gateway.
     Gateway {
         /// The gateway's address.
@@ -421,6 +437,7 @@ impl IntoIterator for State {
 /// | link | its name is in `devices`, and it is of the kind we make under that name |
 /// | sysctl | its path is in `sysctls` |
 /// | address | on one of `devices`, not link-local, IPv4 only inside `networks` (flannel.md 6.2) |
+/// | tunnel and its peers | its socket is in our directory |
 /// | neighbour, FDB | permanent, on one of `devices` |
 /// | WireGuard peer | on one of `devices` |
 /// | nexthop | protocol 76 |
@@ -469,7 +486,7 @@ impl Scope {
             Object::Neigh(n) => self.devices.contains(&n.dev),
             Object::Fdb(f) => self.devices.contains(&f.dev),
             Object::WgPeer(p) => self.devices.contains(&p.dev),
-            Object::Nexthop(_) => true,
+            Object::Nexthop(_) | Object::Tunnel(_) | Object::TunnelPeer(_) => true,
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
             Object::Policy(policy) => policy.is_ours(|net| self.networks.iter().any(|n| n.contains(net))),
@@ -510,6 +527,8 @@ impl fmt::Display for Object {
             }
             Object::Iptables(rules) => rules.fmt(f),
             Object::Link(link) => link.fmt(f),
+            Object::Tunnel(tunnel) => tunnel.fmt(f),
+            Object::TunnelPeer(peer) => peer.fmt(f),
             Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
             Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),
             Object::Element(element) => write!(f, "nft add element {element}"),
@@ -543,6 +562,7 @@ impl fmt::Display for Route {
         write!(f, "{}", self.dst)?;
         match self.via {
             Via::Dev(dev) => write!(f, " dev {dev}")?,
+            Via::Behind(dev) => write!(f, " dev {dev} scope global")?,
             Via::Gateway { gateway, dev, onlink } => {
                 write!(f, " via {gateway} dev {dev}")?;
                 f.write_str(if onlink { " onlink" } else { "" })?;

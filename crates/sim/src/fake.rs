@@ -210,7 +210,7 @@ impl FakeKernel {
             _ => None,
         };
         let over = |route: Route| match route.via {
-            Via::Dev(dev) | Via::Gateway { dev, .. } => Some(dev),
+            Via::Dev(dev) | Via::Behind(dev) | Via::Gateway { dev, .. } => Some(dev),
             Via::Nexthop(id) => match self.state.get(&Key::Nexthop(id)) {
                 Some(Object::Nexthop(n)) => Some(n.dev),
                 _ => None,
@@ -252,7 +252,7 @@ impl FakeKernel {
             }
             Object::Nexthop(n) => self.reaches(n.dev, n.via, n.onlink)?,
             Object::Route(r) => match r.via {
-                Via::Dev(dev) => self.up(dev)?,
+                Via::Dev(dev) | Via::Behind(dev) => self.up(dev)?,
                 Via::Gateway { gateway, dev, onlink } => self.reaches(dev, gateway, onlink)?,
                 Via::Nexthop(id) => {
                     if self.state.get(&Key::Nexthop(id)).is_none() {
@@ -272,6 +272,8 @@ impl FakeKernel {
             // Not the kernel's, or not in this one.
             Object::Iptables(_)
             | Object::WgPeer(_)
+            | Object::Tunnel(_)
+            | Object::TunnelPeer(_)
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
@@ -299,6 +301,8 @@ impl FakeKernel {
             Object::Sysctl { .. } => return Ok(()),
             Object::Iptables(_)
             | Object::WgPeer(_)
+            | Object::Tunnel(_)
+            | Object::TunnelPeer(_)
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
@@ -378,7 +382,7 @@ impl FakeKernel {
 }
 
 fn leads_over(route: &Route, over: IfName) -> bool {
-    matches!(route.via, Via::Dev(dev) | Via::Gateway { dev, .. } if dev == over)
+    matches!(route.via, Via::Dev(dev) | Via::Behind(dev) | Via::Gateway { dev, .. } if dev == over)
 }
 
 /// Whether a request to delete `asked` hits `have`, which stands under its key. A person names the nexthop

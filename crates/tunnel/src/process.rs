@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,18 +21,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// One sentence. A tunnel that ran before may go on.
 pub fn start(options: &Options) -> io::Result<Child> {
-    let before = match control::request(&options.socket, &Request::Show) {
+    let take_over = match control::request(&options.socket, &Request::Show) {
         Ok(text) => {
-            Some(Shown::parse(&text).is_ok_and(|shown| shown.identity.device == options.identity.device))
+            let fits =
+                Shown::parse(&text).is_ok_and(|shown| shown.identity.device == options.identity.device);
+            if !fits {
+                // Of a version that says other things.
+                end(&options.socket)?;
+            }
+            fits
         }
-        Err(error) if control::is_nobody(&error) => None,
-        Err(_) => Some(false),
+        Err(error) if control::is_nobody(&error) => false,
+        Err(_) => {
+            // It hangs.
+            kill(&options.socket)?;
+            false
+        }
     };
-    let take_over = before == Some(true);
-    if before == Some(false) {
-        // Of a version that cannot be talked with, or it hangs.
-        end(options)?;
-    }
     spawn(&Options { take_over, detach: true, ..options.clone() })
 }
 
@@ -39,18 +45,23 @@ pub fn start(options: &Options) -> io::Result<Child> {
 ///
 /// # Errors
 /// It cannot be ended.
-pub fn end(options: &Options) -> io::Result<()> {
-    let path = &options.socket;
+pub fn end(path: &Path) -> io::Result<()> {
     match control::request(path, &Request::Stop) {
-        Err(error) if control::is_nobody(&error) => return Ok(()),
-        Ok(text) if text == "ok\n" => {}
-        Ok(_) | Err(_) => {
-            if let Ok(pid) = control::process(path) {
-                kill_process(pid, Signal::KILL)?;
-            }
-        }
+        Err(error) if control::is_nobody(&error) => Ok(()),
+        Ok(text) if text == "ok\n" => gone(path),
+        Ok(_) | Err(_) => kill(path),
     }
-    // Until the port is free, which it is when the socket is.
+}
+
+fn kill(path: &Path) -> io::Result<()> {
+    if let Ok(pid) = control::process(path) {
+        kill_process(pid, Signal::KILL)?;
+    }
+    gone(path)
+}
+
+/// Waits until the port is free, which it is when nobody has the socket.
+fn gone(path: &Path) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while control::process(path).is_ok() {
         if Instant::now() >= deadline {

@@ -52,8 +52,8 @@ pub struct Options {
     pub take_over: bool,
     /// Leave session, terminal and pipes once it works.
     pub detach: bool,
-    /// Queues.
-    pub lanes: usize,
+    /// Queues, if said.
+    pub lanes: Option<usize>,
 }
 
 /// The words of the command line.
@@ -107,12 +107,11 @@ impl Words {
             address: self.address.ok_or_else(|| missing("--address"))?,
             network: self.network.ok_or_else(|| missing("--network"))?.trunc(),
         };
-        let lanes = self.lanes.unwrap_or_else(lanes_here);
-        if !(1..=16).contains(&lanes) {
+        if let Some(lanes) = self.lanes.filter(|lanes| !(1..=16).contains(lanes)) {
             return Err(format!("--lanes {lanes} is not between 1 and 16"));
         }
         let socket = self.socket.unwrap_or_else(|| usual_socket(device));
-        Ok(Options { identity, socket, take_over: self.take_over, detach: self.detach, lanes })
+        Ok(Options { identity, socket, take_over: self.take_over, detach: self.detach, lanes: self.lanes })
     }
 }
 
@@ -207,8 +206,9 @@ pub fn run(options: &Options) -> io::Result<()> {
 /// Queues and sockets: those of the tunnel that runs, as far as they fit, or new ones.
 fn lanes(options: &Options) -> io::Result<(Vec<Lane>, Peers)> {
     let Identity { listen, device, .. } = options.identity;
+    let count = options.lanes.unwrap_or_else(lanes_here);
     if !options.take_over {
-        let sockets = udp::Socket::bind(listen.into(), options.lanes)?;
+        let sockets = udp::Socket::bind(listen.into(), count)?;
         let lane = |udp| Ok(Lane { tun: tun::Queue::open(device)?, udp });
         return Ok((sockets.into_iter().map(lane).collect::<io::Result<_>>()?, Peers::new()));
     }
@@ -217,7 +217,7 @@ fn lanes(options: &Options) -> io::Result<(Vec<Lane>, Peers)> {
     // What may fail is tried before the other one gives anything away.
     let fresh = match before.identity.listen == listen {
         true => Vec::new(),
-        false => udp::Socket::bind(listen.into(), options.lanes)?,
+        false => udp::Socket::bind(listen.into(), count)?,
     };
     let (before, mut queues) = control::take_over(&options.socket)?;
     let sockets: Vec<OwnedFd> = queues.split_off(queues.len() / 2);
@@ -347,8 +347,10 @@ pub fn words(options: &Options) -> Vec<String> {
     words
 }
 
-/// Whether a path has the form of a tunnel's socket in a directory: its device.
+/// The device of a tunnel by the name of its socket, with what comes before the device's in it. `None` for other
+/// files, and other agents' tunnels.
 pub fn device_of(path: &Path, prefix: &str) -> Option<IfName> {
     let name = path.file_name()?.to_str()?;
-    IfName::new(name.strip_prefix(prefix)?.strip_suffix(".tunnel")?).ok()
+    let name = name.strip_prefix(prefix)?.strip_suffix(".tunnel")?;
+    IfName::new(name).ok().filter(|_| !name.contains('.'))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use model::IfName;
-use plan::state::{Bridge, Ipip, Link, LinkKind, Veth, Vxlan};
+use plan::state::{Bridge, Ipip, Link, LinkKind, Tun, Veth, Vxlan};
 
 use super::number::*;
 use super::{BridgeVlan, Detail, LinkInfo, PortFlags};
@@ -93,6 +93,16 @@ fn link_kind(kind: &str, data: Attrs<'_>, lower: Option<u32>) -> LinkKind {
             LinkKind::Ipip(Ipip { local: address(IPTUN_LOCAL), remote: address(IPTUN_REMOTE) })
         }
         "wireguard" => LinkKind::Wireguard(wireguard::unknown()),
+        "tun" => match data.find(TUN_TYPE).and_then(|a| a.u8()) {
+            Some(kind) => LinkKind::Tun(Tun {
+                tap: i32::from(kind) != libc::IFF_TUN,
+                persistent: flag(TUN_PERSIST),
+                multi_queue: flag(TUN_MULTI_QUEUE),
+                headers: flag(TUN_VNET_HDR),
+            }),
+            // Before Linux 4.18 nothing is said of it.
+            None => LinkKind::Tun(Tun::OURS),
+        },
         "bridge" => LinkKind::Bridge(Bridge { vlan_filtering: flag(BR_VLAN_FILTERING) }),
         "veth" => LinkKind::Veth(Veth { peer_index: lower }),
         other => LinkKind::Other(other.to_owned()),

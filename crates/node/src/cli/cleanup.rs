@@ -12,22 +12,23 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 use kernel::{Kernel, Nft};
-use plan::state::{GUARD_PRIORITY, NftFamily, Object, Scope};
-use plan::{State, backend, diff, rules, sources};
+use plan::state::{GUARD_PRIORITY, NftFamily, Scope};
+use plan::{Object, State, Step, backend, diff, rules, sources};
 
 use super::{complain, print};
 use crate::helpers::charon;
+use crate::tunnels::Tunnels;
 use act::Act;
 
 const USAGE: &str = "\
 usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
-Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel-wg and flannel-wg-v6 with all that is
-on them, routes and nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and
-loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec policies of the cluster's
-network and charon's connections for it. Pods on this host lose their way to other hosts. Stop the agent
-first, or it puts everything back. What else is of ours or of flannel is named at the end, with the flag
-that removes it.
+Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all
+that is on them, the tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables
+flannel-ipv4, flannel-ipv6 and loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec
+policies of the cluster's network and charon's connections for it. Pods on this host lose their way to
+other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is named
+at the end, with the flag that removes it.
 
   --files      also the agent's files: subnet.env and the troubles beside it, the WireGuard key,
                /var/lib/loden and /run/loden but the registry
@@ -144,7 +145,8 @@ fn clean(options: &Options) -> Result<(), String> {
     if let Some(refusal) = pods.attached.filter(|_| options.cni) {
         return Err(refusal);
     }
-    let mut acts = if options.only { Vec::new() } else { agents(&mut kernel)? };
+    let mut tunnels = Tunnels::beside(&options.subnet_file);
+    let mut acts = if options.only { Vec::new() } else { agents(&mut kernel, &mut tunnels)? };
     let mut kept = Vec::new();
     let parts = [
         (options.cni, "--cni", "pods need it", pods.found),
@@ -169,7 +171,7 @@ fn clean(options: &Options) -> Result<(), String> {
     for act in acts {
         print(&format!("{act}\n"));
         if !options.dry_run
-            && let Err(error) = act.run(&mut kernel)
+            && let Err(error) = act.run(&mut kernel, &mut tunnels)
         {
             failures.push(error);
         }
@@ -181,12 +183,19 @@ fn clean(options: &Options) -> Result<(), String> {
 }
 
 /// What the agent made in the kernel.
-fn agents(kernel: &mut Kernel) -> Result<Vec<Act>, String> {
+fn agents(kernel: &mut Kernel, tunnels: &mut Tunnels) -> Result<Vec<Act>, String> {
     let actual = ours(kernel)?;
     let nothing = State::default();
     let found = diff(&nothing, &actual);
     // What is on a device goes with it; the routes first, so that no packet meets half a path.
-    Ok(found.rest.into_iter().chain(found.links).map(|step| Act::Step(Box::new(step))).collect())
+    let (rest, links) = (found.rest.into_iter(), found.links.into_iter());
+    let act = |step| Act::Step(Box::new(step));
+    let mut acts: Vec<Act> = rest.map(act).collect();
+    // Peers go with their tunnel.
+    let tunnels = tunnels.read().into_iter().filter(|object| matches!(object, Object::Tunnel(_)));
+    acts.extend(tunnels.map(|tunnel| act(Step::Delete(tunnel))));
+    acts.extend(links.map(act));
+    Ok(acts)
 }
 
 /// What is ours in this host's kernel, by marks and names alone.

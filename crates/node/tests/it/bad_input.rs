@@ -22,7 +22,8 @@ fn a_bad_configuration_is_named_and_waited_for() {
         (r#"{"Network":"10.244.0.0/33"}"#, "10.244.0.0/33"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlam"}}"#, "unknown backend type \"vxlam\""),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"gce"}}"#, "removed from flannel in v0.20"),
-        (r#"{"Network":"10.244.0.0/16"}"#, "without a Backend key flannel means udp"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","Port":0}}"#, "Port 0"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{}}"#, "Backend has no Type"),
         (r#"{"Network":"10.244.0.0/16","SubnetLen":17,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
         (
             r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.9.0","SubnetMax":"10.244.3.0","Backend":{"Type":"vxlan"}}"#,

@@ -26,6 +26,7 @@ mod status;
 mod traffic;
 mod troubles;
 mod tutorials;
+mod udp;
 mod uplink;
 mod wireguard;
 mod world;

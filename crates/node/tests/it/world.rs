@@ -119,6 +119,17 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// Tunnels outlive their agents, not their world.
+    fn drop(&mut self) {
+        for host in &self.hosts {
+            for socket in host.tunnels() {
+                let _ = host.loden(&["tunnel", "stop", "any", "--socket", &socket]).output();
+            }
+        }
+    }
+}
+
 /// Lays a wire from the hub to a host's `eth0`.
 fn wire(hub: &Netns, netns: &Netns, number: usize) {
     // The far end is made inside the hub; `ip` wants a process id or a name, so move it.
@@ -180,7 +191,15 @@ impl Host {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn loden(&self, words: &[&str]) -> Command {
+    /// Sockets of the tunnels that were started here.
+    pub fn tunnels(&self) -> Vec<String> {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let names = files.map(|file| file.path().display().to_string());
+        names.filter(|name| name.ends_with(".tunnel")).collect()
+    }
+
+    /// The program with words, still to be started.
+    pub fn loden(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
         command.args(words).env("LODEN_STORE", &self.store);
         command

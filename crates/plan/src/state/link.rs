@@ -35,6 +35,8 @@ pub enum LinkKind {
     Ipip(Ipip),
     /// WireGuard, in the kernel or in user space.
     Wireguard(Wireguard),
+    /// Packets to and from a process (networking/tuntap of the kernel's documentation).
+    Tun(Tun),
     /// Ethernet bridge.
     Bridge(Bridge),
     /// Virtual Ethernet pair.
@@ -50,6 +52,7 @@ impl LinkKind {
             LinkKind::Vxlan(_) => "vxlan",
             LinkKind::Ipip(_) => "ipip",
             LinkKind::Wireguard(_) => "wireguard",
+            LinkKind::Tun(_) => "tun",
             LinkKind::Bridge(_) => "bridge",
             LinkKind::Veth(_) => "veth",
             LinkKind::Other(kind) => kind,
@@ -86,6 +89,24 @@ pub struct Ipip {
     pub local: Option<IpAddr>,
     /// A fixed peer; never wanted, but compared.
     pub remote: Option<IpAddr>,
+}
+
+/// Attributes of a TUN device that are fixed when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tun {
+    /// Frames instead of packets.
+    pub tap: bool,
+    /// It stays when no process has it.
+    pub persistent: bool,
+    /// Several queues.
+    pub multi_queue: bool,
+    /// A header with offloads before each packet.
+    pub headers: bool,
+}
+
+impl Tun {
+    /// What our tunnels attach to. Others by their names, such as a flanneld's, differ in something.
+    pub const OURS: Tun = Tun { tap: false, persistent: true, multi_queue: true, headers: true };
 }
 
 /// Attributes of a bridge.
@@ -146,6 +167,10 @@ impl Link {
             if want.changes(have) {
                 return LinkFit::Change;
             }
+        } else if let (LinkKind::Tun(want), LinkKind::Tun(have)) = (&self.kind, &actual.kind)
+            && want != have
+        {
+            return LinkFit::Foreign("is a TUN device of another program".to_owned());
         } else if self.kind.name() != actual.kind.name() {
             let other = if actual.kind.name().is_empty() { "physical" } else { actual.kind.name() };
             return LinkFit::Foreign(format!("is a {other} device, not a {} one", self.kind.name()));
@@ -199,6 +224,16 @@ fn text<T: fmt::Display>(value: &Option<T>) -> String {
 
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let LinkKind::Tun(tun) = &self.kind {
+            write!(f, "ip tuntap add {} mode {}", self.name, if tun.tap { "tap" } else { "tun" })?;
+            f.write_str(if tun.multi_queue { " multi_queue" } else { "" })?;
+            f.write_str(if tun.headers { " vnet_hdr" } else { "" })?;
+            write!(f, " && ip link set {}", self.name)?;
+            if let Some(mtu) = self.mtu {
+                write!(f, " mtu {mtu}")?;
+            }
+            return f.write_str(if self.up { " up" } else { "" });
+        }
         write!(f, "ip link add {}", self.name)?;
         if let Some(mac) = self.mac {
             write!(f, " address {mac}")?;
@@ -236,7 +271,7 @@ impl fmt::Display for Link {
             }
             LinkKind::Wireguard(wireguard) => write!(f, " && {}", wireguard.command(self.name)),
             LinkKind::Bridge(b) => f.write_str(if b.vlan_filtering { " vlan_filtering 1" } else { "" }),
-            LinkKind::Veth(_) | LinkKind::Other(_) => Ok(()),
+            LinkKind::Tun(_) | LinkKind::Veth(_) | LinkKind::Other(_) => Ok(()),
         }
     }
 }

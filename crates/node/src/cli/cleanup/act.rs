@@ -14,6 +14,8 @@ use plan::state::{Object, TableKey};
 
 use crate::helpers::charon;
 
+use crate::tunnels::{Tunnels, is_tunnel};
+
 /// See the module.
 #[derive(Debug)]
 pub enum Act {
@@ -38,9 +40,10 @@ impl Act {
     ///
     /// # Errors
     /// One sentence.
-    pub fn run(self, kernel: &mut Kernel) -> Result<(), String> {
+    pub fn run(self, kernel: &mut Kernel, tunnels: &mut Tunnels) -> Result<(), String> {
         let shown = self.to_string();
         match self {
+            Act::Step(step) if is_tunnel(&step) => tunnels.apply(&[*step]).into_iter().collect(),
             Act::Step(step) => {
                 if let Step::Delete(Object::Ike(ike)) = &*step {
                     return charon::remove(ike.key).map_err(|error| format!("{shown}: {error}"));
