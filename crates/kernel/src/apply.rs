@@ -365,7 +365,8 @@ impl Kernel {
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
-            | Object::Ike(_) => {
+            | Object::Ike(_)
+            | Object::CloudRoute(_) => {
                 return Err(explained(libc::EINVAL, "not an object of rtnetlink".to_owned()));
             }
         })

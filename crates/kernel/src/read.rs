@@ -68,7 +68,8 @@ impl Interest {
                 // Tunnels are read from their processes, by whoever may speak with them.
                 | Key::Tunnel(_)
                 | Key::TunnelPeer(..)
-                | Key::Ike(_) => {}
+                | Key::Ike(_)
+                | Key::CloudRoute(_) => {}
             }
         }
         interest

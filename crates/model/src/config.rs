@@ -5,6 +5,8 @@
 
 mod check;
 mod ipsec;
+mod secret;
+mod tencent;
 #[cfg(test)]
 mod tests;
 mod vxlan;
@@ -18,7 +20,9 @@ use crate::addr::{Family, parse_cidr, parse_ip};
 use crate::gojson::{Fields, Json, SyntaxError, TypeError};
 
 pub use check::Range;
-pub use ipsec::{IpsecConf, Psk};
+pub use ipsec::IpsecConf;
+pub use secret::Secret;
+pub use tencent::TencentConf;
 pub use vxlan::VxlanConf;
 pub use wireguard::{Mode as WireguardMode, WireguardConf};
 

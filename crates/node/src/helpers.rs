@@ -5,17 +5,19 @@
 pub mod charon;
 mod commands;
 mod queue;
+mod vpc;
 
 use std::sync::Arc;
 
 use model::NetConf;
-use plan::backend::{extension, ipsec};
+use plan::backend::{extension, ipsec, tencent};
 use plan::{Object, Step};
 
 use crate::inputs::Inbox;
 use charon::Charon;
 use commands::Commands;
 use queue::Queue;
+use vpc::Cloud;
 
 /// The helper that the configuration wants, if it wants one.
 pub struct Helpers {
@@ -30,6 +32,8 @@ enum Helper {
     Commands(Commands),
     /// Keeps strongSwan's daemon and its connections.
     Charon(Charon),
+    /// Keeps a route of Tencent's cloud.
+    Cloud(Cloud),
 }
 
 impl Helpers {
@@ -53,6 +57,9 @@ impl Helpers {
                     Helper::None
                 }
             },
+            tencent::KIND => {
+                Helper::Cloud(Cloud::start(conf, self.inbox.clone(), |name| std::env::var(name).ok()))
+            }
             _ => Helper::None,
         };
         self.now = Some((conf.clone(), helper));
@@ -63,6 +70,7 @@ impl Helpers {
             Helper::None => None,
             Helper::Commands(commands) => Some(commands.queue()),
             Helper::Charon(charon) => Some(charon.queue()),
+            Helper::Cloud(cloud) => Some(cloud.queue()),
         }
     }
 

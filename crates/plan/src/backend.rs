@@ -10,6 +10,7 @@ pub mod extension;
 pub mod hostgw;
 pub mod ipip;
 pub mod ipsec;
+pub mod tencent;
 pub mod udp;
 pub mod vxlan;
 pub mod wireguard;
@@ -123,17 +124,13 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         extension::KIND => Ok(Box::new(extension::Extension::new(conf, families)?)),
         "wireguard" => Ok(Box::new(wireguard::Wireguard::new(conf)?)),
         ipsec::KIND => Ok(Box::new(ipsec::Ipsec::new(conf, families)?)),
+        tencent::KIND => Ok(Box::new(tencent::Tencent::new(conf, families)?)),
         "alloc" => Ok(Box::new(alloc::Alloc { families })),
         "udp" => Ok(Box::new(udp::Udp::new(conf, families)?)),
         "" => {
             Err("network config: Backend has no Type; write for example {\"Backend\":{\"Type\":\"vxlan\"}}"
                 .into())
         }
-        "tencent-vpc" => Err(format!(
-            "network config: backend {:?} is not built yet in this version; use \"vxlan\", \"host-gw\", \"wireguard\", \
-             \"ipip\" or \"udp\"",
-            conf.backend_type
-        )),
         "aws-vpc" | "gce" | "ali-vpc" => Err(format!(
             "network config: backend {:?} was removed from flannel in v0.20; use \"vxlan\", or \"host-gw\" where \
              the nodes share a network",
@@ -141,7 +138,7 @@ pub fn from_config(conf: &NetConf) -> Result<Box<dyn Backend>, String> {
         )),
         _ => Err(format!(
             "network config: unknown backend type {:?}; this version knows \"vxlan\", \"host-gw\", \"wireguard\", \
-             \"ipip\", \"udp\", \"ipsec\", \"extension\" and \"alloc\"",
+             \"ipip\", \"udp\", \"ipsec\", \"extension\", \"tencent-vpc\" and \"alloc\"",
             conf.backend_type
         )),
     }

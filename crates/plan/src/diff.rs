@@ -61,7 +61,8 @@ impl Step {
             | Object::Tunnel(_)
             | Object::Command(_)
             | Object::Charon
-            | Object::Ike(_) => None,
+            | Object::Ike(_)
+            | Object::CloudRoute(_) => None,
         }
     }
 
@@ -258,6 +259,7 @@ impl fmt::Display for Step {
                 Object::Command(command) => f.write_str(&command.shown(false)),
                 Object::Charon => f.write_str("kill charon"),
                 Object::Ike(ike) => write!(f, "swanctl --load-conns # without {}", ike.key),
+                Object::CloudRoute(route) => write!(f, "tccli vpc DeleteRoutes # {route}"),
             },
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! How a process without memory recognises what is ours is decided in [`Scope`].
 
+mod cloud;
 mod command;
 mod ipsec;
 pub mod iptables;
@@ -22,6 +23,7 @@ use ipnet::{IpNet, Ipv4Net};
 use model::wireguard::PublicKey;
 use model::{Family, IfName, Mac};
 
+pub use cloud::CloudRoute;
 pub use command::{Command, CommandKey, Line};
 pub use ipsec::{
     Direction, GUARD_PRIORITY, Ike, IkeKey, OWN_PRIORITY, Policy, PolicyAction, PolicyKey, REQID,
@@ -74,6 +76,8 @@ pub enum Key {
     Charon,
     /// A connection it keeps up.
     Ike(IkeKey),
+    /// A route in the tables of a cloud, by destination.
+    CloudRoute(IpNet),
 }
 
 impl Key {
@@ -95,7 +99,8 @@ impl Key {
     pub fn is_critical(&self) -> bool {
         match self {
             Key::Nft(table) => !crate::sources::is_ours(table),
-            Key::Iptables(_) | Key::Link(_) | Key::Tunnel(_) | Key::Addr(..) | Key::Charon => true,
+            Key::Iptables(_) | Key::Link(_) | Key::Tunnel(_) | Key::Addr(..) => true,
+            Key::Charon | Key::CloudRoute(_) => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
             _ => false,
         }
@@ -103,7 +108,7 @@ impl Key {
 
     /// Whether the kernel does not hold the object: a helper brings it about and tells when it is done.
     pub fn is_outside(&self) -> bool {
-        matches!(self, Key::Command(_) | Key::Charon | Key::Ike(_))
+        matches!(self, Key::Command(_) | Key::Charon | Key::Ike(_) | Key::CloudRoute(_))
     }
 
     /// Objects outside that must stand before, where they are wanted.
@@ -163,6 +168,8 @@ pub enum Object {
     Charon,
     /// A connection it keeps up.
     Ike(Box<Ike>),
+    /// A route in the tables of a cloud.
+    CloudRoute(CloudRoute),
 }
 
 impl Object {
@@ -187,6 +194,7 @@ impl Object {
             Object::Command(command) => Key::Command(command.key),
             Object::Charon => Key::Charon,
             Object::Ike(ike) => Key::Ike(ike.key),
+            Object::CloudRoute(route) => Key::CloudRoute(route.dst),
         }
     }
 
@@ -490,7 +498,7 @@ impl Scope {
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
             Object::Policy(policy) => policy.is_ours(|net| self.networks.iter().any(|n| n.contains(net))),
-            Object::Command(_) | Object::Charon | Object::Ike(_) => true,
+            Object::Command(_) | Object::Charon | Object::Ike(_) | Object::CloudRoute(_) => true,
         }
     }
 
@@ -550,6 +558,7 @@ impl fmt::Display for Object {
             Object::Command(command) => f.write_str(&command.shown(true)),
             Object::Charon => f.write_str("charon"),
             Object::Ike(ike) => ike.fmt(f),
+            Object::CloudRoute(route) => write!(f, "tccli vpc CreateRoutes # {route}"),
         }
     }
 }

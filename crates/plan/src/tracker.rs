@@ -42,7 +42,9 @@ impl Tracker {
 
     /// Notes a failure. Gives whether it is news: the first of its kind for this object.
     pub fn failed(&mut self, key: Key, message: String, now_ms: u64) -> bool {
-        let limit = if key.is_critical() { LAST_CRITICAL_RETRY_MS } else { LAST_RETRY_MS };
+        // A cloud counts the questions.
+        let often = key.is_critical() && !matches!(key, Key::CloudRoute(_));
+        let limit = if often { LAST_CRITICAL_RETRY_MS } else { LAST_RETRY_MS };
         let new = Failure { message: String::new(), since_ms: now_ms, count: 0, retry_ms: now_ms };
         let failure = self.failures.entry(key).or_insert(new);
         let news = failure.message != message;

@@ -277,7 +277,8 @@ impl FakeKernel {
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
-            | Object::Ike(_) => return Err(errno::EINVAL),
+            | Object::Ike(_)
+            | Object::CloudRoute(_) => return Err(errno::EINVAL),
         }
         self.state.put(object.clone());
         self.tell(&object.key(), object, Some(object));
@@ -306,7 +307,8 @@ impl FakeKernel {
             | Object::Policy(_)
             | Object::Command(_)
             | Object::Charon
-            | Object::Ike(_) => return Err(errno::EINVAL),
+            | Object::Ike(_)
+            | Object::CloudRoute(_) => return Err(errno::EINVAL),
             _ => {}
         }
         let Some(was) = self.state.remove(&key) else { return Err(errno::ENOENT) };

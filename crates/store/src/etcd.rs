@@ -19,6 +19,7 @@ use model::{LeaseAttrs, NetConf, Subnets};
 use prost::bytes::Bytes;
 
 pub use tls::TlsFiles;
+pub(crate) use tls::system_tls;
 
 use crate::{Heard, Held, LeaseStore, Request, StoreError, Stored, View, entry};
 use client::{Client, Credentials, Fault};

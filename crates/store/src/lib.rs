@@ -9,6 +9,7 @@ pub mod etcd;
 mod heard;
 pub mod kube;
 mod mirror;
+pub mod tencent;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,36 +1,17 @@
 //! The `Backend` object of type `ipsec` (flannel.md 2.3, 6.7).
 
-use std::fmt;
-
-use super::ConfError;
+use super::{ConfError, Secret};
 use crate::gojson::Json;
 
 /// Settings of the ipsec backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpsecConf {
     /// `PSK`, which all nodes share.
-    pub psk: Psk,
+    pub psk: Secret,
     /// `UDPEncap`: ESP in UDP also where nothing translates addresses.
     pub udp_encap: bool,
     /// `ESPProposal`, a cipher suite in strongSwan's words.
     pub esp_proposal: String,
-}
-
-/// A pre-shared key. It does not print.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Psk(String);
-
-impl Psk {
-    /// The key itself: its bytes are the secret, whatever they look like.
-    pub fn secret(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl fmt::Debug for Psk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
 }
 
 /// The least length of a key in bytes.
@@ -65,7 +46,7 @@ impl IpsecConf {
             return Err(ConfError::value("ESPProposal", problem));
         }
         Ok(IpsecConf {
-            psk: Psk(psk.to_owned()),
+            psk: Secret::new(psk),
             udp_encap: fields.bool("UDPEncap")?.unwrap_or(false),
             esp_proposal: proposal.to_owned(),
         })
@@ -81,7 +62,7 @@ mod tests {
         let long = "s3cr3t".repeat(16);
         let decode = |members: &str| IpsecConf::decode(&members.replace("LONG", &long).parse().unwrap());
         let plain = decode(r#"{"psk":"LONG"}"#).unwrap();
-        assert_eq!(plain.psk.secret(), long.as_bytes());
+        assert_eq!(plain.psk.bytes(), long.as_bytes());
         assert_eq!(
             (plain.udp_encap, plain.esp_proposal.as_str()),
             (false, "aes128gcm16-sha256-prfsha256-ecp256")

@@ -257,7 +257,7 @@ impl Worker {
     fn load(&mut self, ike: &Ike) -> Result<(), String> {
         for owner in [ike.id, ike.key.remote] {
             if !self.secrets.contains(&owner) {
-                self.order("load-shared", shared(owner, self.conf.psk.secret()))?;
+                self.order("load-shared", shared(owner, self.conf.psk.bytes()))?;
                 self.secrets.insert(owner);
             }
         }

@@ -23,6 +23,7 @@ mod nat;
 mod runtime;
 mod sources;
 mod status;
+mod tencent;
 mod traffic;
 mod troubles;
 mod tutorials;

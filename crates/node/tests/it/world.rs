@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// emulated, asks for more.
 pub fn patience() -> Duration {
     let asked = std::env::var("LODEN_TEST_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(asked.unwrap_or(20))
+    Duration::from_secs(asked.unwrap_or(60))
 }
 
 /// Waits until `check` gives a value; the last complaint is in the message.

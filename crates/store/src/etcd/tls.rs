@@ -57,6 +57,16 @@ impl TlsFiles {
     }
 }
 
+/// TLS without a client certificate, for HTTP/1.1, trusting what this system trusts.
+///
+/// # Errors
+/// The system trusts nobody.
+pub(crate) fn system_tls() -> Result<Arc<ClientConfig>, String> {
+    let mut config = Arc::unwrap_or_clone(TlsFiles::default().load()?);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let failed = |e| format!("read etcd certificate {}: {e}", path.display());
     let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect();
