@@ -62,10 +62,14 @@ pub fn check(call: &Call) -> Result<(), Error> {
 /// The configuration, or a set is exhausted.
 pub fn status(call: &Call) -> Result<(), Error> {
     let conf = parse(call)?;
-    let store = Store::peek(&conf.data_dir, call)?;
-    for set in &conf.sets {
-        let free = set.candidates(None).any(|(ip, _)| store.as_ref().is_none_or(|s| s.could_take(ip)));
-        if !free {
+    let Some(mut store) = Store::peek(&conf.data_dir, call)? else { return Ok(()) };
+    for (n, set) in conf.sets.iter().enumerate() {
+        // The next one is as good as always free; only an exhausted set is looked at as a whole.
+        if set.candidates(store.last(n)).any(|(ip, _)| store.is_free(ip)) {
+            continue;
+        }
+        store.know_all()?;
+        if !set.candidates(None).any(|(ip, _)| store.is_stale(ip)) {
             let dir = format!("{}/{}", conf.data_dir, call.network);
             let details = format!("delete pods, run GC, or remove reservations of dead containers in {dir}");
             return Err(Error::new(code::NOT_READY, exhausted(set)).details(details));
@@ -158,6 +162,9 @@ fn allocate<'a>(
     let last = store.last(n);
     // Second round: addresses of an earlier boot or of a namespace that is gone are nobody's any more (B-02).
     for reclaim in [false, true] {
+        if reclaim {
+            store.know_all()?;
+        }
         for (ip, range) in set.candidates(last) {
             if reclaim && !store.is_stale(ip) {
                 continue;

@@ -51,7 +51,7 @@ fn a_foreign_bridge_executes_our_host_local() {
     std::fs::remove_file(host.bin().join("bridge")).unwrap();
     let dirs = [bin.as_str(), DEBIAN];
     let result = host.call_with(&dirs, "bridge", "ADD", &pod, &conf).expect("ADD");
-    assert_eq!(host.files("state/ipam").len(), 1, "ours was executed");
+    assert!(!host.files("state/ipam").is_empty(), "ours was executed");
     host.call_with(&dirs, "bridge", "CHECK", &pod, &with(&conf, "prevResult", result)).expect("CHECK");
     assert!(host.call_with(&dirs, "bridge", "DEL", &pod, &conf).ok);
     assert_eq!(host.files("networks"), ["net/last_reserved_ip.0", "net/lock"]);

@@ -8,9 +8,13 @@
 //! ```
 //!
 //! The index (in our own directory) says who holds what, since which boot and for which namespace, so that
-//! garbage is known (decision 0122) and ADD need not read every file (B-05). It is believed only if the
-//! directory has not changed since it was written; else the files are read. DEL reads the files also when the index knows nothing, so a foreign writer within the
-//! same tick of the clock cannot make us forget a reservation.
+//! garbage is known (decision 0122) and no call need read every file (B-05). It is believed only if the
+//! directory has not changed since it was written; else the files are read. It is cut into parts by container,
+//! and a call reads and writes its own part only, so that a full store costs what an empty one does. Whether an
+//! address is free is asked of the directory itself. DEL counts the files when the index knows nothing, so a
+//! foreign writer within the same tick of the clock cannot make us forget a reservation.
+
+mod index;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +27,10 @@ use std::time::Duration;
 
 use model::cni::{Error, code};
 
+use crate::lock;
 use crate::record::overwrite;
 use crate::skel::Call;
-use crate::{lock, names};
+use index::{Head, Index, Stamp};
 
 /// An empty reservation this old is the remains of a crash (B-03), not a writer at work.
 const EMPTY_IS_DEAD: Duration = Duration::from_secs(60);
@@ -111,17 +116,24 @@ fn inhabited() -> BTreeSet<u64> {
 /// The store of one network, locked for as long as the value lives.
 pub struct Store {
     dir: PathBuf,
-    index: PathBuf,
+    index: Index,
+    /// Whose part of the index this call needs.
+    container_id: String,
     boot: String,
     /// Namespace of the call.
     netns: String,
     /// Looked at once, and only if somebody may be dead.
     inhabited: OnceCell<BTreeSet<u64>>,
+    /// What is known: of the container, or of all.
     entries: BTreeMap<IpAddr, Entry>,
     /// Taken by this call.
     taken: Vec<IpAddr>,
-    /// The directory's state when `entries` was right, if that came from the index.
-    indexed: bool,
+    /// What the index says of itself; `None` if the files were read.
+    head: Option<Head>,
+    /// `entries` holds all.
+    complete: bool,
+    /// The index has to be written.
+    changed: bool,
     _lock: Option<File>,
 }
 
@@ -173,31 +185,35 @@ impl Store {
     }
 
     fn load(dir: PathBuf, call: &Call, lock: Option<File>) -> Result<Store, Error> {
-        let place = names::sha512(&dir.to_string_lossy())[..32].to_owned();
-        let index = call.env.state_dir.join("ipam").join(place);
+        let index = Index::of(&call.env.state_dir, &dir);
         let boot =
             fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let (stamp, known) = read_index(&index);
+        let head = index.head().filter(|head| Some(head.stamp) == stamp(&dir));
         let mut store = Store {
             dir,
             index,
+            container_id: call.env.container_id.clone(),
             boot,
             netns: call.env.netns.clone(),
             inhabited: OnceCell::new(),
-            entries: known,
+            entries: BTreeMap::new(),
             taken: Vec::new(),
-            indexed: true,
+            head,
+            complete: false,
+            changed: false,
             _lock: lock,
         };
-        if stamp.is_none() || stamp != store.stamp() {
-            store.read_files()?;
+        match store.head.as_ref().and_then(|head| store.index.part(head, &store.container_id)) {
+            Some(part) => store.entries = part,
+            None => store.read_files()?,
         }
         Ok(store)
     }
 
     /// Reads every file; what the index knew about the boot is kept where the owner is the same.
     fn read_files(&mut self) -> Result<(), Error> {
-        let known = std::mem::take(&mut self.entries);
+        let known = self.index.head().and_then(|head| self.index.all(&head)).unwrap_or_default();
+        self.entries.clear();
         let files = fs::read_dir(&self.dir).map_err(|e| failed("read", &self.dir, &e))?;
         for file in files {
             let file = file.map_err(|e| failed("read", &self.dir, &e))?;
@@ -216,8 +232,37 @@ impl Store {
             let place = known.get(&ip).filter(|e| e.owner == owner).and_then(|e| e.place.clone());
             self.entries.insert(ip, Entry { owner, place });
         }
-        self.indexed = false;
+        (self.head, self.complete, self.changed) = (None, true, true);
         Ok(())
+    }
+
+    /// Makes sure that all is known, not only what concerns the container.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn know_all(&mut self) -> Result<(), Error> {
+        if self.complete {
+            return Ok(());
+        }
+        match self.head.as_ref().and_then(|head| self.index.all(head)) {
+            // What this call took or freed is not written yet.
+            Some(mut all) => {
+                let part = index::part_of(&self.container_id);
+                all.retain(|_, entry| index::part_of(&entry.owner.container_id) != part);
+                all.append(&mut self.entries);
+                (self.entries, self.complete) = (all, true);
+                Ok(())
+            }
+            None => self.read_files(),
+        }
+    }
+
+    /// Whether there are as many reservations as the index knows of.
+    fn counts(&self) -> bool {
+        let Some(head) = &self.head else { return true };
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let addresses = files.filter(|file| file.file_name().to_string_lossy().parse::<IpAddr>().is_ok());
+        addresses.count() == head.count
     }
 
     /// Addresses the attachment holds; those of its container in the old format if there are none.
@@ -230,13 +275,14 @@ impl Store {
         self.entries.iter().filter(|(_, e)| matches(&e.owner)).map(|(ip, _)| *ip).collect()
     }
 
-    /// Whether an address is free or could be reclaimed.
-    pub fn could_take(&self, ip: IpAddr) -> bool {
-        !self.entries.contains_key(&ip) || self.is_stale(ip)
+    /// Whether nobody has an address.
+    pub fn is_free(&self, ip: IpAddr) -> bool {
+        let path = self.file(ip);
+        fs::metadata(&path).is_err() || is_dead(&path)
     }
 
     /// Whether the reservation was made by us in an earlier boot, or for a namespace that is gone: no
-    /// container of then is alive (B-02, decision 0122).
+    /// container of then is alive (B-02, decision 0122). Only what is known counts ([`Store::know_all`]).
     pub fn is_stale(&self, ip: IpAddr) -> bool {
         let place = self.entries.get(&ip).and_then(|e| e.place.as_ref());
         let lives_in = |inode| self.inhabited.get_or_init(inhabited).contains(&inode);
@@ -248,6 +294,7 @@ impl Store {
     /// # Errors
     /// A file cannot be removed.
     pub fn free_stale(&mut self) -> Result<(), Error> {
+        self.know_all()?;
         let stale: Vec<IpAddr> = self.entries.keys().copied().filter(|ip| self.is_stale(*ip)).collect();
         stale.into_iter().try_for_each(|ip| self.free(ip))
     }
@@ -258,8 +305,11 @@ impl Store {
     /// The disk is full or read-only.
     pub fn take(&mut self, ip: IpAddr, owner: &Owner) -> Result<bool, Error> {
         let path = self.file(ip);
-        if self.entries.get(&ip).is_some_and(|e| !e.owner.container_id.is_empty() || !is_dead(&path)) {
-            return Ok(false);
+        match fs::metadata(&path) {
+            Err(_) => {}
+            // The index has it too, somewhere.
+            Ok(_) if is_dead(&path) => self.know_all()?,
+            Ok(_) => return Ok(false),
         }
         // Written under another name and then linked: a reservation is there whole or not at all (B-03),
         // and linking fails if the name exists, as O_EXCL does.
@@ -279,7 +329,10 @@ impl Store {
         match done {
             Ok(()) => {
                 let place = Some(Place::of(&self.boot, &self.netns));
-                self.entries.insert(ip, Entry { owner: owner.clone(), place });
+                // An empty one that was taken over counted already.
+                if self.entries.insert(ip, Entry { owner: owner.clone(), place }).is_none() {
+                    self.count(1);
+                }
                 self.taken.push(ip);
                 Ok(true)
             }
@@ -298,8 +351,18 @@ impl Store {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("release", &path, &e)),
             _ => {}
         }
-        self.entries.remove(&ip);
+        if self.entries.remove(&ip).is_some() {
+            self.count(-1);
+        }
+        self.changed = true;
         Ok(())
+    }
+
+    fn count(&mut self, more: isize) {
+        self.changed = true;
+        if let Some(head) = &mut self.head {
+            head.count = head.count.saturating_add_signed(more);
+        }
     }
 
     /// Removes everything an attachment holds.
@@ -308,7 +371,7 @@ impl Store {
     /// A file cannot be removed.
     pub fn release(&mut self, owner: &Owner) -> Result<(), Error> {
         let mut held: Vec<IpAddr> = self.held_by(owner).collect();
-        if held.is_empty() && self.indexed {
+        if held.is_empty() && !self.counts() {
             self.read_files()?;
             held = self.held_by(owner).collect();
         }
@@ -320,7 +383,7 @@ impl Store {
     /// # Errors
     /// A file cannot be removed.
     pub fn keep_only(&mut self, valid: &[(String, String)]) -> Result<(), Error> {
-        if self.indexed {
+        if self.head.is_some() {
             self.read_files()?;
         }
         let is_valid = |owner: &Owner| {
@@ -365,20 +428,17 @@ impl Store {
 
     /// Writes the index. It may be missing: then the next call reads the files.
     pub fn save(&self) {
-        let Some((s, ns)) = self.stamp() else { return };
-        let mut lines = String::new();
-        for (ip, Entry { owner, place }) in &self.entries {
-            let (boot, inode, path) =
-                place.as_ref().map_or(("", 0, ""), |place| (&place.boot, place.inode, &place.path));
-            let Owner { container_id, ifname } = owner;
-            lines.push_str(&format!("{ip} {boot} {inode} {container_id}\r{ifname}\r{path}\n"));
+        let Some(stamp) = stamp(&self.dir).filter(|_| self.changed) else { return };
+        match &self.head {
+            Some(head) if !self.complete => {
+                let part = index::part_of(&self.container_id);
+                let mine = self.entries.iter().filter(|(_, e)| index::part_of(&e.owner.container_id) == part);
+                let mut head = head.clone();
+                head.stamp = stamp;
+                self.index.write_part(&head, part, mine);
+            }
+            _ => self.index.write_all(stamp, &self.entries),
         }
-        let text = format!("{s} {ns} {:016x}\n{lines}", checksum(&lines));
-        let _ = overwrite(&self.index, text.as_bytes());
-    }
-
-    fn stamp(&self) -> Option<(i64, i64)> {
-        fs::metadata(&self.dir).ok().map(|meta| (meta.mtime(), meta.mtime_nsec()))
     }
 
     fn file(&self, ip: IpAddr) -> PathBuf {
@@ -390,36 +450,9 @@ impl Store {
     }
 }
 
-type Index = (Option<(i64, i64)>, BTreeMap<IpAddr, Entry>);
-
-/// An index that is missing or damaged in any way counts as none.
-fn read_index(path: &Path) -> Index {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let parse = || -> Option<Index> {
-        let (stamp, lines) = text.split_once('\n')?;
-        let [s, ns, sum] = stamp.split(' ').collect::<Vec<_>>().try_into().ok()?;
-        if u64::from_str_radix(sum, 16) != Ok(checksum(lines)) {
-            return None;
-        }
-        let entry = |line: &str| {
-            let (ip, rest) = line.split_once(' ')?;
-            let [boot, inode, rest] = rest.splitn(3, ' ').collect::<Vec<_>>().try_into().ok()?;
-            let [id, ifname, path] = rest.splitn(3, '\r').collect::<Vec<_>>().try_into().ok()?;
-            let owner = Owner { container_id: id.to_owned(), ifname: ifname.to_owned() };
-            let (boot, path) = (boot.to_owned(), path.to_owned());
-            let place = Place { boot, inode: inode.parse().ok()?, path };
-            let place = Some(place).filter(|place| !place.boot.is_empty());
-            Some((ip.parse().ok()?, Entry { owner, place }))
-        };
-        let entries = lines.split_terminator('\n').map(entry).collect::<Option<_>>()?;
-        Some((Some((s.parse().ok()?, ns.parse().ok()?)), entries))
-    };
-    parse().unwrap_or_default()
-}
-
-/// FNV-1a: an index is written in place, and a writer may be killed half way.
-fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+/// The state of a directory.
+fn stamp(dir: &Path) -> Option<Stamp> {
+    fs::metadata(dir).ok().map(|meta| (meta.mtime(), meta.mtime_nsec()))
 }
 
 fn is_dead(path: &Path) -> bool {
