@@ -81,6 +81,32 @@ pub fn trouble_file(subnet_file: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Writes the networks of the services where the plugin `veth-to-host` looks for them (decision 0167): beside the
+/// subnet file. Without any there is no file, whoever wrote one.
+///
+/// # Errors
+/// One sentence: a network that is none, or the disk.
+pub fn tell_services(subnet_file: &str, networks: &str) -> Result<(), String> {
+    let file = services_file(subnet_file);
+    let list = model::cni::veth_to_host::service_networks(networks);
+    let list = list.map_err(|error| {
+        format!("LODEN_SERVICE_CIDRS {networks:?}: {error}; write networks such as 10.96.0.0/12,fd01::/112")
+    })?;
+    if list.is_empty() {
+        let _ = fs::remove_file(file);
+        return Ok(());
+    }
+    let lines: String = list.iter().map(|net| format!("{net}\n")).collect();
+    replace(&file, lines.as_bytes()).map_err(|error| format!("write {}: {error}", file.display()))
+}
+
+/// Where [`tell_services`] writes.
+pub fn services_file(subnet_file: &str) -> PathBuf {
+    let mut name = OsString::from(subnet_file);
+    name.push(model::cni::veth_to_host::SERVICES_SUFFIX);
+    PathBuf::from(name)
+}
+
 /// Lines shown in files, answers and registries; the log has all.
 pub const LINES: usize = 20;
 /// Distance of tries to write the troubles.
@@ -160,5 +186,31 @@ pub fn sd_notify(socket: Option<&str>, state: &str) {
     };
     if let Err(error) = send() {
         tracing::warn!("tell the service manager {state:?} through NOTIFY_SOCKET {path}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_told_beside_the_subnet_file() {
+        let dir = std::env::temp_dir().join(format!("loden-outputs-{}", std::process::id()));
+        let subnet_file = dir.join("subnet.env").display().to_string();
+        let read = || fs::read_to_string(services_file(&subnet_file)).ok();
+        tell_services(&subnet_file, "10.96.1.1/12, fd01::/112").unwrap();
+        assert_eq!(read().as_deref(), Some("10.96.0.0/12\nfd01::/112\n"));
+        // What is wrong changes nothing; nothing takes the file away, and nothing again is fine.
+        let error = tell_services(&subnet_file, "10.96.0.0").unwrap_err();
+        assert!(
+            error.starts_with("LODEN_SERVICE_CIDRS \"10.96.0.0\": invalid CIDR address: 10.96.0.0; "),
+            "{error}"
+        );
+        assert!(read().is_some());
+        for _ in 0..2 {
+            tell_services(&subnet_file, "").unwrap();
+            assert_eq!(read(), None);
+        }
+        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -110,6 +110,8 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         recheck,
     };
 
+    let told = std::env::var("LODEN_SERVICE_CIDRS").unwrap_or_default();
+    outputs::tell_services(&options.subnet_file, &told)?;
     let troubles = outputs::trouble_file(&options.subnet_file);
     let (answer, answers) = watch::channel(None);
     let said = std::env::var("LODEN_SOCKET").ok();

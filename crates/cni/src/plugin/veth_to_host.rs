@@ -18,8 +18,9 @@ use kernel::link::{End, LinkChange, LinkInfo, NewKind, NewLink, change};
 use kernel::netlink::Message;
 use kernel::rtnl::{Put, RouteFilter, RouteInfo, Rtnl, neigh, route};
 use kernel::sysctl;
-use model::cni::veth_to_host::{Mode, VethToHostConf};
-use model::cni::{CniResult, Error, RouteConfig, code};
+use model::cni::flannel::SUBNET_FILE;
+use model::cni::veth_to_host::{Mode, SERVICES_SUFFIX, VethToHostConf};
+use model::cni::{CniResult, Error, Members, RouteConfig, code};
 use model::{Family, IfName};
 use plan::{Facts, PairEnd};
 use sha2::{Digest, Sha256};
@@ -143,7 +144,7 @@ impl<'a> Place<'a, '_> {
             masquerade::add(call, &hosts)?;
         }
         if conf.pod_forwards() {
-            rules::masquerade_in_pod(self.netns, &facts, underlay)?;
+            rules::masquerade_in_pod(call, self.netns, &facts, underlay)?;
         }
         pod::await_carrier(self.netns, (&mut self.inside, inner.index), (&mut self.host, outer.index));
         result.interfaces.push(device::interface(call, &outer, ""));
@@ -386,5 +387,15 @@ pub fn gc(call: &Call) -> Result<(), Error> {
 
 fn parse(call: &Call) -> Result<VethToHostConf, Error> {
     let failed = |e: String| Error::config(format!("failed to load netconf: {e}"));
-    VethToHostConf::parse(&call.conf()).map_err(failed)
+    let conf = call.conf();
+    let told =
+        if VethToHostConf::asks_agent(&conf) { told_by_agent(&conf).map_err(failed)? } else { String::new() };
+    VethToHostConf::parse(&conf, &told).map_err(failed)
+}
+
+/// The networks of the services, which the agent knows where it was told (decision 0167).
+fn told_by_agent(conf: &Members<'_>) -> Result<String, String> {
+    let given = conf.string("subnetFile")?;
+    let file = if given.is_empty() { SUBNET_FILE } else { &given };
+    Ok(std::fs::read_to_string(format!("{file}{SERVICES_SUFFIX}")).unwrap_or_default())
 }

@@ -100,6 +100,9 @@ fn nothing_left(host: &Host) {
         let ours = |table: &&str| table.contains("loden-veth-to-host") || table.contains("cni_plugins");
         let rules: String = all.split("\ntable ").filter(ours).collect();
         assert!(!rules.contains("10.10.20.5") && !rules.contains("2001:db8:20::5"), "{rules}");
+        let chains = crate::harness::iptables(host);
+        let ours: Vec<&str> = chains.lines().filter(|line| line.starts_with("-A LODEN-UNDERLAY ")).collect();
+        assert_eq!(ours, [""; 0]);
         let tables = host.ip("route show table all");
         assert!(
             !tables.lines().any(|line| line.contains("table") && line.contains("10.10.20.5")),
@@ -135,6 +138,30 @@ fn twelve_paths_of_split_mode_with_sources_kept() {
     let members = format!(r#"{SERVICES}, "keepSource": true"#);
     for (strict, family) in [(false, 0), (true, 0), (true, 1)] {
         walk(&Underlay::new(strict), &members, family, KEPT);
+    }
+}
+
+/// The networks of the services come from the agent, which writes them beside `subnet.env`.
+#[test]
+fn services_the_agent_tells_of() {
+    let lab = Underlay::new(true);
+    let file = lab.node.path("subnet.env");
+    let members = format!(r#", "mode": "split", "subnetFile": "{file}""#);
+    let conf = &conflist(&lab.node, 50, "1.0.0", &members)[1];
+    let (_netns, pod) = pod("early");
+    let (code, text) = lab.node.call("veth-to-host", "ADD", &pod, conf).error();
+    assert!(code == 7 && text.contains("tell the agent by LODEN_SERVICE_CIDRS"), "{code} {text}");
+    std::fs::write(format!("{file}.services"), "10.96.0.0/12\nfd01::/112\n").unwrap();
+    walk(&lab, &members, 0, SPLIT);
+}
+
+/// Translations by iptables, kept source and all.
+#[test]
+fn twelve_paths_by_iptables() {
+    let by = r#", "masqBackend": "iptables""#;
+    for family in [0, 1] {
+        walk(&Underlay::new(true), &format!(r#"{by}, "ipMasq": true"#), family, REFERENCE);
+        walk(&Underlay::new(true), &format!(r#"{by}{SERVICES}, "keepSource": true"#), family, KEPT);
     }
 }
 
@@ -231,9 +258,11 @@ fn the_published_transcripts() {
 /// A connection to a node's port from off the subnet comes back the way it came.
 #[test]
 fn node_ports_find_their_way_back() {
-    for members in
-        [r#", "ipMasq": true, "nodePorts": "30000:32767""#, r#", "mode": "tutorial", "ipMasq": true"#]
-    {
+    for members in [
+        r#", "ipMasq": true, "nodePorts": "30000:32767""#,
+        r#", "ipMasq": true, "nodePorts": "30000:32767", "masqBackend": "iptables""#,
+        r#", "mode": "tutorial", "ipMasq": true"#,
+    ] {
         let lab = Underlay::new(false);
         let a = lab.pod(&lab.node, "a", members);
         let to = SocketAddr::new(a.addresses[0], PORT);
@@ -257,7 +286,8 @@ fn node_ports_find_their_way_back() {
         lab.node.call("veth-to-host", "CHECK", &a.pod, &told).expect("CHECK");
         del(&lab.node, &a);
         assert!(!lab.node.ip("-4 rule show").contains("512:"), "the last pod takes the rule with it");
-        assert!(!lab.node.rules().contains("30000-32767"), "{}", lab.node.rules());
+        let rules = format!("{}{}", lab.node.rules(), crate::harness::iptables(&lab.node));
+        assert!(!rules.contains("30000-32767") && !rules.contains("30000:32767"), "{rules}");
     }
 }
 
@@ -301,9 +331,14 @@ fn del_leaves_nothing_however_it_comes() {
 /// GC keeps the valid and removes the rest, rules of pairs that are gone included.
 #[test]
 fn gc_removes_what_is_not_valid() {
+    for members in [r#", "ipMasq": true"#, r#", "ipMasq": true, "masqBackend": "iptables""#] {
+        gc_keeps_the_valid(members);
+    }
+}
+
+fn gc_keeps_the_valid(members: &str) {
     let lab = Underlay::new(false);
     let host = &lab.node;
-    let members = r#", "ipMasq": true"#;
     let [a, b] = ["a", "b"].map(|id| lab.pod(host, id, members));
     // A pod whose namespace ended takes the pair with it, but neither rule nor translation.
     let c = lab.pod(host, "c", members);

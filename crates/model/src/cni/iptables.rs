@@ -7,12 +7,14 @@
 
 mod firewall;
 mod masquerade;
+mod own;
 mod portmap;
 
 use std::collections::BTreeMap;
 
 pub use firewall::{ADMIN_CHAIN, Firewall, IngressPolicy};
 pub use masquerade::Masquerade;
+pub use own::OwnChain;
 pub use portmap::HostPorts;
 
 /// A table as `iptables-save -t` prints it.

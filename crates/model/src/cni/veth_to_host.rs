@@ -40,7 +40,13 @@ pub struct VethToHostConf {
     pub keep_source: bool,
     /// Destinations that go through the host in split mode: services, then others.
     pub through_host: Vec<IpNet>,
+    /// Addresses are translated by the host's iptables, not by nftables directly.
+    pub by_iptables: bool,
 }
+
+/// What the name of the file with the networks of the services has after that of the subnet file. The agent
+/// writes it when it is told by `LODEN_SERVICE_CIDRS` (decision 0167).
+pub const SERVICES_SUFFIX: &str = ".services";
 
 /// The mark unless one is named. The published one, 0x2000, is portmap's "masquerade me".
 const MARK: u32 = 0x1000;
@@ -49,15 +55,24 @@ const PUBLISHED_PORTS: (u16, u16) = (30000, 32767);
 const TABLE_START: u32 = 256;
 
 impl VethToHostConf {
-    /// Reads and checks the whole document.
+    /// Whether what the agent says of the services is needed.
+    pub fn asks_agent(doc: &Members<'_>) -> bool {
+        let is_split = doc.string("mode").is_ok_and(|mode| mode == "split");
+        is_split && doc.strings("serviceCIDRs").is_ok_and(|list| list.is_empty())
+    }
+
+    /// Reads and checks the whole document; `told` is what the agent says of the services.
     ///
     /// # Errors
     /// One sentence, the model's where it has one.
-    pub fn parse(doc: &Members<'_>) -> Result<VethToHostConf, String> {
+    pub fn parse(doc: &Members<'_>, told: &str) -> Result<VethToHostConf, String> {
         let named = |key: &str| device(doc, key)?.ok_or_else(|| format!("{key} must be specified"));
         let (host_interface, container_interface) = (named("hostInterface")?, named("containerInterface")?);
-        let services = networks("serviceCIDRs", doc.strings("serviceCIDRs")?)?;
+        let mut services = networks("serviceCIDRs", doc.strings("serviceCIDRs")?)?;
         let mode = mode(&doc.string("mode")?, !services.is_empty())?;
+        if services.is_empty() && mode == Mode::Split {
+            services = service_networks(told).map_err(|e| format!("serviceCIDRs of the agent: {e}"))?;
+        }
         let routes = doc.objects("routes", "Route")?;
         let routes = routes.iter().map(|r| r.string("dst")).collect::<Result<Vec<_>, _>>()?;
         let routes = networks("routes", routes)?;
@@ -71,7 +86,9 @@ impl VethToHostConf {
         };
         match mode {
             Mode::Split if services.is_empty() => {
-                return Err("serviceCIDRs missing: mode split needs the networks of the services".to_owned());
+                let way_out = "name them here, or tell the agent by LODEN_SERVICE_CIDRS";
+                let what = "serviceCIDRs missing: mode split needs the networks of the services";
+                return Err(format!("{what}; {way_out}"));
             }
             Mode::Split if node_ports.is_some() => {
                 return Err("nodePorts: mode split has no node-port marks; leave nodePorts out".to_owned());
@@ -82,8 +99,8 @@ impl VethToHostConf {
             _ => {}
         }
         let backend = doc.string("masqBackend")?;
-        if !matches!(backend.as_str(), "" | "nftables") {
-            return Err(format!("masqBackend {backend:?}: veth-to-host writes \"nftables\" only"));
+        if !matches!(backend.as_str(), "" | "nftables" | "iptables") {
+            return Err(format!("unknown masqBackend {backend:?}: known are \"nftables\", \"iptables\""));
         }
         let mark = number(doc, "nodePortMark")?.filter(|mark| *mark != 0);
         Ok(VethToHostConf {
@@ -97,6 +114,7 @@ impl VethToHostConf {
             mode,
             keep_source,
             through_host: [services, routes].concat(),
+            by_iptables: backend == "iptables",
         })
     }
 
@@ -121,6 +139,15 @@ fn mode(name: &str, has_services: bool) -> Result<Mode, String> {
     }
 }
 
+/// The networks in a text: separated by commas, spaces, line ends. The agent's setting, and its file.
+///
+/// # Errors
+/// The first that is none.
+pub fn service_networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let words = text.split([',', ' ', '\t', '\n']).filter(|word| !word.is_empty());
+    words.map(|word| parse_net(word).map(|net| net.trunc())).collect()
+}
+
 fn networks(key: &str, texts: Vec<String>) -> Result<Vec<IpNet>, String> {
     let net = |text: &String| parse_net(text).map(|net| net.trunc()).map_err(|e| format!("{key}: {e}"));
     texts.iter().map(net).collect()
@@ -140,7 +167,26 @@ mod tests {
     use super::*;
 
     fn read(doc: &crate::Json) -> Result<VethToHostConf, String> {
-        VethToHostConf::parse(&Members::of(doc, "NetConf").unwrap())
+        VethToHostConf::parse(&Members::of(doc, "NetConf").unwrap(), "")
+    }
+
+    /// What the agent says counts only where the document asks for services and names none.
+    #[test]
+    fn services_are_the_documents_or_the_agents() {
+        for (more, told, want) in [
+            (json!({"mode": "split"}), "10.96.0.0/12\nfd01::/112\n", &["10.96.0.0/12", "fd01::/112"][..]),
+            (json!({"mode": "split"}), "10.96.1.1/12,fd01::/112", &["10.96.0.0/12", "fd01::/112"]),
+            (json!({"serviceCIDRs": ["172.16.0.0/16"]}), "10.96.0.0/12", &["172.16.0.0/16"]),
+            (json!({}), "10.96.0.0/12", &[]),
+        ] {
+            let doc = doc(&more);
+            let got = VethToHostConf::parse(&Members::of(&doc, "NetConf").unwrap(), told).unwrap();
+            let nets: Vec<String> = got.through_host.iter().map(IpNet::to_string).collect();
+            assert_eq!(nets, want, "{more:?}");
+        }
+        let split = doc(&json!({"mode": "split"}));
+        let got = VethToHostConf::parse(&Members::of(&split, "NetConf").unwrap(), "x").unwrap_err();
+        assert_eq!(got, "serviceCIDRs of the agent: invalid CIDR address: x");
     }
 
     /// A document with two devices and more members.
@@ -208,7 +254,7 @@ mod tests {
             (json!({"nodePorts": 5}), "NetConf.nodePorts of type string"),
             (json!({"nodePortMark": -1}), "nodePortMark: -1 is out of range"),
             (json!({"routeTableStart": "x"}), "NetConf.routeTableStart of type int"),
-            (json!({"masqBackend": "iptables"}), "masqBackend \"iptables\": veth-to-host writes"),
+            (json!({"masqBackend": "x"}), "unknown masqBackend \"x\": known are \"nftables\", \"iptables\""),
             (json!({"ipMasq": "true"}), "NetConf.ipMasq of type bool"),
             (json!({"mtu": 5}), "invalid MTU 5"),
         ] {

@@ -239,7 +239,7 @@ mod tests {
     fn conf(more: &str) -> VethToHostConf {
         let text = format!(r#"{{"hostInterface": "eth0", "containerInterface": "veth0"{more}}}"#);
         let doc: Json = text.parse().unwrap();
-        VethToHostConf::parse(&Members::of(&doc, "NetConf").unwrap()).unwrap()
+        VethToHostConf::parse(&Members::of(&doc, "NetConf").unwrap(), "").unwrap()
     }
 
     fn facts<'a>(conf: &'a VethToHostConf, routes: &'a [RouteConfig]) -> Facts<'a> {

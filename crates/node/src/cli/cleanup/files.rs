@@ -12,10 +12,12 @@ const OWN: [&str; 2] = ["/var/lib/loden", "/run/loden"];
 /// The embedded registry there, with what SQLite lays beside it.
 const REGISTRY: &str = "leases.db";
 
-/// `subnet.env`, the troubles beside it, the WireGuard key, and everything in our directories but the registry.
+/// `subnet.env`, the troubles and services beside it, the WireGuard key, and everything in our directories but
+/// the registry.
 pub fn look(options: &Options) -> Found {
-    let beside = outputs::trouble_file(&options.subnet_file.to_string_lossy());
-    let there = [options.subnet_file.clone(), beside, wgkey::file()].into_iter().filter(|path| exists(path));
+    let name = options.subnet_file.to_string_lossy();
+    let beside = [outputs::trouble_file(&name), outputs::services_file(&name), wgkey::file()];
+    let there = [options.subnet_file.clone()].into_iter().chain(beside).filter(|path| exists(path));
     let mut acts: Vec<Act> = there.map(Act::File).collect();
     if !acts.is_empty() {
         acts.extend(options.subnet_file.parent().map(|dir| Act::Dir(dir.to_owned())));
