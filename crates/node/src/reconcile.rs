@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use model::claims::{doubles, judge::Judge};
 use model::{IfName, LeaseAttrs, Mac, NetConf, Peers};
 use plan::backend::{self, Backend};
+use plan::order::{self, Order};
 use plan::rules::{self, Choice};
 use plan::state::{LinkKind, Scope};
 use plan::tracker::Tracker;
@@ -393,7 +394,7 @@ impl<K: Kernel> Reconciler<K> {
         // In the order of keys sysctls come before everything there is much of.
         let wanted = self.assembly.wanted().iter();
         let few = wanted.take_while(|(key, _)| {
-            is_rules(key) || matches!(key, Key::Link(_) | Key::Tunnel(_) | Key::Sysctl(_))
+            order::is_rules(key) || matches!(key, Key::Link(_) | Key::Tunnel(_) | Key::Sysctl(_))
         });
         let sysctl =
             |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
@@ -455,41 +456,14 @@ impl<K: Kernel> Reconciler<K> {
             diff(wanted, self.actual.get_or_insert_default()).rest
         };
         self.pin(scope);
-        let actual = self.actual.get_or_insert_default();
-        let stands = |dev: IfName| match (wanted.link(dev), actual.link(dev)) {
-            (Some(want), Some(have)) => want.kind.name() == have.kind.name(),
-            (want, _) => want.is_none(),
-        };
-        // Nor is a device's rest without the process behind it: another one may have the network till then.
-        let held = |dev: IfName| {
-            let key = Key::Tunnel(dev);
-            wanted.get(&key).is_none() || actual.get(&key).is_some()
-        };
-        // What needs a device that could not be made is not tried: the device's failure says it all.
-        let (rest, waiting): (Vec<Step>, Vec<Step>) = rest.into_iter().partition(|step| {
-            step.device().is_none_or(|dev| stands(dev) && held(dev)) && outside::may(step, wanted, actual)
-        });
         let rest = self.ready(rest, may, now_ms);
-        let (outside, rest): (Vec<Step>, Vec<Step>) =
-            rest.into_iter().partition(|step| step.key().is_outside());
-        let (rest, early) = diff::within_tables(rest, wanted, self.actual.get_or_insert_default());
-        self.settled = may.sweep && waiting.is_empty() && early == 0;
-        // Rules of another mode go when those of this one stand, or make room for a table that does not do
-        // their work.
-        let goes = |step: &Step| match step {
-            Step::Put(Object::Nft(table)) => rules::table_keys().contains(&table.key) && !table.masquerades(),
-            Step::Delete(_) => is_rules(&step.key()),
-            _ => false,
-        };
-        let (last, rest): (Vec<Step>, Vec<Step>) = rest.into_iter().partition(goes);
-        self.apply(rest, now_ms, report);
-        self.ask(outside);
-        if !last.is_empty() {
-            let waiting: BTreeSet<Key> = last.iter().map(Step::key).collect();
-            let rules = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key));
-            let keys = rules.filter(|key| !waiting.contains(key)).cloned().collect();
-            if diff_within(wanted, self.actual.get_or_insert_default(), &keys).is_empty() {
-                self.apply(last, now_ms, report);
+        let order = Order::of(rest, wanted, self.actual.get_or_insert_default());
+        self.settled = may.sweep && order.complete;
+        self.apply(order.first, now_ms, report);
+        self.ask(order.outside);
+        if !order.last.is_empty() {
+            if order::may_go(&order.last, wanted, self.actual.get_or_insert_default()) {
+                self.apply(order.last, now_ms, report);
             } else {
                 self.settled = false;
             }
@@ -601,9 +575,4 @@ impl<K: Kernel> Reconciler<K> {
     fn critical_failure(&self) -> bool {
         self.tracker.iter().any(|(key, _)| key.is_critical())
     }
-}
-
-/// Whether an object decides about packets of pods whatever their peer. These come first in the order of keys.
-fn is_rules(key: &Key) -> bool {
-    matches!(key, Key::Nft(_) | Key::Iptables(_))
 }

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod diff;
 pub mod facts;
 pub mod handover;
+pub mod order;
 pub mod rules;
 pub mod sources;
 pub mod state;

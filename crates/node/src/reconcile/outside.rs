@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use plan::{Key, State, Step};
+use plan::{Key, Step};
 
 use super::{Kernel, Reconciler, Report};
 use crate::inputs::Outcome;
@@ -23,12 +23,6 @@ impl Outside {
     pub fn waits_for_critical(&self) -> bool {
         self.asked.iter().any(Key::is_critical)
     }
-}
-
-/// Whether all a step needs stands; what goes needs nothing.
-pub fn may(step: &Step, wanted: &State, actual: &State) -> bool {
-    let stands = |key: &Key| wanted.get(key).is_none_or(|want| actual.get(key) == Some(want));
-    matches!(step, Step::Delete(_)) || step.key().needs().iter().all(stands)
 }
 
 impl<K: Kernel> Reconciler<K> {

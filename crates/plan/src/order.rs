@@ -1,0 +1,78 @@
+//! Which steps of a difference can be done now, and in which order: what stands on something waits for it, and
+//! rules of one kind go when those that do their work stand.
+
+use std::collections::BTreeSet;
+
+use model::IfName;
+
+use crate::Step;
+use crate::diff::{diff_within, within_tables};
+use crate::rules;
+use crate::state::{Key, Object, State};
+
+/// The steps that are left when the devices are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// For the kernel.
+    pub first: Vec<Step>,
+    /// For those who hold what the kernel does not.
+    pub outside: Vec<Step>,
+    /// Rules that go, or make room for others that do not do their work; see [`may_go`].
+    pub last: Vec<Step>,
+    /// Nothing has to wait for something else.
+    pub complete: bool,
+}
+
+impl Order {
+    /// Sorts the steps from `actual` to `wanted`. What needs a device that could not be made is left out: the
+    /// device's failure says it all.
+    pub fn of(steps: Vec<Step>, wanted: &State, actual: &State) -> Order {
+        let all = steps.len();
+        let can = |step: &Step| {
+            step.device().is_none_or(|dev| stands(dev, wanted, actual))
+                && has_what_it_needs(step, wanted, actual)
+        };
+        let steps: Vec<Step> = steps.into_iter().filter(can).collect();
+        let waiting = all - steps.len();
+        let (outside, steps): (Vec<Step>, Vec<Step>) =
+            steps.into_iter().partition(|step| step.key().is_outside());
+        let (steps, early) = within_tables(steps, wanted, actual);
+        let goes = |step: &Step| match step {
+            Step::Put(Object::Nft(table)) => rules::table_keys().contains(&table.key) && !table.masquerades(),
+            Step::Delete(_) => is_rules(&step.key()),
+            _ => false,
+        };
+        let (last, first) = steps.into_iter().partition(goes);
+        Order { first, outside, last, complete: waiting == 0 && early == 0 }
+    }
+}
+
+/// Whether all other rules stand, so that these steps of [`Order::last`] open no gap.
+pub fn may_go(last: &[Step], wanted: &State, actual: &State) -> bool {
+    let waiting: BTreeSet<Key> = last.iter().map(Step::key).collect();
+    let rules = wanted.iter().map(|(key, _)| key).take_while(|key| is_rules(key));
+    let others = rules.filter(|key| !waiting.contains(key)).cloned().collect();
+    diff_within(wanted, actual, &others).is_empty()
+}
+
+/// Whether an object decides about packets of pods whatever their peer. These come first in the order of keys.
+pub fn is_rules(key: &Key) -> bool {
+    matches!(key, Key::Nft(_) | Key::Iptables(_))
+}
+
+/// Whether a device is there as the kind that is wanted, with the process behind it: till then another one
+/// may have the network.
+fn stands(dev: IfName, wanted: &State, actual: &State) -> bool {
+    let kind = match (wanted.link(dev), actual.link(dev)) {
+        (Some(want), Some(have)) => want.kind.name() == have.kind.name(),
+        (want, _) => want.is_none(),
+    };
+    let process = Key::Tunnel(dev);
+    kind && (wanted.get(&process).is_none() || actual.get(&process).is_some())
+}
+
+/// Whether all a step needs stands; what goes needs nothing.
+fn has_what_it_needs(step: &Step, wanted: &State, actual: &State) -> bool {
+    let stands = |key: &Key| wanted.get(key).is_none_or(|want| actual.get(key) == Some(want));
+    matches!(step, Step::Delete(_)) || step.key().needs().iter().all(stands)
+}
