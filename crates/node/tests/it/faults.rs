@@ -7,9 +7,9 @@ use crate::world::{Agent, Host, World, sh, until};
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}"#;
 
 /// Everything ours that a foreign witness sees, as sorted lines without counters and indexes.
-fn picture(host: &Host) -> Vec<String> {
+pub fn picture(host: &Host) -> Vec<String> {
     let mut lines = data_path(host);
-    lines.extend(rules(&try_sh(host, "nft list ruleset")));
+    lines.extend(rules(&try_sh(host, "nft -s list ruleset")));
     lines.sort();
     lines
 }
@@ -23,7 +23,9 @@ pub fn rules(listing: &str) -> Vec<String> {
 /// Devices, what is on them, and routes.
 pub fn data_path(host: &Host) -> Vec<String> {
     let mut lines = Vec::new();
-    for device in ["flannel.1", "flannel-v6.1"] {
+    let links = host.json("ip -j link");
+    let names = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
+    for device in names.filter(|name| name.starts_with("flannel")) {
         for command in [
             format!("ip -o link show {device}"),
             format!("ip -o addr show dev {device} scope global"),
