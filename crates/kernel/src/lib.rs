@@ -24,6 +24,9 @@ pub mod xfrm;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
+use ipnet::IpNet;
+use plan::state::TableKey;
+
 pub use apply::StepError;
 pub use error::{Errno, Error, NetnsError};
 pub use monitor::{Closer, Event, Monitor};
@@ -81,6 +84,11 @@ impl Kernel {
     /// Links, addresses and look-ups, for facts about the host.
     pub fn rtnl(&mut self) -> &mut Rtnl {
         &mut self.rtnl
+    }
+
+    /// The networks the rules of an nftables table are about; none if it is not there, or nothing is.
+    pub fn networks_of(&mut self, table: &TableKey) -> Vec<IpNet> {
+        self.nft.networks(table).unwrap_or_default()
     }
 
     /// The programs of iptables for rules of ours, by family, in the variant this host uses. Chosen once;

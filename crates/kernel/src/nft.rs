@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use plan::state::{Element, NftFamily, NftTable, SetKey, TableKey};
 
 use crate::netlink::{Message, Protocol, Socket};
@@ -139,6 +140,15 @@ impl Nft {
     pub fn tables(&mut self, family: NftFamily) -> Result<Vec<TableKey>, Errno> {
         let tables = self.dump(&message::dump_tables(family), message::decode_table)?;
         Ok(tables.into_iter().map(|table| TableKey { family, name: table.name }).collect())
+    }
+
+    /// The networks the rules of a table are about.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn networks(&mut self, key: &TableKey) -> Result<Vec<IpNet>, Errno> {
+        let rules = self.rules(key, None)?;
+        Ok(rules.iter().flat_map(|rule| lower::networks(&rule.expressions)).collect())
     }
 
     fn owned_by_other(&mut self, key: &TableKey, errno: Errno) -> Errno {

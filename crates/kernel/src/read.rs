@@ -112,16 +112,29 @@ impl Kernel {
             }
         }
         self.read_sysctls(&interest.sysctls)?.into_iter().for_each(&mut keep);
-        self.read_nexthops(&names)?.into_iter().for_each(&mut keep);
+        let nexthops = self.read_nexthops(&names)?;
         // The first of several routes under one key is the one in force.
         let mut seen: BTreeSet<RouteKey> = BTreeSet::new();
+        let mut used = Vec::new();
         for route in self.read_routes(&interest.route_tables)? {
             let route = plan_route(&route, &names);
             let ours = scope.owns(&Object::Route(route));
+            used.push(route);
             if (ours || wanted.get(&Key::Route(route.key())).is_some()) && seen.insert(route.key()) {
                 keep(Object::Route(route));
             }
         }
+        let users = scope.users(&used);
+        for nexthop in nexthops {
+            if wanted.get(&Key::Nexthop(nexthop.id)).is_some() || scope.owns_nexthop(&nexthop, &users) {
+                state.put(Object::Nexthop(nexthop));
+            }
+        }
+        let mut keep = |object: Object| {
+            if scope.owns(&object) || wanted.get(&object.key()).is_some() {
+                state.put(object);
+            }
+        };
         for key in &interest.nft_tables {
             let like = match wanted.get(&Key::Nft(key.clone())) {
                 Some(Object::Nft(table)) => Some(&**table),
@@ -159,7 +172,12 @@ impl Kernel {
             let found = tables
                 .read(&mut place, *key, &scope.networks)
                 .unwrap_or_else(|_| wanted.get(&Key::Iptables(*key)).map(|_| Iptables::unknown(*key)));
-            objects.extend(found.map(|rules| Object::Iptables(Box::new(rules))));
+            let found = found.map(|rules| Object::Iptables(Box::new(rules)));
+            let ours = |object: &Object| match object {
+                Object::Iptables(rules) => !rules.is_anothers() || wanted.get(&object.key()).is_some(),
+                _ => true,
+            };
+            objects.extend(found.filter(ours));
         }
         objects
     }
@@ -184,11 +202,11 @@ impl Kernel {
         }
     }
 
-    fn read_nexthops(&mut self, names: &Names) -> Result<Vec<Object>, Error> {
+    fn read_nexthops(&mut self, names: &Names) -> Result<Vec<Nexthop>, Error> {
         let all = self.rtnl.nexthops()?;
         self.foreign_nexthops =
             all.iter().filter(|n| n.protocol != ROUTE_PROTOCOL).map(|n| (n.id, n.protocol)).collect();
-        Ok(all.iter().filter_map(|n| nexthop(n, names)).collect())
+        Ok(all.iter().filter_map(|n| plan_nexthop(n, names)).collect())
     }
 
     /// The main table is read whole only if a route in it is wanted or may be adopted.
@@ -226,11 +244,15 @@ pub(crate) fn fdb(info: &FdbInfo, dev: IfName) -> Option<Object> {
 }
 
 pub(crate) fn nexthop(info: &NexthopInfo, names: &Names) -> Option<Object> {
+    plan_nexthop(info, names).map(Object::Nexthop)
+}
+
+fn plan_nexthop(info: &NexthopInfo, names: &Names) -> Option<Nexthop> {
     if info.protocol != ROUTE_PROTOCOL || info.group {
         return None;
     }
     let dev = *names.get(&info.index?)?;
-    Some(Object::Nexthop(Nexthop { id: info.id, dev, via: info.gateway?, onlink: info.onlink }))
+    Some(Nexthop { id: info.id, dev, via: info.gateway?, onlink: info.onlink })
 }
 
 /// A route in the terms of the plan; what it has no words for becomes [`Via::Foreign`].

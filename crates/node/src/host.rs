@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use kernel::Kernel;
 use kernel::link::LinkInfo;
 use kernel::monitor::{Event, Monitor};
@@ -14,7 +15,7 @@ use model::{Family, IfName, NetConf};
 use plan::advice::advice;
 use plan::backend::Backend;
 use plan::facts::{Addresses, Families, WireguardFacts};
-use plan::state::{LinkKind, Scope, TABLE_MAIN};
+use plan::state::{LinkKind, Scope, TABLE_MAIN, TableKey};
 use plan::uplink::{
     self, Choice, DefaultRoute, Iface, IfaceAddress, Reach, Refusal, Routing, Selectors, Situation,
 };
@@ -170,6 +171,20 @@ impl Host {
         Ok(WireguardFacts { private, public, key_file, in_kernel: self.kernel.has_wireguard() })
     }
 
+    /// Tables of flannel's names whose rules are about none of our networks. One that says nothing is free.
+    fn taken(&mut self, conf: &NetConf) -> BTreeSet<TableKey> {
+        let ours = conf.networks();
+        let mut taken = BTreeSet::new();
+        for key in rules::table_keys() {
+            let nets = self.kernel.networks_of(&key);
+            let about_ours = |net: &IpNet| ours.iter().any(|own| own.contains(net) || net.contains(own));
+            if !nets.is_empty() && !nets.iter().any(about_ours) {
+                taken.insert(key);
+            }
+        }
+        taken
+    }
+
     /// The interface for traffic between hosts (flannel.md 5), and the log's lines about it.
     fn choose(&mut self, situation: &Situation) -> Result<Choice, String> {
         let decision = uplink::follow(&self.selectors, situation, self.last.as_ref());
@@ -256,6 +271,7 @@ impl reconcile::Kernel for Host {
             published: remembered.attrs.clone(),
             on_link,
             tunnels,
+            taken: self.taken(conf),
             nexthops_in_use: nexthops.iter().any(|n| n.protocol == plan::ROUTE_PROTOCOL),
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             machine_id: self.machine_id.clone(),
@@ -356,7 +372,9 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
         }
         Event::Rule(_) => some(true, false),
         Event::Nft(table) => News {
-            ours: rules::table_keys().contains(&table) || sources::is_ours(&table),
+            // Another agent may have taken flannel's name, or left it.
+            host: rules::table_keys().contains(&table),
+            ours: rules::is_agents(&table) || sources::is_ours(&table),
             // The tables iptables-nft keeps its own in.
             iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
                 && matches!(table.name.as_str(), "nat" | "filter"),

@@ -363,7 +363,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut rules: Vec<Object> = Vec::new();
         if let Some(own) = own {
             changes = self.judge.judge(conf, own, &facts.local, &view.peers);
-            rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables));
+            rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables, &facts.taken));
             rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
         let accepted = self.judge.accepted();
@@ -402,7 +402,7 @@ impl<K: Kernel> Reconciler<K> {
             devices: backend.own_devices(facts).into_iter().collect(),
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
-            tables: rules::table_keys().into_iter().chain(sources::keys(&backend.devices())).collect(),
+            tables: rules::our_keys(conf, &facts.taken).chain(sources::keys(backend.devices())).collect(),
             iptables: rules::iptables_keys(conf, &facts.iptables, !self.swept),
             sysctls: few.filter_map(sysctl).collect(),
             policies: facts.xfrm || backend.kind() == backend::ipsec::KIND,

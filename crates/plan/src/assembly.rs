@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use model::{Family, IfName, Lease, Subnets};
 
 use crate::Facts;
@@ -214,7 +215,7 @@ impl Assembly {
         if !self.many {
             return vec![Object::Route(Route::ours(dst, Via::Gateway { gateway, dev, onlink }))];
         }
-        let mut id = nexthop_id(gateway, dev);
+        let mut id = nexthop_id(dst, gateway, dev);
         let nexthop = |id| Object::Nexthop(Nexthop { id, dev, via: gateway, onlink });
         // Of two that share a hash the first has the id, and the next one is as good for the second.
         while self.wanted.get(&Key::Nexthop(id)).is_some_and(|have| *have != nexthop(id)) {
@@ -234,9 +235,9 @@ fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> V
     families.map(|family| backend.peer(facts, own, family, lease)).collect()
 }
 
-/// An id that depends on the nexthop alone.
-fn nexthop_id(via: IpAddr, dev: IfName) -> u32 {
-    let text = format!("{via} {dev}");
+/// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156).
+fn nexthop_id(dst: IpNet, via: IpAddr, dev: IfName) -> u32 {
+    let text = format!("{dst} {via} {dev}");
     NEXTHOP_BASE | (hash64(&[text.as_bytes()]) as u32 & 0x00ff_ffff)
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use model::wireguard::{PublicKey, Secret};
 use model::{Family, IfName, LeaseAttrs, Mac};
 
-use crate::state::{Link, Variant};
+use crate::state::{Link, TableKey, Variant};
 
 /// What is known of the host at one moment. `kernel` reads it, backends consume it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Facts {
     pub on_link: BTreeMap<IpAddr, IfName>,
     /// Far ends of ipip tunnels on this host that are not ours.
     pub tunnels: BTreeSet<IpAddr>,
+    /// nftables tables of flannel's names that are about another network: another agent's.
+    pub taken: BTreeSet<TableKey>,
     /// Whether the kernel already holds nexthop objects of ours (hysteresis of the threshold).
     pub nexthops_in_use: bool,
     /// Whether the kernel has IPv6 at all.

@@ -44,9 +44,30 @@ pub fn blackholes(own: &Subnets, choice: Choice) -> impl Iterator<Item = Route> 
     nets.map(|net| Route { priority: BLACKHOLE_METRIC, ..Route::ours(net, Via::Blackhole) })
 }
 
-/// The names of the tables, whether wanted or not: what a scope must own to remove them (F-137).
+/// flannel's names of the tables.
 pub fn table_keys() -> [TableKey; 2] {
     Family::BOTH.map(key)
+}
+
+/// The names our tables may have, whether wanted or not: what a scope must own to remove them (F-137).
+pub fn our_keys(conf: &NetConf, taken: &BTreeSet<TableKey>) -> impl Iterator<Item = TableKey> {
+    let flannels = table_keys().into_iter().filter(|key| !taken.contains(key));
+    flannels.chain(conf.networks().into_iter().map(beside))
+}
+
+/// Whether a table is an agent's by its name, ours or that of another one on this host.
+pub fn is_agents(table: &TableKey) -> bool {
+    Family::BOTH.into_iter().map(key).any(|flannels| {
+        let rest = table.name.strip_prefix(&flannels.name);
+        table.family == flannels.family && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })
+}
+
+/// The name where another agent has flannel's: the same with the network (decision 0156).
+fn beside(net: IpNet) -> TableKey {
+    let TableKey { family, name } = key(Family::of_net(net));
+    let net = net.to_string().replace('/', "-").replace(':', "_");
+    TableKey { family, name: format!("{name}-{net}") }
 }
 
 fn key(family: Family) -> TableKey {
@@ -58,7 +79,13 @@ fn key(family: Family) -> TableKey {
 }
 
 /// The packet rules of this node. They do not depend on peers.
-pub fn objects(conf: &NetConf, own: &Subnets, choice: Choice, tools: &facts::Iptables) -> Vec<Object> {
+pub fn objects(
+    conf: &NetConf,
+    own: &Subnets,
+    choice: Choice,
+    tools: &facts::Iptables,
+    taken: &BTreeSet<TableKey>,
+) -> Vec<Object> {
     let mut objects = Vec::new();
     let tables = tables(conf, own, choice);
     for net in conf.networks() {
@@ -73,7 +100,9 @@ pub fn objects(conf: &NetConf, own: &Subnets, choice: Choice, tools: &facts::Ipt
             }
             _ => {
                 let table = tables.iter().find(|table| table.key == key(family));
-                objects.extend(table.cloned().map(|table| Object::Nft(Box::new(table))));
+                let key = if taken.contains(&key(family)) { beside(net) } else { key(family) };
+                let named = table.map(|table| NftTable { key, ..table.clone() });
+                objects.extend(named.map(|table| Object::Nft(Box::new(table))));
             }
         }
     }

@@ -117,8 +117,8 @@ fn key(device: IfName, family: Family) -> TableKey {
 
 /// The tables that may stand beside these devices, whether wanted or not: what a scope must own to remove
 /// them.
-pub fn keys(devices: &[IfName]) -> impl Iterator<Item = TableKey> {
-    devices.iter().flat_map(|device| Family::BOTH.map(|family| key(*device, family)))
+pub fn keys(devices: impl IntoIterator<Item = IfName>) -> impl Iterator<Item = TableKey> {
+    devices.into_iter().flat_map(|device| Family::BOTH.map(|family| key(device, family)))
 }
 
 /// Whether a table is one of these, by its name.
@@ -145,6 +145,6 @@ mod tests {
             assert_eq!(is_ours(&key), ours, "{key}");
         }
         let devices = ["flannel.7", "flannel-v6.7"].map(|name| IfName::new(name).expect("a name"));
-        assert!(keys(&devices).all(|key| is_ours(&key)));
+        assert!(keys(devices).all(|key| is_ours(&key)));
     }
 }

@@ -448,12 +448,15 @@ impl IntoIterator for State {
 /// | tunnel and its peers | its socket is in our directory |
 /// | neighbour, FDB | permanent, on one of `devices` |
 /// | WireGuard peer | on one of `devices` |
-/// | nexthop | protocol 76 |
-/// | route | protocol 76 in the main table; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
+/// | nexthop | protocol 76, and its device is one of `devices`; on another device if a route of ours uses it, or, with `adopt`, none does |
+/// | route | protocol 76 in the main table, inside `networks` or through one of `devices`; with `adopt` also protocol boot inside `networks` that leads to one of `devices` or, with a gateway, to `uplink` |
 /// | IPsec policy | between subnets inside `networks`, and reqid 11 or a priority of ours |
 /// | command of the operator | this process ran it |
 /// | connection of charon | by name, between subnets inside the network |
 /// | any | its key is in `wanted` |
+///
+/// Another agent of the host has other devices and networks (flannel.md 10.8). Without `networks` all of that
+/// protocol is ours.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     /// Devices we own by name.
@@ -494,12 +497,30 @@ impl Scope {
             Object::Neigh(n) => self.devices.contains(&n.dev),
             Object::Fdb(f) => self.devices.contains(&f.dev),
             Object::WgPeer(p) => self.devices.contains(&p.dev),
-            Object::Nexthop(_) | Object::Tunnel(_) | Object::TunnelPeer(_) => true,
+            Object::Tunnel(_) | Object::TunnelPeer(_) => true,
+            Object::Nexthop(n) => self.networks.is_empty() || self.devices.contains(&n.dev),
             Object::Route(r) => self.owns_route(r),
             Object::Rule(_) => false,
             Object::Policy(policy) => policy.is_ours(|net| self.networks.iter().any(|n| n.contains(net))),
             Object::Command(_) | Object::Charon | Object::Ike(_) | Object::CloudRoute(_) => true,
         }
+    }
+
+    /// The nexthop objects that routes use, and whether a route of ours does.
+    pub fn users<'a>(&self, routes: impl IntoIterator<Item = &'a Route>) -> BTreeMap<u32, bool> {
+        let mut users = BTreeMap::new();
+        for route in routes {
+            if let Via::Nexthop(id) = route.via {
+                *users.entry(id).or_default() |= self.owns_route(route);
+            }
+        }
+        users
+    }
+
+    /// Whether a nexthop object is ours, which on a device that agents share its `users` decide.
+    pub fn owns_nexthop(&self, nexthop: &Nexthop, users: &BTreeMap<u32, bool>) -> bool {
+        let used = users.get(&nexthop.id).copied();
+        used.unwrap_or(self.adopt) || self.owns(&Object::Nexthop(*nexthop))
     }
 
     fn owns_route(&self, route: &Route) -> bool {
@@ -508,8 +529,13 @@ impl Scope {
         if route.table != TABLE_MAIN {
             return false;
         }
+        let inside = self.networks.iter().any(|n| n.contains(&route.dst));
         if route.protocol == crate::ROUTE_PROTOCOL {
-            return true;
+            let dev = match route.via {
+                Via::Dev(dev) | Via::Behind(dev) | Via::Gateway { dev, .. } => Some(dev),
+                Via::Nexthop(_) | Via::Blackhole | Via::Foreign => None,
+            };
+            return inside || self.networks.is_empty() || dev.is_some_and(|dev| self.devices.contains(&dev));
         }
         let flannels = match route.via {
             // vxlan leads through an address of the subnet itself, ipip through the peer's own.
@@ -518,9 +544,6 @@ impl Scope {
             Via::Gateway { dev, .. } => self.uplink == Some(dev),
             _ => false,
         };
-        self.adopt
-            && flannels
-            && route.protocol == BOOT
-            && self.networks.iter().any(|n| n.contains(&route.dst))
+        self.adopt && flannels && route.protocol == BOOT && inside
     }
 }

@@ -79,7 +79,14 @@ impl FakeKernel {
 
     /// What is ours by `scope` or stands under a key of `wanted`.
     pub fn read(&self, scope: &Scope, wanted: &State) -> State {
-        let seen = self.state.iter().filter(|(key, object)| scope.owns(object) || wanted.get(key).is_some());
+        let routes =
+            self.state.iter().filter_map(|(_, o)| if let Object::Route(r) = o { Some(r) } else { None });
+        let users = scope.users(routes);
+        let ours = |object: &Object| match object {
+            Object::Nexthop(nexthop) => scope.owns_nexthop(nexthop, &users),
+            other => scope.owns(other),
+        };
+        let seen = self.state.iter().filter(|(key, object)| ours(object) || wanted.get(key).is_some());
         seen.map(|(_, object)| object.clone()).collect()
     }
 

@@ -47,6 +47,32 @@ pub fn lower(family: NftFamily, rule: &NftRule) -> Vec<Expr> {
     out.expressions
 }
 
+/// The networks an address of the packet is compared with: the way back from [`lower`].
+pub fn networks(expressions: &[Expr]) -> Vec<IpNet> {
+    let mut found = Vec::new();
+    for (at, expression) in expressions.iter().enumerate() {
+        let Expr::Payload { base: NETWORK_HEADER, offset, .. } = expression else { continue };
+        let family = match offset {
+            12 | 16 => Family::V4,
+            8 | 24 => Family::V6,
+            _ => continue,
+        };
+        let (value, length) = match &expressions[at + 1..] {
+            [Expr::Bitwise { mask, .. }, Expr::Compare { value, .. }, ..] => {
+                (value, mask.iter().map(|byte| byte.count_ones()).sum::<u32>())
+            }
+            [Expr::Compare { value, .. }, ..] => (value, value.len() as u32 * 8),
+            _ => continue,
+        };
+        let mut bytes = value.clone();
+        bytes.resize(source_address(family).1 as usize, 0);
+        let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+        let address = v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from));
+        found.extend(address.ok().and_then(|address| IpNet::new(address, length as u8).ok()));
+    }
+    found
+}
+
 struct Lowering {
     family: NftFamily,
     /// What earlier matches made sure the network protocol is.

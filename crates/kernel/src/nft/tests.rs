@@ -5,7 +5,7 @@ use model::{Family, IfName, Mac};
 use plan::state::{Match, NftFamily, NftRule, Statement, TableKey, Verdict};
 
 use super::expr::Expr;
-use super::lower::lower;
+use super::lower::{lower, networks};
 use super::message;
 use crate::netlink::Reply;
 
@@ -108,4 +108,25 @@ fn long_comments_are_cut_at_a_character() {
     let m = message::add_table(&key, None, Some(&text));
     let reply = Reply { kind: m.kind(), flags: 0, sequence: 0, payload: m.payload() };
     assert_eq!(message::decode_table(&reply).unwrap().comment, Some("ü".repeat(63)));
+}
+
+#[test]
+fn the_networks_of_a_rule_are_found_again() {
+    for nets in
+        [["10.244.0.0/16", "10.244.1.128/25"], ["fd00:10::/48", "ff00::/8"], ["0.0.0.0/0", "10.1.2.3/32"]]
+    {
+        let nets = nets.map(net);
+        let rule = NftRule {
+            matches: vec![
+                Match::MarkMasked { value: 1, mask: 1 },
+                Match::SourceNot(nets[0]),
+                Match::Destination(nets[1]),
+            ],
+            statement: Statement::Verdict(Verdict::Accept),
+            comment: None,
+        };
+        for family in [NftFamily::Ip, NftFamily::Inet] {
+            assert_eq!(networks(&lower(family, &rule)), nets, "{rule}");
+        }
+    }
 }

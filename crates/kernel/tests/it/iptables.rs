@@ -49,7 +49,7 @@ impl Bed {
         let kernel = Kernel::open_in(&netns).unwrap();
         Bed {
             kernel,
-            wanted: rules::objects(&conf, &own, ALL, &tools).into_iter().collect(),
+            wanted: rules::objects(&conf, &own, ALL, &tools, &Default::default()).into_iter().collect(),
             scope: Scope {
                 networks: conf.networks(),
                 iptables: rules::iptables_keys(&conf, &tools, false),

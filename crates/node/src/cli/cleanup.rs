@@ -8,11 +8,14 @@ mod flannel;
 mod iptables;
 mod pods;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
+use kernel::link::LinkInfo;
 use kernel::{Kernel, Nft};
-use plan::state::{GUARD_PRIORITY, NftFamily, Scope};
+use model::IfName;
+use plan::state::{GUARD_PRIORITY, NftFamily, Scope, TableKey};
 use plan::{Object, State, Step, backend, diff, rules, sources};
 
 use super::{complain, print};
@@ -21,7 +24,7 @@ use crate::tunnels::Tunnels;
 use act::Act;
 
 const USAGE: &str = "\
-usage: loden cleanup [--dry-run] [--only] [--files] [--cni] [--flannel] [--registry] [--all]
+usage: loden cleanup [--dry-run] [--network CIDR]... [--only] [--files] [--cni] [--flannel] [--registry] [--all]
 
 Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all
 that is on them, the tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables
@@ -30,6 +33,8 @@ policies of the cluster's network and charon's connections for it. Pods on this 
 other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is named
 at the end, with the flag that removes it.
 
+  --network CIDR   of the agent's part only what belongs to this cluster network, where several agents
+               share the host: its devices, routes and rules; repeat it for the other family
   --files      also the agent's files: subnet.env and the troubles beside it, the WireGuard key,
                /var/lib/loden and /run/loden but the registry
   --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
@@ -52,6 +57,7 @@ at the end, with the flag that removes it.
 struct Options {
     dry_run: bool,
     only: bool,
+    networks: Vec<IpNet>,
     files: bool,
     cni: bool,
     flannel: bool,
@@ -67,6 +73,7 @@ impl Options {
         let mut options = Options {
             dry_run: false,
             only: false,
+            networks: Vec::new(),
             files: false,
             cni: false,
             flannel: false,
@@ -85,6 +92,11 @@ impl Options {
                 "--subnet-file" => &mut options.subnet_file,
                 "--cni-conf-dir" => &mut options.conf_dir,
                 "--cni-bin-dir" => &mut options.bin_dir,
+                "--network" => {
+                    let word = value.or_else(|| words.next().map(String::as_str))?;
+                    options.networks.push(word.parse::<IpNet>().ok()?.trunc());
+                    continue;
+                }
                 _ if value.is_some() => return None,
                 "--dry-run" => {
                     options.dry_run = true;
@@ -107,7 +119,9 @@ impl Options {
             *place = value.or_else(|| words.next().map(String::as_str))?.into();
         }
         let parts = [options.files, options.cni, options.flannel, options.registry];
-        (!options.only || parts.contains(&true)).then_some(options)
+        // The other parts know no networks.
+        let whole = options.networks.is_empty() || !parts.contains(&true);
+        (whole && (!options.only || parts.contains(&true))).then_some(options)
     }
 }
 
@@ -146,7 +160,8 @@ fn clean(options: &Options) -> Result<(), String> {
         return Err(refusal);
     }
     let mut tunnels = Tunnels::beside(&options.subnet_file);
-    let mut acts = if options.only { Vec::new() } else { agents(&mut kernel, &mut tunnels)? };
+    let networks = &options.networks;
+    let mut acts = if options.only { Vec::new() } else { agents(&mut kernel, networks, &mut tunnels)? };
     let mut kept = Vec::new();
     let parts = [
         (options.cni, "--cni", "pods need it", pods.found),
@@ -183,8 +198,8 @@ fn clean(options: &Options) -> Result<(), String> {
 }
 
 /// What the agent made in the kernel.
-fn agents(kernel: &mut Kernel, tunnels: &mut Tunnels) -> Result<Vec<Act>, String> {
-    let actual = ours(kernel)?;
+fn agents(kernel: &mut Kernel, networks: &[IpNet], tunnels: &mut Tunnels) -> Result<Vec<Act>, String> {
+    let actual = ours(kernel, networks)?;
     let nothing = State::default();
     let found = diff(&nothing, &actual);
     // What is on a device goes with it; the routes first, so that no packet meets half a path.
@@ -192,35 +207,51 @@ fn agents(kernel: &mut Kernel, tunnels: &mut Tunnels) -> Result<Vec<Act>, String
     let act = |step| Act::Step(Box::new(step));
     let mut acts: Vec<Act> = rest.map(act).collect();
     // Peers go with their tunnel.
-    let tunnels = tunnels.read().into_iter().filter(|object| matches!(object, Object::Tunnel(_)));
+    let within = |net: IpNet| networks.is_empty() || networks.iter().any(|ours| ours.contains(&net));
+    let ends = |object: &Object| matches!(object, Object::Tunnel(t) if within(t.network.into()));
+    let tunnels = tunnels.read().into_iter().filter(ends);
     acts.extend(tunnels.map(|tunnel| act(Step::Delete(tunnel))));
     acts.extend(links.map(act));
     Ok(acts)
 }
 
-/// What is ours in this host's kernel, by marks and names alone.
-pub fn ours(kernel: &mut Kernel) -> Result<State, String> {
-    let links = kernel.rtnl().links().map_err(|error| error.to_string())?;
-    // Tables about devices that are gone as well. A kernel without nftables has none.
-    let mut nft = Nft::open().map_err(|error| error.to_string())?;
-    let families = [NftFamily::Ip, NftFamily::Ip6];
-    let tables = families.into_iter().flat_map(|family| nft.tables(family).unwrap_or_default());
-    let guards: Vec<_> = tables.filter(sources::is_ours).collect();
-    let ours = links.into_iter().filter(|l| backend::is_our_link(&l.link));
-    let scope = Scope {
-        devices: ours.map(|l| l.link.name).collect(),
-        tables: rules::table_keys().into_iter().chain(guards).collect(),
-        iptables: rules::all_iptables_keys(),
-        ..Scope::default()
+/// What is ours in this host's kernel, by marks and names alone; with `networks` only what belongs to these.
+pub fn ours(kernel: &mut Kernel, networks: &[IpNet]) -> Result<State, String> {
+    let text = |error: kernel::Error| error.to_string();
+    let overlap = |net: &IpNet| networks.iter().any(|ours| ours.contains(net) || net.contains(ours));
+    let links = kernel.rtnl().links().map_err(text)?;
+    let addresses = kernel.rtnl().addresses(None).map_err(text)?;
+    let within = |l: &LinkInfo| {
+        let mut own = addresses.iter().filter(|a| a.index == l.index);
+        networks.is_empty() || own.any(|a| overlap(&a.net))
     };
-    let mut state = kernel.read(&scope, &State::default()).map_err(|error| error.to_string())?;
-    state.extend(ipsec(kernel)?);
+    let devices: BTreeSet<IfName> =
+        links.iter().filter(|l| backend::is_our_link(&l.link) && within(l)).map(|l| l.link.name).collect();
+    // Tables about devices that are gone as well. A kernel without nftables has none.
+    let mut nft = Nft::open().map_err(text)?;
+    let mut tables: BTreeSet<TableKey> = rules::table_keys().into();
+    for family in [NftFamily::Ip, NftFamily::Ip6] {
+        tables.extend(nft.tables(family).unwrap_or_default());
+    }
+    let guards: BTreeSet<TableKey> = sources::keys(devices.iter().copied()).collect();
+    tables.retain(|table| match networks {
+        [] => rules::is_agents(table) || sources::is_ours(table),
+        _ => {
+            guards.contains(table) || rules::is_agents(table) && kernel.networks_of(table).iter().any(overlap)
+        }
+    });
+    let iptables = rules::all_iptables_keys();
+    // An agent that ended has left nexthop objects that nobody uses.
+    let adopt = !networks.is_empty();
+    let scope = Scope { devices, networks: networks.to_vec(), tables, iptables, adopt, ..Scope::default() };
+    let mut state = kernel.read(&scope, &State::default()).map_err(text)?;
+    state.extend(ipsec(kernel, networks)?);
     Ok(state)
 }
 
 /// What is left of the backend ipsec. Its guard policies have a mark of ours and name the cluster's network,
 /// by which the rest is known.
-fn ipsec(kernel: &mut Kernel) -> Result<State, String> {
+fn ipsec(kernel: &mut Kernel, wanted: &[IpNet]) -> Result<State, String> {
     if !kernel::xfrm::is_there() {
         return Ok(State::default());
     }
@@ -231,7 +262,8 @@ fn ipsec(kernel: &mut Kernel) -> Result<State, String> {
         Object::Policy(p) if p.priority == GUARD_PRIORITY => Some(p.key.dst),
         _ => None,
     };
-    let networks: Vec<IpNet> = state.iter().filter_map(|(_, object)| guarded(object)).collect();
+    let mut networks: Vec<IpNet> = state.iter().filter_map(|(_, object)| guarded(object)).collect();
+    networks.retain(|net| wanted.is_empty() || wanted.iter().any(|w| w.contains(net) || net.contains(w)));
     let within = |net: &IpNet| networks.iter().any(|n| n.contains(net));
     state.retain(|_, object| matches!(object, Object::Policy(policy) if policy.is_ours(within)));
     let v4: Vec<Ipv4Net> =
@@ -274,6 +306,7 @@ mod tests {
         let none = parse("").unwrap();
         assert!(![none.dry_run, none.files, none.cni, none.flannel, none.registry].contains(&true));
         let all = Options { files: true, cni: true, flannel: true, registry: true, ..none.clone() };
+        let networks = ["10.1.0.0/16", "fd00::/48"].map(|net| net.parse().unwrap()).into();
         for (text, wanted) in [
             ("--dry-run --files", Some(Options { dry_run: true, files: true, ..none.clone() })),
             ("--all", Some(all)),
@@ -283,6 +316,10 @@ mod tests {
             ("--cni-bin-dir", None),
             ("--only --flannel", Some(Options { only: true, flannel: true, ..parse("").unwrap() })),
             ("--only", None),
+            ("--network=10.1.2.3/16 --network fd00::/48", Some(Options { networks, ..parse("").unwrap() })),
+            ("--network", None),
+            ("--network 10.1.0.0/16 --cni", None),
+            ("--network ten", None),
             ("--cni=yes", None),
             ("--everything", None),
             ("files", None),

@@ -86,8 +86,9 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
 /// What the kernel and the disk tell by themselves.
 fn alone(silent: String, subnet_file: &Path) -> Status {
     let mut status = Status { silent: Some(silent), ..Status::default() };
-    let ours =
-        Kernel::open().map_err(|error| error.to_string()).and_then(|mut kernel| cleanup::ours(&mut kernel));
+    let ours = Kernel::open()
+        .map_err(|error| error.to_string())
+        .and_then(|mut kernel| cleanup::ours(&mut kernel, &[]));
     match ours {
         Ok(state) => status.kernel = state.iter().map(|(_, object)| object.to_string()).collect(),
         Err(error) => {

@@ -126,6 +126,7 @@ impl Kernel for Seat {
             wireguard: None,
             xfrm: false,
             tunnels: Default::default(),
+            taken: Default::default(),
         })
     }
 

@@ -12,6 +12,7 @@ mod extension;
 mod faults;
 mod firewalld;
 mod golden;
+mod instances;
 mod ipsec;
 mod iptables;
 mod kube;

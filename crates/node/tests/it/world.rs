@@ -145,6 +145,19 @@ impl Host {
         Host { netns, number: host.number, dir: host.dir.clone(), store: host.store.clone() }
     }
 
+    /// The same host for another agent, with a registry and files of its own.
+    pub fn instance(&self, name: &str) -> Host {
+        let dir = self.dir.join(name);
+        fs::create_dir(&dir).unwrap();
+        let store = self.dir.parent().unwrap().join(format!("{name}.db"));
+        Host {
+            netns: self.netns.try_clone().unwrap(),
+            number: self.number,
+            dir,
+            store: format!("sqlite:{}", store.display()),
+        }
+    }
+
     pub fn public(&self) -> String {
         format!("192.0.2.{}", 10 + self.number)
     }

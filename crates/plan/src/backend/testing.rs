@@ -28,6 +28,7 @@ pub fn facts() -> Facts {
         published: None,
         on_link: BTreeMap::new(),
         tunnels: BTreeSet::new(),
+        taken: BTreeSet::new(),
         nexthops_in_use: false,
         ipv6: true,
         machine_id: "0123456789abcdef".to_owned(),

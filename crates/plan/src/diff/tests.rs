@@ -183,6 +183,11 @@ fn only_what_carries_our_mark_is_ours() {
         (addr(dev, "fd00::/128"), true, true),
         (addr(eth0, "10.244.9.0/32"), false, false),
         (route("10.244.2.0/24", [10, 244, 2, 0], dev, true, 76), true, true),
+        (route("10.244.2.0/24", [192, 0, 2, 2], eth0, false, 76), true, true),
+        // Those of another agent, or of ours with another network before.
+        (route("10.99.2.0/24", [10, 99, 2, 0], dev, true, 76), true, true),
+        (route("10.99.2.0/24", [10, 99, 2, 0], IfName::fixed("flannel.2"), true, 76), false, false),
+        (route("10.99.2.0/24", [192, 0, 2, 2], eth0, false, 76), false, false),
         (route("10.244.2.0/24", [10, 244, 2, 0], dev, true, 3), false, true),
         (route("10.244.2.0/24", [192, 0, 2, 2], eth0, false, 3), false, true),
         (route("10.244.2.0/24", [192, 0, 2, 2], eth0, false, 4), false, false),

@@ -1,6 +1,10 @@
+use std::collections::BTreeSet;
+
 use model::{Family, NetConf, Subnets};
 
-use super::{Choice, blackholes, in_iptables, iptables_keys, objects, tables};
+use super::{
+    Choice, blackholes, in_iptables, iptables_keys, is_agents, objects, our_keys, table_keys, tables,
+};
 use crate::facts::IptablesTool;
 use crate::state::{Object, Variant};
 
@@ -107,7 +111,7 @@ fn golden_text_of_iptables_mode() {
     );
     let tool = |variant, fully_random| IptablesTool { variant, fully_random };
     let tools = [(Family::V4, tool(Variant::Nft, true)), (Family::V6, tool(Variant::Legacy, false))].into();
-    let text: Vec<String> = objects(&conf, &own(), ALL, &tools)
+    let text: Vec<String> = objects(&conf, &own(), ALL, &tools, &BTreeSet::new())
         .iter()
         .map(|object| match object {
             Object::Iptables(rules) => rules.restore(None),
@@ -171,7 +175,7 @@ fn each_family_goes_where_it_can() {
         ("no masquerading", false, &both, without("masquerade"), "4 filter, 6 filter"),
         ("no accepts", false, &both, without("accepts"), "4 nat, ip kept, 6 nat, ip6 kept"),
     ] {
-        let objects = objects(&conf(&text(golden)), &own(), choice, tools);
+        let objects = objects(&conf(&text(golden)), &own(), choice, tools, &BTreeSet::new());
         let names = objects.iter().map(|object| match object {
             Object::Nft(table) if table.chains.iter().any(|chain| chain.name == "stay") => {
                 format!("{} kept", table.key.family)
@@ -191,4 +195,31 @@ fn each_family_goes_where_it_can() {
     assert_eq!(count(false, &both, true), 8, "and of the other variant");
     assert_eq!(count(true, &both, false), 0, "nftables mode looks at no iptables");
     assert_eq!(count(true, &both, true), 4, "but once, for masquerade rules of others");
+}
+
+#[test]
+fn beside_another_agent_the_tables_have_the_network_in_their_name() {
+    let conf = conf(
+        r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#,
+    );
+    let [four, six] = table_keys();
+    for (taken, names) in [
+        (vec![], ["ip flannel-ipv4", "ip6 flannel-ipv6"]),
+        (vec![four.clone()], ["ip flannel-ipv4-10.244.0.0-16", "ip6 flannel-ipv6"]),
+        (vec![four.clone(), six], ["ip flannel-ipv4-10.244.0.0-16", "ip6 flannel-ipv6-fd00__-48"]),
+    ] {
+        let taken = taken.into_iter().collect();
+        let ours: BTreeSet<String> = our_keys(&conf, &taken).map(|key| key.to_string()).collect();
+        let got = objects(&conf, &own(), ALL, &Default::default(), &taken);
+        let keys = got.iter().map(|object| match object {
+            Object::Nft(table) => table.key.clone(),
+            other => panic!("{other}"),
+        });
+        let keys: Vec<_> = keys.collect();
+        assert!(keys.iter().all(|key| is_agents(key) && ours.contains(&key.to_string())), "{keys:?}");
+        assert_eq!(keys.iter().map(ToString::to_string).collect::<Vec<_>>(), names);
+        assert!(taken.iter().all(|key| !ours.contains(&key.to_string())), "never another's");
+    }
+    let other = crate::state::TableKey { name: "flannel-ipv4x".to_owned(), ..four };
+    assert!(!is_agents(&other));
 }

@@ -143,6 +143,8 @@ pub struct Iptables {
     pub key: IptablesKey,
     /// Rules of our chain in order; `None` if it is not there, which is never wanted.
     pub rules: Option<Vec<String>>,
+    /// Actual state only: rules of the chain about other networks, which are another agent's (decision 0156).
+    pub others: Vec<String>,
     /// Rules of the built-in chain that are ours, in order. Wanted is the jump, once.
     pub hooks: Vec<String>,
     /// Actual state only: our jump stands before every rule of other programs, where flannel v0.20 put it.
@@ -155,27 +157,38 @@ pub struct Iptables {
 impl Iptables {
     /// Our chain with these rules, and the jump to it.
     pub fn wanted(key: IptablesKey, rules: Vec<String>) -> Iptables {
-        Iptables { key, rules: Some(rules), hooks: vec![key.table.jump()], ahead: false, unknown: false }
+        let hooks = vec![key.table.jump()];
+        Iptables { key, rules: Some(rules), others: Vec::new(), hooks, ahead: false, unknown: false }
     }
 
     /// What could not be read.
     pub fn unknown(key: IptablesKey) -> Iptables {
-        Iptables { key, rules: None, hooks: Vec::new(), ahead: false, unknown: true }
+        Iptables { key, rules: None, others: Vec::new(), hooks: Vec::new(), ahead: false, unknown: true }
     }
 
     /// What of a table is ours, from what `iptables-save -t` or `-S` of both chains prints; `None` if
-    /// nothing is. `networks` are those of the cluster, for rules of old versions.
+    /// nothing is. `networks` are those of the cluster; without them all of our chain is ours.
     pub fn found(key: IptablesKey, text: &str, networks: &[IpNet]) -> Option<Iptables> {
         let saved = Saved::parse(text);
         let table = key.table;
-        let rules = saved.has(table.chain()).then(|| saved.rules(table.chain()).to_vec());
+        let (rules, others) = shared(saved.rules(table.chain()), networks);
+        let rules =
+            Some(rules).filter(|rules| saved.has(table.chain()) && (others.is_empty() || !rules.is_empty()));
         let ours: Vec<bool> =
             saved.rules(table.parent()).iter().map(|rule| table.owns(rule, networks)).collect();
         let hooks = saved.rules(table.parent()).iter().zip(&ours).filter(|(_, ours)| **ours);
         let hooks: Vec<String> = hooks.map(|(rule, _)| rule.clone()).collect();
         let ahead = ours.first() == Some(&true) && ours.contains(&false);
-        let found = Iptables { key, rules, hooks, ahead, unknown: false };
+        let found = Iptables { key, rules, others, hooks, ahead, unknown: false };
         (found.rules.is_some() || !found.hooks.is_empty()).then_some(found)
+    }
+
+    /// Whether chain and jump are there for another agent only.
+    pub fn is_anothers(&self) -> bool {
+        let jump = self.key.table.jump();
+        self.rules.is_none()
+            && !self.others.is_empty()
+            && self.hooks.iter().all(|hook| options(hook) == options(&jump))
     }
 
     /// Whether the table already holds this. The order of options within a rule does not count: it differs
@@ -202,7 +215,8 @@ impl Iptables {
         let (table, parent, chain) = (self.key.table, self.key.table.parent(), self.key.table.chain());
         // The line makes the chain, or empties the one that is there.
         let mut text = format!("*{}\n:{chain} - [0:0]\n", table.name());
-        for rule in self.rules.iter().flatten() {
+        let others = actual.map_or(&[][..], |actual| &actual.others);
+        for rule in others.iter().chain(self.rules.iter().flatten()) {
             let _ = writeln!(text, "-A {chain} {rule}");
         }
         let hooks = actual.map_or(&[][..], |actual| &actual.hooks);
@@ -225,13 +239,50 @@ impl Iptables {
     }
 }
 
+/// Rules of our chain that are ours, and those that are another agent's: about other networks alone. One that
+/// names no network belongs to whom the next one does.
+fn shared(rules: &[String], networks: &[IpNet]) -> (Vec<String>, Vec<String>) {
+    let overlap = |net: &IpNet| networks.iter().any(|ours| ours.contains(net) || net.contains(ours));
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    let mut mine = true;
+    for rule in rules.iter().rev() {
+        let nets: Vec<IpNet> = words(rule)
+            .windows(2)
+            .filter(|pair| ["-s", "-d"].contains(&pair[0].as_str()))
+            .filter_map(|pair| pair[1].parse().ok())
+            .filter(|net| *net != multicast(Family::of_net(*net)))
+            .collect();
+        if !nets.is_empty() {
+            mine = networks.is_empty() || nets.iter().any(overlap);
+        }
+        if mine { ours.push(rule.clone()) } else { others.push(rule.clone()) }
+    }
+    ours.reverse();
+    others.reverse();
+    (ours, others)
+}
+
 /// What removes our chain from a table, with every jump to it, and what of the built-in chain is ours;
-/// `None` if nothing is. `text` is what `iptables-save -t` prints.
+/// `None` if nothing is. Where another agent has rules in the chain, only ours go. `text` is what `iptables-save -t` prints.
 pub fn removal(key: IptablesKey, text: &str, networks: &[IpNet]) -> Option<String> {
     let found = Iptables::found(key, text, networks);
     let saved = Saved::parse(text);
     let (parent, chain) = (key.table.parent(), key.table.chain());
     let mut lines = String::new();
+    if let Some(found) = found.as_ref().filter(|found| !found.others.is_empty()) {
+        if found.is_anothers() {
+            return None;
+        }
+        let _ = writeln!(lines, ":{chain} - [0:0]");
+        for rule in &found.others {
+            let _ = writeln!(lines, "-A {chain} {rule}");
+        }
+        let jump = options(&key.table.jump());
+        for hook in found.hooks.iter().filter(|hook| options(hook) != jump) {
+            let _ = writeln!(lines, "-D {parent} {hook}");
+        }
+        return Some(format!("*{}\n{lines}COMMIT\n", key.table.name()));
+    }
     for hook in found.iter().flat_map(|found| &found.hooks) {
         let _ = writeln!(lines, "-D {parent} {hook}");
     }

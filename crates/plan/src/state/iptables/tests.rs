@@ -112,3 +112,44 @@ fn everything_of_ours_is_removed_at_once() {
     assert_eq!(removal(KEY, &text, &networks()).as_deref(), Some(wanted.as_str()));
     assert_eq!(removal(KEY, &save(None, &[KUBE]), &networks()), None);
 }
+
+/// Several agents share the chain (decision 0156): each writes back what is the other's.
+#[test]
+fn rules_about_other_networks_are_another_agents() {
+    const MARK: &str = "-m mark --mark 0x4000/0x4000 -m comment --comment \"flanneld masq\" -j RETURN";
+    const OTHER: &str =
+        "! -s 10.245.0.0/16 -d 10.245.0.0/16 -m comment --comment \"flanneld masq\" -j MASQUERADE";
+    let wanted = Iptables::wanted(KEY, vec![MARK.to_owned(), MASQ.to_owned()]);
+    let chain = |rules: &[&str]| -> String {
+        let rules = rules.iter().map(|rule| format!("-A FLANNEL-POSTRTG {rule}\n"));
+        format!(":FLANNEL-POSTRTG - [0:0]\n{}", rules.collect::<String>())
+    };
+    for (name, rules, restore, removal_of_ours) in [
+        ("ours alone", vec![MARK, MASQ], None, None),
+        ("both", vec![MARK, OTHER, MARK, MASQ], None, Some(chain(&[MARK, OTHER]))),
+        ("both, ours first", vec![MARK, MASQ, MARK, OTHER], None, Some(chain(&[MARK, OTHER]))),
+        (
+            "one of ours is missing",
+            vec![MARK, OTHER, MARK],
+            Some(chain(&[MARK, OTHER, MARK, MASQ])),
+            Some(chain(&[MARK, OTHER])),
+        ),
+        ("the other's alone", vec![MARK, OTHER], Some(chain(&[MARK, OTHER, MARK, MASQ])), None),
+    ] {
+        let text = save(Some(&rules), &[KUBE, JUMP]);
+        let found = Iptables::found(KEY, &text, &networks()).unwrap();
+        let expected = restore.map(|lines| format!("*nat\n{lines}COMMIT\n"));
+        assert_eq!((!wanted.same(&found)).then(|| wanted.restore(Some(&found))), expected, "{name}");
+        assert_eq!(found.is_anothers(), name == "the other's alone");
+        if name != "ours alone" {
+            let expected = removal_of_ours.map(|lines| format!("*nat\n{lines}COMMIT\n"));
+            assert_eq!(removal(KEY, &text, &networks()), expected, "{name}");
+        }
+        // Who removes everything names no network.
+        let all = removal(KEY, &text, &[]).unwrap();
+        assert!(
+            all.contains("-F FLANNEL-POSTRTG") && all.contains(&format!("-D POSTROUTING {JUMP}")),
+            "{all}"
+        );
+    }
+}
