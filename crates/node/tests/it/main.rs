@@ -21,6 +21,7 @@ mod last_good;
 mod machine;
 mod migrate;
 mod nat;
+mod reservations;
 mod runtime;
 mod sources;
 mod status;
