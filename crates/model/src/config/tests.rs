@@ -197,6 +197,24 @@ fn vxlan_settings_are_decoded_and_checked() {
         (r#"{"MTU":100}"#, Err("MTU 100 must be between 118 and 65535")),
         (r#"{"VNI":"1"}"#, Err("json: cannot unmarshal string into Go struct field Backend.VNI of type int")),
         (r#"{"GBP":1}"#, Err("json: cannot unmarshal number into Go struct field Backend.GBP of type bool")),
+        (r#"{"checksources":true}"#, Ok(VxlanConf { check_sources: true, ..base })),
+        (
+            r#"{"CheckSources":"yes"}"#,
+            Err("json: cannot unmarshal string into Go struct field Backend.CheckSources of type bool"),
+        ),
+        (
+            r#"{"Learning":"no"}"#,
+            Err("json: cannot unmarshal string into Go struct field Backend.Learning of type bool"),
+        ),
+        (
+            r#"{"DirectRouting":1}"#,
+            Err("json: cannot unmarshal number into Go struct field Backend.DirectRouting of type bool"),
+        ),
+        (
+            r#"{"Port":8472.0}"#,
+            Err("json: cannot unmarshal number 8472.0 into Go struct field Backend.Port of type int"),
+        ),
+        (r#"{"MTU":[]}"#, Err("json: cannot unmarshal array into Go struct field Backend.MTU of type int")),
     ] {
         let got = VxlanConf::decode(&Json::parse(text.as_bytes()).expect(text)).map_err(|e| e.to_string());
         assert_eq!(got, want.map_err(|e| format!("read network config: {e}")), "{text}");

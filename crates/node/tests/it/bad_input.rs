@@ -31,6 +31,35 @@ fn a_bad_configuration_is_named_and_waited_for() {
         ),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, "VNI"),
         (r#"{"EnableIPv4":false,"Backend":{"Type":"vxlan"}}"#, "EnableIPv"),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
+            "VNI 16777216 must be between",
+        ),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#,
+            "gives the device name \"flannel.16777215\", longer than 15 bytes",
+        ),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#,
+            "Port 70000 must be between",
+        ),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":100}}"#, "MTU 100 must be between"),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","CheckSources":1}}"#,
+            "Backend.CheckSources",
+        ),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","DirectRouting":"yes"}}"#,
+            "Backend.DirectRouting",
+        ),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","CheckSources":"yes"}}"#,
+            "Backend.CheckSources",
+        ),
+        (
+            r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"ipip"}}"#,
+            "the backend \"ipip\" carries IPv4 only",
+        ),
     ] {
         let world = World::with_config(1, GOOD);
         put_unchecked(&world, bad);
@@ -156,6 +185,64 @@ fn one_corrupt_lease_costs_only_its_own_peer() {
     drop(connection);
     agents[0].says(&key);
     one.greet(three, three.subnet("FLANNEL_SUBNET").network()).expect("the other peer is unharmed");
+}
+
+/// flannel looks at the type only, and not at the VNI; the port is in no lease (flannel.md 13.4).
+#[test]
+fn a_peer_that_disagrees_costs_only_itself() {
+    let ours = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"TYPE"}}"#;
+    let vtep = |data: &str| format!(r#","BackendType":"vxlan","BackendData":{data}"#);
+    let kind = |kind: &str| format!(r#","BackendType":"{kind}""#);
+    for (backend, peers) in [
+        (
+            "vxlan",
+            vec![
+                ("10.244.0.0-24", kind("host-gw"), "its backend is \"host-gw\", ours is \"vxlan\""),
+                ("10.244.0.0-24", String::new(), "its backend is \"\", ours is \"vxlan\""),
+                ("10.244.0.0-24", kind("vxlan"), "its lease has no IPv4 VTEP data"),
+                (
+                    "10.244.0.0-24",
+                    vtep(r#"{"VNI":7,"VtepMAC":"8e:00:00:00:00:01"}"#),
+                    "its IPv4 tunnel has VNI 7, ours 1",
+                ),
+                ("10.244.0.0-24", vtep(r#"{"VNI":1,"VtepMAC":"8e:00"}"#), "is not a hardware address"),
+                (
+                    "10.244.0.0-24",
+                    vtep(r#"{"VNI":"1","VtepMAC":"8e:00:00:00:00:01"}"#),
+                    "vxlanLeaseAttrs.VNI",
+                ),
+                ("10.244.0.0-24", vtep("[]"), "vxlanLeaseAttrs"),
+                ("10.99.0.0-24", kind("vxlan"), "10.99.0.0/24"),
+            ],
+        ),
+        (
+            "host-gw",
+            vec![
+                ("10.244.0.0-24", kind("vxlan"), "its backend is \"vxlan\", ours is \"host-gw\""),
+                ("10.99.0.0-24", kind("host-gw"), "10.99.0.0/24"),
+            ],
+        ),
+    ] {
+        let world = World::with_config(2, &ours.replace("TYPE", backend));
+        let agents = world.start(&[]);
+        let [one, two] = [&world.hosts[0], &world.hosts[1]];
+        let subnet = two.subnet("FLANNEL_SUBNET");
+        let reached = || one.sh(&format!("ip route show {subnet}"));
+        until("the other peer's route", || {
+            if reached().is_empty() { Err("none") } else { Ok(()) }.map_err(str::to_owned)
+        });
+        let route = reached();
+        let leases = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+        for (key, data, sentence) in peers {
+            let value = format!(r#"{{"PublicIP":"192.0.2.99","PublicIPv6":null{data}}}"#);
+            let insert = "INSERT OR REPLACE INTO lease (key, value, expires) VALUES (?1, ?2, 4102444800)";
+            leases.execute(insert, [key, &value]).unwrap();
+            agents[0].says(sentence);
+            let left = one.sh("ip route show proto 76") + &one.sh("ip neigh show nud permanent");
+            assert!(!left.contains("10.244.0.0") && !left.contains("10.99."), "{value}: {left}");
+            assert_eq!(reached(), route, "{value}: the other peer is unharmed");
+        }
+    }
 }
 
 #[test]

@@ -207,8 +207,16 @@ impl Backend for Vxlan {
             return Ok(Half { entries, hop: Some(hop) });
         }
         let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
-        let mac =
-            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?.mac;
+        let Vtep { vni, mac } =
+            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?;
+        // 0 stands for data without one. flannel does not look, and neither hears the other.
+        if vni != 0 && vni != self.config.vni {
+            return Err(format!(
+                "its {family} tunnel has VNI {vni}, ours {}; nodes of one network need the same: start its agent again \
+                 if the configuration changed",
+                self.config.vni
+            ));
+        }
         let own = self.mac(facts, family, dev);
         if mac == own {
             return Err(format!(

@@ -109,6 +109,10 @@ fn bad_peers_are_left_out_by_name() {
             "its IPv4 VTEP data \"{\\\"VNI\\\":1,\\\"VtepMAC\\\":\\\"01:00:00:00:00:01\\\"}\" is of no use: read vxlan backend data: VtepMAC 01:00:00:00:00:01 is zero or a multicast address",
         ),
         (
+            lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":7,"VtepMAC":"8e:00:00:00:00:02"}"#, ""]),
+            "its IPv4 tunnel has VNI 7, ours 1; nodes of one network need the same: start its agent again if the configuration changed",
+        ),
+        (
             lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:04"}"#, ""]),
             "its VTEP address 0e:00:00:00:00:04 is ours too, as on cloned machines; give one of the two another \
              machine id and delete its flannel.1",
