@@ -23,6 +23,7 @@ const DUAL: Stack = (
 /// Nothing that every kernel has.
 const NOTHING: &str = "";
 const IPIP: &str = "ipip local 192.0.2.11";
+const WIREGUARD: &str = "wireguard";
 
 macro_rules! table {
     ($($way:ident: $backend:literal, needs $needs:expr, $($test:ident: $stack:ident)+;)*) => {$(
@@ -47,6 +48,8 @@ table! {
     vxlan_checked: r#""Type":"vxlan","CheckSources":true"#, needs NOTHING, dual: DUAL;
     vxlan_direct: r#""Type":"vxlan","DirectRouting":true"#, needs NOTHING, ipv4: IPV4 ipv6: IPV6 dual: DUAL;
     host_gw: r#""Type":"host-gw""#, needs NOTHING, ipv4: IPV4 ipv6: IPV6 dual: DUAL;
+    udp: r#""Type":"udp""#, needs NOTHING, ipv4: IPV4;
+    wireguard: r#""Type":"wireguard""#, needs WIREGUARD, ipv4: IPV4 ipv6: IPV6 dual: DUAL;
     ipip: r#""Type":"ipip""#, needs IPIP, ipv4: IPV4;
     ipip_direct: r#""Type":"ipip","DirectRouting":true"#, needs IPIP, ipv4: IPV4;
 }
@@ -224,7 +227,7 @@ fn ended(scene: &mut Scene) {
 fn routes_deleted(scene: &mut Scene) {
     for family in ["-4", "-6"] {
         for line in scene.host(0).sh(&format!("ip {family} route show proto 76")).lines() {
-            let route = line.split(" via ").next().unwrap();
+            let route = line.split(' ').next().unwrap();
             // What the agent put back in between is deleted once more.
             scene.host(0).sh(&format!("ip {family} route del {route} proto 76"));
         }
