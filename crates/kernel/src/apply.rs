@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use model::{Family, IfName};
-use plan::state::{Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Tun, Via};
+use plan::state::{Carrier, Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Tun, Via};
 use plan::{Key, ROUTE_PROTOCOL, Step};
 
 use crate::link::{self, LinkChange, NewKind, NewLink};
@@ -262,7 +262,7 @@ impl Kernel {
             let put = matches!(run.steps[*number], Step::Put(_));
             match index_of(peer.dev, &run.indexes) {
                 Ok(index) if put => changes.push(Change::Put(index, peer)),
-                Ok(index) => changes.push(Change::Remove(index, &peer.key)),
+                Ok(index) => changes.push(Change::Remove(index, peer.dev, &peer.key)),
                 // A peer of a device that is gone went with it.
                 Err(errno) if put => run.results[*number] = Err(errno),
                 Err(_) => {}
@@ -408,6 +408,9 @@ impl Kernel {
     /// A WireGuard device. It is up last: before it has its port, it would listen on any.
     fn make_tunnel(&mut self, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
         self.tunnels.forget(wanted.name);
+        if matches!(&wanted.kind, LinkKind::Wireguard(w) if w.carrier == Carrier::UserSpace) {
+            return self.make_user_tunnel(wanted, run);
+        }
         let mut new = NewLink::new(wanted.name, NewKind::Plain("wireguard"));
         new.end.mtu = wanted.mtu;
         new.end.txqlen = wanted.txqlen;
@@ -415,18 +418,31 @@ impl Kernel {
         self.change_link(wanted, &run.indexes)
     }
 
-    /// rtnetlink cannot make one, but change it.
+    /// A TUN device with a process behind it. The device is the loop's: it stays when the process ends, so that
+    /// address and routes stay, and nothing leaves in the clear.
+    fn make_user_tunnel(&mut self, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
+        self.create_tun(Tun::OURS, wanted.name, run)?;
+        self.tunnels.start(self.netns.as_ref(), wanted.name)?;
+        self.change_link(wanted, &run.indexes)
+    }
+
     fn make_tun(&mut self, tun: Tun, wanted: &Link, run: &mut Run<'_>) -> Result<(), Errno> {
-        let make = || tun::create(tun, wanted.name);
+        self.create_tun(tun, wanted.name, run)?;
+        self.change_link(wanted, &run.indexes)
+    }
+
+    /// rtnetlink cannot make one, but change it.
+    fn create_tun(&mut self, tun: Tun, name: IfName, run: &mut Run<'_>) -> Result<(), Errno> {
+        let make = || tun::create(tun, name);
         match &self.netns {
             Some(netns) => netns.run(make).map_err(|e| explained(libc::EIO, e.to_string()))?,
             None => make(),
         }
         .map_err(errno_of)?;
-        if let Some(made) = self.rtnl.link_by_name(wanted.name).map_err(errno_of)? {
-            run.indexes.insert(wanted.name, made.index);
+        if let Some(made) = self.rtnl.link_by_name(name).map_err(errno_of)? {
+            run.indexes.insert(name, made.index);
         }
-        self.change_link(wanted, &run.indexes)
+        Ok(())
     }
 
     /// Sends only what differs: setting a hardware address, even the same, makes the kernel drop all

@@ -103,6 +103,11 @@ impl Kernel {
         self.tunnels.in_kernel(self.netns.as_ref())
     }
 
+    /// How WireGuard is carried where the kernel has none.
+    pub fn set_user_space(&mut self, user: wireguard::UserSpace) {
+        self.tunnels.set_user_space(user);
+    }
+
     fn iptables(&mut self) -> (&mut iptables::Tables, iptables::Place<'_>) {
         (&mut self.iptables, iptables::Place { nft: &mut self.nft, netns: self.netns.as_ref() })
     }

@@ -4,17 +4,20 @@
 //! endpoints it wrote, so that one a device has learnt is no difference (decision 0146).
 
 mod genl;
+mod user;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Child;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::IfName;
 use model::wireguard::{PublicKey, Secret};
 use plan::state::wireguard::{Announced, Heard};
-use plan::state::{Carrier, Key, Link, LinkKind, Object, State, WgPeer, Wireguard};
+use plan::state::{Carrier, Key, Link, LinkKind, Object, State, Tun, WgPeer, Wireguard};
 
 use crate::netlink::{Protocol, Socket, generic};
 use crate::{Errno, Error, Netns};
+pub use user::UserSpace;
 
 /// A device with its peers, as it tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,11 @@ pub struct PeerInfo {
 pub struct Tunnels {
     /// Opened when first needed: most hosts have none.
     generic: Option<Generic>,
+    user: Option<UserSpace>,
+    /// What was last found, or made.
+    carriers: BTreeMap<IfName, Carrier>,
+    /// Processes we started, to be reaped when they end.
+    children: Vec<Child>,
     announced: Announced,
 }
 
@@ -63,6 +71,11 @@ impl Tunnels {
         self.generic(netns).is_ok()
     }
 
+    /// How to carry packets where the kernel does not.
+    pub(crate) fn set_user_space(&mut self, user: UserSpace) {
+        self.user = Some(user);
+    }
+
     fn generic(&mut self, netns: Option<&Netns>) -> Result<&mut Generic, Errno> {
         if self.generic.is_none() {
             let open = || Socket::open(Protocol::Generic);
@@ -78,23 +91,40 @@ impl Tunnels {
         self.generic.as_mut().ok_or_else(|| Errno::new(libc::EOPNOTSUPP))
     }
 
+    fn user(&self) -> Result<&UserSpace, Errno> {
+        self.user.as_ref().ok_or_else(|| Errno::new(libc::EOPNOTSUPP))
+    }
+
+    fn carrier(&self, name: IfName) -> Carrier {
+        self.carriers.get(&name).copied().unwrap_or(Carrier::Kernel)
+    }
+
     /// A kernel's device with all its peers.
-    ///
-    /// # Errors
-    /// The kernel's refusal; `ENODEV` if it is gone or none of WireGuard's.
-    pub(crate) fn device(&mut self, netns: Option<&Netns>, (name, index): Place) -> Result<Device, Errno> {
+    fn device(&mut self, netns: Option<&Netns>, (name, index): Place) -> Result<Device, Errno> {
         let Generic { socket, family } = self.generic(netns)?;
         let parts = socket.dump(&genl::get(*family, index), |reply| Some(genl::decode(reply, name)))?;
         Ok(genl::join(parts))
     }
 
-    /// Port and key as wanted, each only if it differs.
+    /// Port and key as wanted, each only if it differs. Behind a device of user space a process that does not
+    /// answer is started anew.
     pub(crate) fn set_device(
         &mut self,
         netns: Option<&Netns>,
         place: Place,
         wanted: &Wireguard,
     ) -> Result<(), Errno> {
+        self.carriers.insert(place.0, wanted.carrier);
+        if wanted.carrier == Carrier::UserSpace {
+            let now = match self.user()?.device(place.0) {
+                Ok(now) => now,
+                Err(_) => {
+                    self.start(netns, place.0)?;
+                    Device::default()
+                }
+            };
+            return self.user()?.set_device(place.0, &now, wanted);
+        }
         let now = self.device(netns, place)?;
         let port = wanted.port.filter(|port| Some(*port) != now.port);
         let key = wanted.key.as_ref().filter(|key| now.key.as_ref() != Some(key));
@@ -105,27 +135,51 @@ impl Tunnels {
         socket.request(&genl::set_device(*family, place.1, port, key))
     }
 
+    /// Starts the process behind a TUN device, and ends one that was behind another of the name.
+    pub(crate) fn start(&mut self, netns: Option<&Netns>, name: IfName) -> Result<(), Errno> {
+        self.announced.retain(|dev, _| dev != name);
+        let child = self.user()?.start(name, netns)?;
+        self.children.push(child);
+        Ok(())
+    }
+
     /// Makes or changes many peers, or takes them away; one answer each.
     pub(crate) fn peers(&mut self, netns: Option<&Netns>, changes: &[Change<'_>]) -> Vec<Result<(), Errno>> {
+        let mut answers = Vec::with_capacity(changes.len());
+        // In order of keys all of one device stand together.
+        for run in changes.chunk_by(|a, b| a.device() == b.device()) {
+            let name = run[0].device();
+            let done = match self.carrier(name) {
+                Carrier::Kernel => self.peers_in_kernel(netns, run),
+                Carrier::UserSpace => {
+                    let told = |user: &UserSpace| user.peers(name, run, |peer| self.announced.is_news(peer));
+                    vec![self.user().and_then(told); run.len()]
+                }
+            };
+            for (change, answer) in run.iter().zip(&done) {
+                if let (Change::Put(_, peer), Ok(())) = (change, answer) {
+                    self.announced.told(peer);
+                }
+            }
+            answers.extend(done);
+        }
+        answers
+    }
+
+    fn peers_in_kernel(&mut self, netns: Option<&Netns>, changes: &[Change<'_>]) -> Vec<Result<(), Errno>> {
         let family = match self.generic(netns) {
             Ok(generic) => generic.family,
             Err(errno) => return vec![Err(errno); changes.len()],
         };
         let message = |change: &Change<'_>| match change {
             Change::Put(index, peer) => genl::put_peer(family, *index, peer, self.announced.is_news(peer)),
-            Change::Remove(index, key) => genl::remove_peer(family, *index, key),
+            Change::Remove(index, _, key) => genl::remove_peer(family, *index, key),
         };
         let messages: Vec<_> = changes.iter().map(message).collect();
-        let answers = match self.generic(netns) {
+        match self.generic(netns) {
             Ok(generic) => generic.socket.batch(&messages),
-            Err(errno) => return vec![Err(errno); changes.len()],
-        };
-        for (change, answer) in changes.iter().zip(&answers) {
-            if let (Change::Put(_, peer), Ok(())) = (change, answer) {
-                self.announced.told(peer);
-            }
+            Err(errno) => vec![Err(errno); changes.len()],
         }
-        answers
     }
 
     /// What a device on the way to the plan lacks: its settings, and its peers in normal form.
@@ -136,9 +190,19 @@ impl Tunnels {
         link: &mut Link,
         wanted: &State,
     ) -> Vec<Object> {
+        self.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        let tunnel = wanted.link(link.name).is_some_and(|want| matches!(want.kind, LinkKind::Wireguard(_)));
+        if tunnel && link.kind == LinkKind::Tun(Tun::OURS) {
+            link.kind = LinkKind::Wireguard(Wireguard { carrier: Carrier::UserSpace, ..unknown() });
+        }
         let LinkKind::Wireguard(settings) = &mut link.kind else { return Vec::new() };
+        self.carriers.insert(link.name, settings.carrier);
         // One that does not answer differs from all that is wanted of it.
-        let Ok(device) = self.device(netns, (link.name, index)) else { return Vec::new() };
+        let device = match settings.carrier {
+            Carrier::Kernel => self.device(netns, (link.name, index)).ok(),
+            Carrier::UserSpace => self.user.as_ref().and_then(|user| user.device(link.name).ok()),
+        };
+        let Some(device) = device else { return Vec::new() };
         (settings.port, settings.key) = (device.port, device.key);
         let there: BTreeSet<PublicKey> = device.peers.iter().map(|info| info.peer.key).collect();
         self.announced.retain(|dev, key| dev != link.name || there.contains(&key));
@@ -174,7 +238,16 @@ pub(crate) enum Change<'a> {
     /// Make it, or bring it to this value.
     Put(u32, &'a WgPeer),
     /// Take it away.
-    Remove(u32, &'a PublicKey),
+    Remove(u32, IfName, &'a PublicKey),
+}
+
+impl Change<'_> {
+    fn device(&self) -> IfName {
+        match self {
+            Change::Put(_, peer) => peer.dev,
+            Change::Remove(_, dev, _) => *dev,
+        }
+    }
 }
 
 /// A kernel's WireGuard device about which rtnetlink tells no more than that it is one.

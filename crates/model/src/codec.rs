@@ -9,4 +9,5 @@ pub mod last_good;
 pub mod lease_json;
 pub mod subnet_env;
 pub mod vtep;
+pub mod wg_uapi;
 pub mod wireguard;

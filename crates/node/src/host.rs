@@ -11,6 +11,7 @@ use kernel::Kernel;
 use kernel::link::LinkInfo;
 use kernel::monitor::{Event, Monitor};
 use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
+use kernel::wireguard::UserSpace;
 use model::{Family, IfName, NetConf};
 use plan::advice::advice;
 use plan::backend::Backend;
@@ -31,6 +32,9 @@ use crate::wgkey::Keeper;
 
 /// Ways to another choice that the log names; `loden status --why` has all.
 const HINTS: usize = 4;
+/// Where `wg` looks for tunnels of user space, unless `LODEN_WIREGUARD_DIR` says otherwise: agents in several network
+/// namespaces of one machine must not take each other's tunnels for theirs.
+const WIREGUARD_DIR: &str = "/var/run/wireguard";
 
 /// The kernel of this host, seen through the operator's choice of interface.
 pub struct Host {
@@ -56,8 +60,13 @@ impl Host {
     /// # Errors
     /// No right to, or the kernel lacks netlink.
     pub fn open(options: &Options, inbox: Arc<Inbox>) -> Result<Host, String> {
-        let kernel = Kernel::open()
+        let mut kernel = Kernel::open()
             .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
+        let dir = std::env::var_os("LODEN_WIREGUARD_DIR").filter(|dir| !dir.is_empty());
+        kernel.set_user_space(UserSpace {
+            start: tunnel::process::start_wireguard,
+            dir: dir.map_or_else(|| WIREGUARD_DIR.into(), Into::into),
+        });
         let selectors = Selectors {
             iface: options.iface.clone(),
             iface_regex: options.iface_regex.clone(),

@@ -162,7 +162,11 @@ pub fn is_our_link(link: &Link) -> bool {
         LinkKind::Vxlan(_) => name.contains('.') && is_our_device(link.name) && name != ipip::DEVICE,
         LinkKind::Ipip(_) => name == ipip::DEVICE,
         LinkKind::Wireguard(_) => [wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name),
-        LinkKind::Tun(tun) => udp::is_device(name) && tun == &state::Tun::OURS,
+        // Of udp, or of WireGuard in user space.
+        LinkKind::Tun(tun) => {
+            let tunnel = [wireguard::DEVICE, wireguard::DEVICE_V6].contains(&name);
+            (udp::is_device(name) || tunnel) && tun == &state::Tun::OURS
+        }
         _ => false,
     }
 }

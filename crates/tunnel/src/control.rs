@@ -222,11 +222,17 @@ impl Place {
         &self.path
     }
 
-    /// Takes the next client and its request; `None` if it went away.
-    pub fn next(&self) -> Option<(UnixStream, Result<Request, String>)> {
-        let (mut stream, _) = self.listener.accept().ok()?;
+    /// Takes the next client; `None` if it went away.
+    pub fn accept(&self) -> Option<UnixStream> {
+        let (stream, _) = self.listener.accept().ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        Some(stream)
+    }
+
+    /// Takes the next client and its request; `None` if it went away.
+    pub fn next(&self) -> Option<(UnixStream, Result<Request, String>)> {
+        let mut stream = self.accept()?;
         let mut text = String::new();
         (&mut stream).take(MOST).read_to_string(&mut text).ok()?;
         let request = Request::parse(&text);

@@ -13,3 +13,4 @@ pub mod run;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod wireguard;

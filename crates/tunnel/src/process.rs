@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use model::IfName;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, kill_process};
 
@@ -38,7 +39,18 @@ pub fn start(options: &Options) -> io::Result<Child> {
             false
         }
     };
-    spawn(&Options { take_over, detach: true, ..options.clone() })
+    spawn(&words(&Options { take_over, detach: true, ..options.clone() }))
+}
+
+/// Starts WireGuard in user space for a device that is there, controlled at a path. Whoever is found there and is of
+/// no use any more is ended first: it belongs to a device that is gone, or hangs. Gives the process, to be reaped
+/// when it ends.
+///
+/// # Errors
+/// One sentence.
+pub fn start_wireguard(device: IfName, path: &Path) -> io::Result<Child> {
+    kill(path)?;
+    spawn(&crate::wireguard::run::words(device, path))
 }
 
 /// Ends the tunnel at a socket, asked or not.
@@ -72,10 +84,10 @@ fn gone(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn spawn(options: &Options) -> io::Result<Child> {
+fn spawn(words: &[String]) -> io::Result<Child> {
     // Our own program, even if the file has been replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("loden").args(words(options)).env_clear();
+    command.arg0("loden").args(words).env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let said = child.stderr.take().map(read_to_end).transpose();

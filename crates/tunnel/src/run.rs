@@ -23,6 +23,7 @@ usage: loden tunnel run DEVICE --listen ADDRESS:PORT --address ADDRESS --network
        loden tunnel set DEVICE SUBNET ADDRESS:PORT
        loden tunnel delete DEVICE SUBNET
        loden tunnel stop DEVICE
+       loden tunnel wireguard DEVICE [..]
 
 The user-space tunnel of the backend udp. The agent starts it, keeps its peers and repairs it; it goes on
 without the agent. DEVICE is a TUN device that is there: ip tuntap add NAME mode tun multi_queue vnet_hdr
@@ -119,6 +120,11 @@ impl Words {
 pub fn main(words: &[String]) -> u8 {
     let complain = |text: &str| drop(io::stderr().lock().write_all(text.as_bytes()));
     let print = |text: &str| drop(io::stdout().lock().write_all(text.as_bytes()));
+    if let Some((first, rest)) = words.split_first()
+        && first == "wireguard"
+    {
+        return crate::wireguard::run::main(rest);
+    }
     if let [word] = words
         && ["-h", "-help", "--help", "help"].contains(&word.as_str())
     {
@@ -180,9 +186,7 @@ enum Command {
 /// It could not start, or its device is gone: one sentence.
 pub fn run(options: &Options) -> io::Result<()> {
     if options.detach {
-        // Fails for the leader of a group, which has what it needs.
-        let _ = rustix::process::setsid();
-        std::env::set_current_dir("/")?;
+        leave_session()?;
     }
     let (lanes, peers) = lanes(options)?;
     let identity = &options.identity;
@@ -311,8 +315,16 @@ fn hand_over(relay: Relay, client: &mut UnixStream, shown: &Shown) {
     let _ = control::reply_with(client, &shown.to_string(), &descriptors);
 }
 
-/// What reads datagrams from anybody has no rights over the machine. Files of root stay in reach.
-fn drop_privileges() {
+/// Whoever starts us may end, and its terminal and directory go.
+pub(crate) fn leave_session() -> io::Result<()> {
+    // Fails for the leader of a group, which has what it needs.
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/")
+}
+
+/// What reads datagrams from anybody has no rights over the machine. Files of root stay in reach. For the
+/// calling thread and those it starts.
+pub(crate) fn drop_privileges() {
     let none = rustix::thread::CapabilitySet::empty();
     let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
     // Where there are none to drop, all is well.
@@ -321,7 +333,7 @@ fn drop_privileges() {
 }
 
 /// Whoever reads our output to its end learns that the tunnel works.
-fn leave_pipes() -> io::Result<()> {
+pub(crate) fn leave_pipes() -> io::Result<()> {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;

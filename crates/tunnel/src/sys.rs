@@ -34,11 +34,7 @@ pub fn wide_avx2(data: &[u8]) -> u64 {
 
 /// Makes an open `/dev/net/tun` a queue of a device.
 pub fn tun_attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: ifreq is plain data for which all zeroes is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
+    let mut request = named_request(name);
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the request lives through the call and has the layout the kernel expects.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
@@ -48,6 +44,27 @@ pub fn tun_attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> 
 pub fn tun_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: the request takes a number by value.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+}
+
+/// The MTU of a device in the namespace of the calling thread.
+pub fn mtu(name: &str) -> io::Result<i32> {
+    let kind = rustix::net::SocketType::DGRAM;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, kind, None)?;
+    let mut request = named_request(name);
+    // SAFETY: the request lives through the call and has the layout the kernel expects.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
+    // SAFETY: the kernel has filled in this field.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu })
+}
+
+/// A request about a device, the rest of it zero.
+fn named_request(name: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -1,25 +1,33 @@
-//! The backend wireguard between hosts: in the kernel where it has WireGuard (the guest of `cargo xtask vm`).
-//! `wg` and captures on the wire are the witnesses.
+//! The backend wireguard between hosts: in the kernel where it has WireGuard (the guest of `cargo xtask vm`), in user
+//! space elsewhere. `wg` and captures on the wire are the witnesses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 
 use model::IpNet;
 
-use crate::world::{Agent, Host, World, until};
+use crate::world::{Agent, Host, World, run, until};
 
 const V4: &str = r#""Network":"10.244.0.0/16""#;
 const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#;
 const DUAL: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#;
 
-/// Whether WireGuard can be had here, or a note that the test is skipped.
-fn available(test: &str) -> bool {
+/// What carries tunnels here; nothing, and a note that the test is skipped, where nothing does.
+fn carrier(test: &str) -> Option<&'static str> {
     let world = World::new(1);
-    let there = world.hosts[0].try_sh("ip link add probe type wireguard").is_ok();
-    if !there {
-        println!("SKIP {test}: this kernel has no wireguard");
+    if world.hosts[0].try_sh("ip link add probe type wireguard").is_ok() {
+        return Some("kernel");
     }
-    there
+    if std::path::Path::new("/dev/net/tun").exists() {
+        return Some("user space");
+    }
+    println!("SKIP {test}: this kernel has neither wireguard nor tun");
+    None
+}
+
+fn available(test: &str) -> bool {
+    carrier(test).is_some()
 }
 
 fn world(hosts: usize, network: &str, backend: &str) -> World {
@@ -33,7 +41,15 @@ fn world(hosts: usize, network: &str, backend: &str) -> World {
 /// An agent with a key file of its host's own.
 fn agent(host: &Host) -> Agent {
     let key = host.dir.join("wgkey").display().to_string();
-    host.agent_in(&["--ip-masq"], &[("LODEN_STORE", host.store()), ("WIREGUARD_KEY_FILE", &key)])
+    // What is in it goes with the world, and processes of tunnels end with their sockets.
+    let sockets = host.dir.join("wireguard");
+    std::fs::create_dir_all(&sockets).unwrap();
+    let env = [
+        ("LODEN_STORE", host.store()),
+        ("WIREGUARD_KEY_FILE", &key),
+        ("LODEN_WIREGUARD_DIR", &sockets.display().to_string()),
+    ];
+    host.agent_in(&["--ip-masq"], &env)
 }
 
 fn start(world: &World) -> Vec<Agent> {
@@ -58,15 +74,52 @@ fn reach(from: &Host, to: &Host) {
     }
 }
 
+/// What `wg` prints on a host. It looks for sockets in one place, which is made the host's own.
+fn wg_sh(host: &Host, words: &str) -> String {
+    std::fs::create_dir_all("/run/wireguard").unwrap();
+    let sockets = host.dir.join("wireguard");
+    let command = format!("mount --bind {} /run/wireguard && wg {words}", sockets.display());
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--propagation", "private", "bash", "-c", &command]);
+    host.netns.run(|| run(unshare, &command)).unwrap()
+}
+
 /// A column of `wg show DEV what` beside a peer's key.
 fn wg(host: &Host, dev: &str, what: &str, key: &str) -> String {
-    let text = host.sh(&format!("wg show {dev} {what}"));
+    let text = wg_sh(host, &format!("show {dev} {what}"));
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.unwrap_or_else(|| panic!("{key} is not in {text:?}")).trim().to_owned()
 }
 
+/// The tunnels' names and indices.
+fn links(host: &Host) -> Vec<String> {
+    let text = host.sh("ip -o link");
+    text.lines()
+        .filter_map(|line| line.split(": <").next())
+        .filter(|l| l.contains("flannel-wg"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The process behind a host's tunnel: the one started with its socket.
+fn pid(host: &Host) -> Option<u32> {
+    let socket = host.dir.join("wireguard/flannel-wg.sock").display().to_string();
+    let is = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&format!("--socket={socket}")) && alive(*pid)
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is)
+}
+
+/// Whether a process runs; one that only waits to be reaped does not.
+fn alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
 fn public_key(host: &Host, dev: &str) -> String {
-    host.sh(&format!("wg show {dev} public-key")).trim().to_owned()
+    wg_sh(host, &format!("show {dev} public-key")).trim().to_owned()
 }
 
 /// Everything that passes a host's wire, while it lives.
@@ -83,18 +136,24 @@ impl Capture {
         until("tcpdump to listen", || {
             // Something it can hear.
             host.try_sh("ping -c1 -W1 192.0.2.254").ok();
-            let heard = capture.text("").is_some_and(|text| !text.is_empty());
+            let heard = capture.text("").is_ok_and(|text| !text.is_empty());
             if heard { Ok(()) } else { Err(std::fs::read_to_string(&said).unwrap()) }
         });
         capture
     }
 
-    /// What a filter finds so far, one packet a line.
-    fn text(&self, filter: &str) -> Option<String> {
+    /// What a filter finds so far, one packet a line; an error while the last packet is only half written.
+    fn text(&self, filter: &str) -> Result<String, String> {
         let mut command = Command::new("tcpdump");
         command.args(["-nn", "-t", "-Z", "root", "-r"]).arg(&self.1).args(filter.split_whitespace());
         let output = command.output().unwrap();
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// The same, waited for.
+    fn found(&self, filter: &str) -> String {
+        until("a whole capture", || self.text(filter))
     }
 
     /// The bytes of all packets.
@@ -112,7 +171,7 @@ impl Drop for Capture {
 
 /// Fails if a packet of pods' networks, or what they say, is on the wire.
 fn nothing_in_the_clear(capture: &Capture) {
-    let inner = capture.text("net 10.244.0.0/16 or net fd00:10:244::/48").expect("a readable capture");
+    let inner = capture.found("net 10.244.0.0/16 or net fd00:10:244::/48");
     assert_eq!(inner, "", "in the clear");
     assert!(!capture.bytes().windows(5).any(|bytes| bytes == b"hello"), "the text itself is on the wire");
 }
@@ -130,7 +189,7 @@ fn wireguard_carries_each_mode_and_family() {
             DUAL,
             r#","PersistentKeepaliveInterval":25"#,
             &["flannel-wg:51820", "flannel-wg-v6:51821"],
-            "udp",
+            "udp and (port 51820 or port 51821)",
         ),
         ("auto", DUAL, r#","Mode":"auto""#, &["flannel-wg:51820"], "ip and udp port 51820"),
         (
@@ -150,16 +209,16 @@ fn wireguard_carries_each_mode_and_family() {
         reach(two, one);
         for device in devices {
             let (dev, port) = device.split_once(':').unwrap();
-            assert_eq!(one.sh(&format!("wg show {dev} listen-port")).trim(), port, "{name}");
+            assert_eq!(wg_sh(one, &format!("show {dev} listen-port")).trim(), port, "{name}");
             let alive = if backend.contains("Keepalive") { "25" } else { "off" };
             assert_eq!(wg(one, dev, "persistent-keepalive", &public_key(two, dev)), alive, "{name}");
             assert!(one.sh(&format!("ip link show {dev}")).contains("mtu 1420"), "{name}");
         }
-        assert_eq!(one.sh("wg show interfaces").split_whitespace().count(), devices.len(), "{name}");
+        assert_eq!(wg_sh(one, "show interfaces").split_whitespace().count(), devices.len(), "{name}");
         assert_eq!(one.env("FLANNEL_MTU"), "1420");
-        let tunnelled = capture.text(outer).unwrap();
+        let tunnelled = capture.found(outer);
         assert!(tunnelled.lines().count() > 3, "{name}: {tunnelled}");
-        let other = capture.text(&format!("udp and not ({outer}) and not port 5353")).unwrap();
+        let other = capture.found(&format!("udp and not ({outer}) and not port 5353"));
         assert_eq!(other, "", "{name}: no tunnel elsewhere");
         nothing_in_the_clear(&capture);
         for (net, dev) in inside(one).iter().zip(devices.iter().cycle()) {
@@ -173,9 +232,7 @@ fn wireguard_carries_each_mode_and_family() {
 
 #[test]
 fn wireguard_says_what_carries_it_and_never_a_key() {
-    if !available("wireguard_says_what_carries_it") {
-        return;
-    }
+    let Some(carrier) = carrier("wireguard_says_what_carries_it") else { return };
     const PSK: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
     let world = world(2, V4, &format!(r#","PSK":"{PSK}""#));
     let agents = start(&world);
@@ -183,9 +240,9 @@ fn wireguard_says_what_carries_it_and_never_a_key() {
     reach(one, two);
     assert_eq!(wg(one, "flannel-wg", "preshared-keys", &public_key(two, "flannel-wg")), PSK);
     let (code, status) = one.status(&[]);
-    assert!(code == 0 && status.contains("wireguard in kernel, MTU 1420"), "{status}");
+    assert!(code == 0 && status.contains(&format!("wireguard in {carrier}, MTU 1420")), "{status}");
     let (_, json) = one.status_json();
-    assert_eq!(json["backend"]["carrier"], "kernel");
+    assert_eq!(json["backend"]["carrier"], carrier);
     let private = std::fs::read_to_string(one.dir.join("wgkey")).unwrap();
     for damage in ["ip link delete flannel-wg", "ip link set flannel-wg down"] {
         one.sh(damage);
@@ -206,11 +263,11 @@ fn wireguard_outlives_its_agent() {
     let (one, two) = (&world.hosts[0], &world.hosts[1]);
     reach(one, two);
     let address = inside(two)[0];
-    let before = one.sh("ip -o link show type wireguard");
+    let before = links(one);
     let key = std::fs::read_to_string(one.dir.join("wgkey")).unwrap();
     // Pings all the while.
     let mut command = Command::new("ping");
-    command.args(["-i", "0.05", "-q", &address.to_string()]).stdout(Stdio::piped());
+    command.args(["-i", "0.05", "-n", &address.to_string()]).stdout(Stdio::piped());
     let ping = one.netns.run(|| command.spawn()).unwrap().unwrap();
     agents.remove(0).kill();
     std::fs::remove_file(one.dir.join("log")).unwrap();
@@ -227,8 +284,11 @@ fn wireguard_outlives_its_agent() {
     until("more pings", || if sent(one) == then { Err(then.clone()) } else { Ok(()) });
     Command::new("kill").args(["-INT", &ping.id().to_string()]).status().unwrap();
     let output = String::from_utf8(ping.wait_with_output().unwrap().stdout).unwrap();
-    assert!(output.contains(" 0% packet loss"), "{output}");
-    assert_eq!(one.sh("ip -o link show type wireguard"), before, "the same devices");
+    // What was under way when it ended has no answer.
+    let sequence = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
+    let answered: BTreeSet<usize> = output.lines().filter_map(sequence).collect();
+    assert!(!answered.is_empty() && answered.iter().copied().eq(1..=answered.len()), "{output}");
+    assert_eq!(links(one), before, "the same devices");
     assert_eq!(std::fs::read_to_string(one.dir.join("wgkey")).unwrap(), key);
     reach(two, one);
 }
@@ -275,7 +335,7 @@ fn wireguard_follows_a_peers_new_key() {
     again.ready();
     reach(one, two);
     reach(three, two);
-    let keys = || one.sh("wg show flannel-wg peers");
+    let keys = || wg_sh(one, "show flannel-wg peers");
     until("the old key to be gone", || if keys().contains(&old) { Err(keys()) } else { Ok(()) });
     assert_eq!(keys().lines().count(), 2, "{}", keys());
     // A lost file is no new key while the agent lives.
@@ -322,7 +382,7 @@ fn wireguard_peers_that_disagree_are_named_and_others_work() {
         );
         connection.execute("UPDATE lease SET value = ?1 WHERE key = ?2", [&value, &key]).unwrap();
         until(sentence, || if agents[0].log().contains(sentence) { Ok(()) } else { Err(agents[0].log()) });
-        one.greet(three, inside(three)[0]).expect("the other peer is unharmed");
+        reach(one, three);
     }
 }
 
@@ -344,4 +404,119 @@ fn wireguard_waits_for_a_taken_port_and_names_a_bad_key_file() {
     assert!(agent.alive() && !host.subnet_file().exists());
     drop(taken);
     agent.ready();
+}
+
+#[test]
+fn wireguard_of_user_space_is_made_whole_whatever_is_killed_and_ends_when_told() {
+    if carrier("wireguard_of_user_space") != Some("user space") {
+        println!("SKIP wireguard_of_user_space: this kernel carries it itself");
+        return;
+    }
+    let world = world(2, V4, "");
+    let mut agents = start(&world);
+    let (one, two) = (&world.hosts[0], &world.hosts[1]);
+    reach(one, two);
+    let tunnel = || pid(one).ok_or_else(|| "no process".to_owned());
+    let before = until("the process", tunnel);
+    let device = links(one);
+    Command::new("kill").args(["-KILL", &before.to_string()]).status().unwrap();
+    let after = until("another process", || {
+        tunnel().and_then(|now| if now == before { Err("the old one".into()) } else { Ok(now) })
+    });
+    reach(one, two);
+    reach(two, one);
+    assert_eq!(links(one), device, "the device stays");
+    // A process that hangs is replaced when the loop looks.
+    Command::new("kill").args(["-STOP", &after.to_string()]).status().unwrap();
+    one.sh("ip link set flannel-wg mtu 1300");
+    until("a process that answers", || {
+        tunnel().and_then(|now| if now == after { Err("the old one".into()) } else { Ok(now) })
+    });
+    reach(one, two);
+    // Without its agent, `cleanup` ends it.
+    assert_eq!(agents.remove(0).terminate(), 0);
+    let last = until("the process", tunnel);
+    let mut cleanup = Command::new(env!("CARGO_BIN_EXE_loden"));
+    cleanup.arg("cleanup");
+    let said = one.netns.run(|| run(cleanup, "loden cleanup")).unwrap();
+    assert!(said.contains("ip link delete flannel-wg"), "{said}");
+    until("the process to end", || if alive(last) { Err(last.to_string()) } else { Ok(()) });
+    assert_eq!(links(one), Vec::<String>::new());
+}
+
+#[test]
+fn wireguard_reaches_a_peer_behind_nat_where_its_packets_come_from() {
+    if !available("wireguard_reaches_a_peer_behind_nat") {
+        return;
+    }
+    let world = world(3, V4, r#","PersistentKeepaliveInterval":2"#);
+    let [one, two, router] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    // The second host is behind the third, which translates.
+    two.sh("ip link delete eth0");
+    router.sh("ip link add lan type veth peer name far");
+    router.sh(&format!("ip link set far netns {}", two.netns.path().display()));
+    two.sh("ip link set far name eth0");
+    for (host, command) in [
+        (router, "ip addr add 10.99.0.1/24 dev lan"),
+        (router, "ip link set lan up"),
+        (two, "ip addr add 10.99.0.2/24 dev eth0"),
+        (two, "ip link set eth0 up"),
+        (two, "ip route add default via 10.99.0.1"),
+        (router, "nft add table ip t"),
+        (router, "nft add chain ip t c { type nat hook postrouting priority 100 ; }"),
+        (router, "nft add rule ip t c oifname eth0 masquerade"),
+    ] {
+        host.sh(command);
+    }
+    let agents = [agent(one), agent(two)];
+    agents.iter().for_each(Agent::ready);
+    reach(two, one);
+    reach(one, two);
+    let key = public_key(two, "flannel-wg");
+    let endpoint = || wg(one, "flannel-wg", "endpoints", &key);
+    assert!(endpoint().starts_with("192.0.2.13:"), "{}", endpoint());
+    // Each of these makes the agent look at everything, and write what differs.
+    for damage in
+        ["ip link set flannel-wg mtu 1300", "ip addr flush dev flannel-wg", "ip link set flannel-wg down"]
+    {
+        one.sh(damage);
+        reach(one, two);
+        assert!(endpoint().starts_with("192.0.2.13:"), "{damage}: {}", endpoint());
+    }
+    let [first, _second] = agents;
+    first.kill();
+    std::fs::remove_file(one.dir.join("log")).unwrap();
+    let again = agent(one);
+    again.ready();
+    assert!(endpoint().starts_with("192.0.2.13:"), "after a restart: {}", endpoint());
+    reach(one, two);
+}
+
+#[test]
+fn wireguard_with_another_psk_is_out_and_others_are_not() {
+    if !available("wireguard_with_another_psk") {
+        return;
+    }
+    let world = world(3, V4, r#","PSK":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=""#);
+    let mut agents = start(&world);
+    let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
+    reach(two, one);
+    agents.remove(1).kill();
+    let file = two.dir.join("psk");
+    std::fs::write(&file, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=").unwrap();
+    let (key, net) = (public_key(one, "flannel-wg"), one.subnet("FLANNEL_SUBNET"));
+    wg_sh(two, &format!("set flannel-wg peer {key} remove"));
+    wg_sh(
+        two,
+        &format!(
+            "set flannel-wg peer {key} preshared-key {} endpoint {}:51820 allowed-ips {net}",
+            file.display(),
+            one.public()
+        ),
+    );
+    two.greet(one, inside(one)[0]).expect_err("the keys differ");
+    reach(three, one);
+    reach(one, three);
+    let _again = agent(two);
+    reach(two, one);
 }

@@ -212,14 +212,6 @@ impl Backend for Wireguard {
     }
 
     fn check(&self, facts: &Facts) -> Result<(), String> {
-        let user_space = |own: &WireguardFacts| {
-            let name = |family| self.device(family);
-            let mut devices = self.families.iter().filter_map(name);
-            devices.any(|dev| Wireguard::carrier(facts, own, dev) == Carrier::UserSpace)
-        };
-        if facts.wireguard.as_ref().is_some_and(user_space) {
-            return Err("this kernel has no WireGuard; load it with: modprobe wireguard".to_owned());
-        }
         let lacks = |family: &Family| facts.uplink.addresses.of(*family).is_none();
         let missing = match self.config.mode {
             // Either will do.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use model::{IfName, Mac};
 
-use super::Wireguard;
+use super::{Carrier, Wireguard};
 
 /// A network device. `None` means "we do not care" in a wanted state and "not reported" in an actual one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +234,15 @@ impl fmt::Display for Link {
             }
             return f.write_str(if self.up { " up" } else { "" });
         }
-        write!(f, "ip link add {}", self.name)?;
+        if let LinkKind::Wireguard(Wireguard { carrier: Carrier::UserSpace, .. }) = self.kind {
+            write!(
+                f,
+                "ip tuntap add {0} mode tun multi_queue vnet_hdr && loden tunnel wireguard {0} --detach && ip link set {0}",
+                self.name
+            )?;
+        } else {
+            write!(f, "ip link add {}", self.name)?;
+        }
         if let Some(mac) = self.mac {
             write!(f, " address {mac}")?;
         }
@@ -248,7 +256,10 @@ impl fmt::Display for Link {
             write!(f, " master {master}")?;
         }
         f.write_str(if self.up { " up" } else { "" })?;
-        write!(f, " type {}", self.kind.name())?;
+        match &self.kind {
+            LinkKind::Wireguard(Wireguard { carrier: Carrier::UserSpace, .. }) => {}
+            kind => write!(f, " type {}", kind.name())?,
+        }
         match &self.kind {
             LinkKind::Vxlan(v) => {
                 write!(f, " id {}", v.vni)?;
