@@ -63,6 +63,11 @@ pub fn is_agents(table: &TableKey) -> bool {
     })
 }
 
+fn table_key(net: IpNet, taken: &BTreeSet<TableKey>) -> TableKey {
+    let flannels = key(Family::of_net(net));
+    if taken.contains(&flannels) { beside(net) } else { flannels }
+}
+
 /// The name where another agent has flannel's: the same with the network (decision 0156).
 fn beside(net: IpNet) -> TableKey {
     let TableKey { family, name } = key(Family::of_net(net));
@@ -95,13 +100,12 @@ pub fn objects(
                 let rules = iptables(family, net, pods, choice, tool);
                 objects.extend(rules.into_iter().map(|rules| Object::Iptables(Box::new(rules))));
                 if choice.masquerade {
-                    objects.push(Object::Nft(Box::new(stay(family))));
+                    objects.push(Object::Nft(Box::new(stay(net, table_key(net, taken)))));
                 }
             }
             _ => {
                 let table = tables.iter().find(|table| table.key == key(family));
-                let key = if taken.contains(&key(family)) { beside(net) } else { key(family) };
-                let named = table.map(|table| NftTable { key, ..table.clone() });
+                let named = table.map(|table| NftTable { key: table_key(net, taken), ..table.clone() });
                 objects.extend(named.map(|table| Object::Nft(Box::new(table))));
             }
         }
@@ -199,16 +203,20 @@ fn tables(conf: &NetConf, own: &Subnets, choice: Choice) -> Vec<NftTable> {
 
 /// What keeps NAT going when somebody empties the tables of iptables: without a rule that looks at connections the
 /// kernel does not follow them, and those that were masqueraded go on with a pod's address (decision 0161).
-fn stay(family: Family) -> NftTable {
+fn stay(net: IpNet, key: TableKey) -> NftTable {
     let chain = Chain {
         name: "stay".to_owned(),
         comment: Some("keeps connections translated while the rules of iptables are away".to_owned()),
         hook: Some(Hook { kind: ChainType::Nat, number: 4, priority: 100 }),
-        // Looks at each connection and does nothing: a verdict here ends this chain alone.
-        rules: vec![rule(vec![Match::DestinationTranslated], Statement::Verdict(Verdict::Accept))],
+        // Looks at connections and does nothing: a verdict here ends this chain alone. The network tells other
+        // agents of the host whose table it is.
+        rules: vec![rule(
+            vec![Match::Source(net), Match::DestinationTranslated],
+            Statement::Verdict(Verdict::Accept),
+        )],
     };
     let comment = Some("the rules of flannel are in iptables".to_owned());
-    NftTable { key: key(family), comment, owned: true, sets: Vec::new(), chains: vec![chain], drifted: false }
+    NftTable { key, comment, owned: true, sets: Vec::new(), chains: vec![chain], drifted: false }
 }
 
 fn rule(matches: Vec<Match>, statement: Statement) -> NftRule {

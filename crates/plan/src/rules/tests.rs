@@ -99,7 +99,7 @@ const STAY: &str = "table ip flannel-ipv4 {
 \tchain stay {
 \t\tcomment \"keeps connections translated while the rules of iptables are away\"
 \t\ttype nat hook postrouting priority srcnat; policy accept;
-\t\tct status dnat accept
+\t\tip saddr 10.244.0.0/16 ct status dnat accept
 \t}
 }";
 
@@ -147,7 +147,8 @@ fn golden_text_of_iptables_mode() {
             STAY.to_owned(),
             masq("fd00::/48", "fd00:1::/64", "ff00::/8", ""),
             forward("fd00::/48"),
-            STAY.replace("table ip flannel-ipv4", "table ip6 flannel-ipv6"),
+            STAY.replace("table ip flannel-ipv4", "table ip6 flannel-ipv6")
+                .replace("ip saddr 10.244.0.0/16", "ip6 saddr fd00::/48"),
         ]
     );
 }
