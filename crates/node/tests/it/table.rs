@@ -228,7 +228,9 @@ fn ended(scene: &mut Scene) {
 fn routes_deleted(scene: &mut Scene) {
     for family in ["-4", "-6"] {
         for line in scene.host(0).sh(&format!("ip {family} route show proto 76")).lines() {
-            let route = line.split(' ').next().unwrap();
+            let route = line.trim_start_matches("blackhole ").split(' ').next().unwrap();
+            let route =
+                if line.starts_with("blackhole") { format!("blackhole {route}") } else { route.to_owned() };
             // What the agent put back in between is deleted once more.
             scene.host(0).sh(&format!("ip {family} route del {route} proto 76"));
         }

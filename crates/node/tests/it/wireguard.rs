@@ -38,18 +38,8 @@ fn world(hosts: usize, network: &str, backend: &str) -> World {
     )
 }
 
-/// An agent with a key file of its host's own.
 fn agent(host: &Host) -> Agent {
-    let key = host.dir.join("wgkey").display().to_string();
-    // What is in it goes with the world, and processes of tunnels end with their sockets.
-    let sockets = host.dir.join("wireguard");
-    std::fs::create_dir_all(&sockets).unwrap();
-    let env = [
-        ("LODEN_STORE", host.store()),
-        ("WIREGUARD_KEY_FILE", &key),
-        ("LODEN_WIREGUARD_DIR", &sockets.display().to_string()),
-    ];
-    host.agent_in(&["--ip-masq"], &env)
+    host.agent(&["--ip-masq"])
 }
 
 fn start(world: &World) -> Vec<Agent> {

@@ -253,7 +253,15 @@ impl Host {
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         command.arg(format!("--subnet-file={}", self.subnet_file().display()));
         command.env_remove("NOTIFY_SOCKET").args(flags).envs(env.iter().copied()).stderr(stderr);
-        for (name, value) in [("LODEN_STORE", None), ("LODEN_STATE_DIR", Some(self.state_dir()))] {
+        // Places that are one for all hosts of a machine, since they share its files.
+        let sockets = self.dir.join("wireguard");
+        fs::create_dir_all(&sockets).unwrap();
+        for (name, value) in [
+            ("LODEN_STORE", None),
+            ("LODEN_STATE_DIR", Some(self.state_dir())),
+            ("LODEN_WIREGUARD_DIR", Some(sockets)),
+            ("WIREGUARD_KEY_FILE", Some(self.dir.join("wgkey"))),
+        ] {
             match value {
                 _ if env.iter().any(|(given, _)| *given == name) => {}
                 Some(value) => drop(command.env(name, value)),
