@@ -13,6 +13,7 @@ mod machine;
 mod memory;
 mod size;
 mod sys;
+mod tunnel;
 
 use std::fs;
 use std::io::Write as _;
@@ -30,12 +31,13 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 7] = [
+const MEASUREMENTS: [Named; 8] = [
     ("cni", cni::run),
     ("crowd", cni::crowd),
     ("leases", leases::run),
     ("memory", memory::run),
     ("kube", kube::run),
+    ("tunnel", tunnel::run),
     ("size", size::run),
     ("build", build::run),
 ];
@@ -48,6 +50,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   leases    leases from zero into the kernel, beside one request at a time
   memory    resident memory, idle time and latency of the agent
   kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
+  tunnel    the tunnel of the backend udp, beside one packet per system call and kernel VXLAN
   size      sizes of the programs
   build     time of a clean build, and from an edit to the end of its tests
   all       all of these
@@ -141,6 +144,11 @@ fn main() -> ExitCode {
     {
         let served = apidouble::program::run(rest);
         return served.map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS);
+    }
+    if let Some((first, rest)) = words.split_first()
+        && first == tunnel::PLAIN
+    {
+        return tunnel::plain(rest).map_or_else(|why| fail(&why.to_string()), |()| ExitCode::SUCCESS);
     }
     match measure() {
         Ok(true) => ExitCode::SUCCESS,
