@@ -16,8 +16,12 @@ use tempfile::TempDir;
 /// How long anything may take before a test gives up; the guest of `cargo xtask vm`, whose processor is
 /// emulated, asks for more.
 pub fn patience() -> Duration {
-    let asked = std::env::var("LODEN_TEST_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(asked.unwrap_or(60))
+    asked_patience().unwrap_or(Duration::from_secs(60))
+}
+
+/// The patience asked for, where the processor is slow.
+pub fn asked_patience() -> Option<Duration> {
+    std::env::var("LODEN_TEST_PATIENCE").ok()?.parse().ok().map(Duration::from_secs)
 }
 
 /// Waits until `check` gives a value; the last complaint is in the message.
@@ -27,7 +31,11 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
         match check() {
             Ok(value) => return value,
             Err(last) if start.elapsed() > patience => panic!("waited {patience:?} for {what}: {last}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            // Looking costs programs: who waits long looks less often, or what is waited for has no processor.
+            Err(_) => {
+                let pause = start.elapsed() / 10;
+                std::thread::sleep(pause.clamp(Duration::from_millis(20), Duration::from_millis(500)));
+            }
         }
     }
 }
