@@ -8,6 +8,7 @@ mod queue;
 mod vpc;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::NetConf;
 use plan::backend::{extension, ipsec, tencent};
@@ -18,6 +19,19 @@ use charon::Charon;
 use commands::Commands;
 use queue::Queue;
 use vpc::Cloud;
+
+/// A number of seconds in the environment; what is none is said and left aside.
+fn seconds(name: &str, otherwise: Duration, env: impl Fn(&str) -> Option<String>) -> Duration {
+    let Some(text) = env(name).filter(|text| !text.is_empty()) else { return otherwise };
+    match text.parse() {
+        Ok(seconds @ 1..) => Duration::from_secs(seconds),
+        _ => {
+            let default = otherwise.as_secs();
+            tracing::warn!("{name}={text:?} is not a number of seconds above 0; it stays at {default}");
+            otherwise
+        }
+    }
+}
 
 /// The helper that the configuration wants, if it wants one.
 pub struct Helpers {
@@ -91,6 +105,20 @@ impl Helpers {
         match &self.now.as_ref()?.1 {
             Helper::Commands(commands) => commands.printed(),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_taken_or_left() {
+        for (said, wanted) in [(None, 60), (Some(""), 60), (Some("5"), 5), (Some("0"), 60), (Some("5s"), 60)]
+        {
+            let found = seconds("X", Duration::from_secs(60), |_| said.map(str::to_owned));
+            assert_eq!(found.as_secs(), wanted, "{said:?}");
         }
     }
 }

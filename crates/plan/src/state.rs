@@ -102,6 +102,8 @@ impl Key {
             Key::Iptables(_) | Key::Link(_) | Key::Tunnel(_) | Key::Addr(..) => true,
             Key::Charon | Key::CloudRoute(_) => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),
+            // Those without which packets would leave in clear.
+            Key::Policy(policy) => policy.is_guard(),
             _ => false,
         }
     }

@@ -34,7 +34,7 @@ pub fn write(path: &Path, kernel: &Kernel, runs: &[Run]) -> Result<(), String> {
     {
         archive.link(Path::new(link), Path::new(target)).map_err(fail)?;
     }
-    for dir in ["/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/var/lib", "/etc", "/root"] {
+    for dir in ["/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/var/lib", "/etc", "/opt", "/root"] {
         archive.directory(Path::new(dir)).map_err(fail)?;
     }
     archive.link(Path::new("/var/run"), Path::new("/run")).map_err(fail)?;

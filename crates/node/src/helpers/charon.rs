@@ -473,6 +473,7 @@ mod tests {
         let Item::Section(name, items) = connection(&ike) else { panic!("a section") };
         assert_eq!(name, key.to_string());
         assert_eq!((text(&items, "version"), text(&items, "encap")), (Some("2"), Some("yes")));
+        assert_eq!(text(&items, "dpd_delay"), Some("10s"));
         assert_eq!(text(section(&items, "local"), "id"), Some("203.0.113.1"));
         assert_eq!(text(section(&items, "remote"), "id"), Some("192.0.2.12"));
         let child = section(section(&items, "children"), "10.244.1.0/24-10.244.2.0/24");

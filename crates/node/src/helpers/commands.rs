@@ -15,6 +15,7 @@ use plan::state::{Command, CommandKey};
 use plan::{Object, Step};
 
 use super::queue::{Next, Queue};
+use super::seconds;
 use crate::inputs::Inbox;
 
 /// Commands run at once.
@@ -45,8 +46,7 @@ impl Commands {
                  is away; run it by hand when the node is retired"
             );
         }
-        let said = std::env::var("LODEN_COMMAND_TIMEOUT").ok().and_then(|text| text.parse().ok());
-        let limit = said.filter(|seconds| *seconds > 0).map_or(LIMIT, Duration::from_secs);
+        let limit = seconds("LODEN_COMMAND_TIMEOUT", LIMIT, |name| std::env::var(name).ok());
         let shared = Arc::new(Shared { queue: Queue::new(inbox), limit, printed: Mutex::default() });
         for _ in 0..WORKERS {
             let shared = shared.clone();

@@ -12,6 +12,7 @@ use plan::{Key, Object, Step};
 use store::tencent::{Places, Vpc};
 
 use super::queue::{Next, Queue};
+use super::seconds;
 use crate::inputs::Inbox;
 
 /// The cloud is asked this often whether the route still stands.
@@ -35,9 +36,9 @@ impl Cloud {
                 *place = url.trim_end_matches('/').to_owned();
             }
         }
-        let every = said("LODEN_TENCENT_RECHECK").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let every = seconds("LODEN_TENCENT_RECHECK", LOOK, &env);
         let vpc = credentials(conf, env).map(|who| Vpc::new(places, who));
-        let worker = Worker { queue: queue.clone(), vpc, every: every.unwrap_or(LOOK) };
+        let worker = Worker { queue: queue.clone(), vpc, every };
         Queue::thread("cloud", move || worker.run());
         Cloud { queue }
     }

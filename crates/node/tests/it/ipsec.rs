@@ -2,9 +2,10 @@
 //! witnesses. This machine's kernel may have policies but no ESP: what needs that runs in the guest.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::machine::Machine;
@@ -158,14 +159,31 @@ impl Cluster {
     }
 
     fn talks(&self, n: usize, peer: usize) {
-        let address = self.subnet(peer).network();
-        let from = until("traffic", || self.host(n).greet(self.host(peer), address));
-        assert_eq!(from, self.subnet(n).network(), "no address translation inside");
+        let (own, address) = (self.subnet(n).network(), self.subnet(peer).network());
+        until("traffic", || self.host(n).try_sh(&format!("ping -c 1 -W 2 -I {own} {address}")));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for (host, machine) in self.world.hosts.iter().zip(&self.machines) {
+            let sas = machine.output("swanctl", &["--list-sas"]);
+            println!("---- host {}\n{}", host.number, String::from_utf8_lossy(&sas.stdout));
+            for command in ["ip -s xfrm state", "ip xfrm policy", "cat /proc/net/xfrm_stat"] {
+                println!("{}", host.try_sh(command).unwrap_or_else(|error| error));
+            }
+        }
     }
 }
 
 /// What passes on the wire of the first host, until dropped.
-struct Capture(Child);
+struct Capture {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
 
 impl Capture {
     fn start(cluster: &Cluster) -> Capture {
@@ -182,30 +200,41 @@ impl Capture {
             said.extend(&bytes[..length]);
         }
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Capture(child)
+        let (sender, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Capture { child, lines }
+    }
+
+    /// All of it up to a text.
+    fn until(self, wanted: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut text = String::new();
+        while !text.contains(wanted) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            text +=
+                &line.unwrap_or_else(|error| panic!("waited for {wanted:?} on the wire: {error}: {text}"));
+            text.push('\n');
+        }
+        text
     }
 
     /// All of it, less the broadcasts that end it: a packet seen after all others.
-    fn end(mut self, cluster: &Cluster) -> String {
+    fn end(self, cluster: &Cluster) -> String {
         let host = cluster.host(0);
-        let mut stdout = self.0.stdout.take().unwrap();
         let _ = host.try_sh("ping -c 1 -W 1 192.0.2.99");
         let _ = host.try_sh("ping -c 1 -W 1 -I 192.0.2.11 -b 192.0.2.255");
-        let mut text = String::new();
-        let mut bytes = [0; 4096];
-        while !text.contains("192.0.2.11 > 192.0.2.255") {
-            let length = stdout.read(&mut bytes).unwrap();
-            assert!(length > 0, "tcpdump ended: {text}");
-            text.push_str(&String::from_utf8_lossy(&bytes[..length]));
-        }
-        text
+        self.until("192.0.2.11 > 192.0.2.255")
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -382,6 +411,9 @@ fn ipsec_hosts_reach_each_other_encrypted() {
     let seen = capture.end(&cluster);
     assert!(seen.contains("ESP(spi="), "{seen}");
     assert_eq!(in_clear(&seen), [""; 0]);
+
+    // A peer that is silent is asked whether it lives: an informational exchange of IKE.
+    Capture::start(&cluster).until("inf2");
 
     // The agent ends and comes again under traffic: not a packet is lost.
     let (own, peer) = (cluster.subnet(0).network(), cluster.subnet(1).network());

@@ -5,8 +5,10 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use apidouble::Door;
 use serde_json::{Value, json};
 
+use crate::kube;
 use crate::world::{Agent, Host, World, until};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"tencent-vpc","AccessKeyID":"AKIDconfig","AccessKeySecret":"s3cr3t-of-the-config"}}"#;
@@ -257,7 +259,10 @@ fn tencent_vpc_faults_are_named_and_tried_again() {
         let mut agent = cloud.agent(host, &[]);
         agent.says(sentence);
         assert!(agent.alive() && !host.subnet_file().exists(), "not ready without the route");
-        assert!(host.troubles().contains(sentence), "{}", host.troubles());
+        until("the trouble where all look", || {
+            let told = host.troubles();
+            if told.contains(sentence) { Ok(()) } else { Err(told) }
+        });
         cloud.with(|inside| (inside.elsewhere, inside.fault) = (false, None));
         agent.ready();
         assert!(!agent.log().contains("s3cr3t"), "{}", agent.log());
@@ -282,6 +287,28 @@ fn tencent_vpc_credentials_are_looked_for_and_named() {
     let credential = cloud.with(|inside| inside.authorization.clone());
     assert!(credential.contains("Credential=AKIDenv/"), "{credential}");
     assert!(!agent.log().contains("s3cr3t"), "{}", agent.log());
+}
+
+#[test]
+fn tencent_vpc_is_asked_over_https_by_the_systems_roots() {
+    let world = World::with_config(1, CONFIG);
+    let host = &world.hosts[0];
+    let cloud = Cloud::on(host, vec![table("rtb-0", true)]);
+    // Any server with a certificate will do: that it answers, and with no Response, is past its TLS.
+    let (server, stranger) =
+        (kube::api_server(host), apidouble::Double::start(Door::https("127.0.0.1:0")).unwrap());
+    for (roots, sentence) in [
+        (stranger.ca_pem(), "invalid peer certificate"),
+        (server.ca_pem(), "and no Response; is it the cloud"),
+    ] {
+        let file = host.dir.join("roots.pem");
+        std::fs::write(&file, roots).unwrap();
+        let (file, url) = (file.display().to_string(), server.url());
+        let agent =
+            cloud.agent(host, &[("SSL_CERT_FILE", file.as_str()), ("LODEN_TENCENT_API", url.as_str())]);
+        agent.says(sentence);
+        assert_eq!(agent.terminate(), 0);
+    }
 }
 
 #[test]

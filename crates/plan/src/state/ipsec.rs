@@ -49,6 +49,13 @@ pub struct PolicyKey {
     pub dst: IpNet,
 }
 
+impl PolicyKey {
+    /// Whether it is about packets of a subnet to all of its network, or to itself, and so about no peer.
+    pub fn is_guard(&self) -> bool {
+        self.dst.contains(&self.src)
+    }
+}
+
 /// An IPsec policy (`ip xfrm policy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
@@ -211,6 +218,10 @@ mod tests {
             let key = PolicyKey { dir: Direction::Out, src: net(src), dst: net(dst) };
             let policy = Policy { key, priority, action };
             assert_eq!(policy.is_ours(inside), ours, "{policy}");
+            assert_eq!(
+                crate::Key::Policy(key).is_critical(),
+                !matches!(dst, "10.244.2.0/24" | "10.9.2.0/24")
+            );
         }
     }
 }
