@@ -3,7 +3,7 @@
 //! Steps on devices go one by one, since what follows needs the new index; everything else on rtnetlink
 //! is collected until a step of another kind comes. A step that fails does not stop those after it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -97,6 +97,11 @@ impl Kernel {
         for (number, step) in run.steps.iter().enumerate() {
             if run.taken[number] {
                 continue;
+            }
+            // What is put by a detour is there before anything it replaces goes.
+            let put = |number: &usize| matches!(run.steps[*number], Step::Put(_));
+            if matches!(step, Step::Delete(_)) && run.numbers.last().is_some_and(put) {
+                self.flush(run);
             }
             let done = match step {
                 Step::Change(link) => {
@@ -229,6 +234,8 @@ impl Kernel {
         if messages.is_empty() {
             return;
         }
+        // Nexthops that came to be after what was sent behind them.
+        let mut late = BTreeSet::new();
         for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(numbers).zip(&messages) {
             let Err(errno) = result else { continue };
             run.results[number] = match &run.steps[number] {
@@ -237,13 +244,20 @@ impl Kernel {
                 Step::Put(Object::Route(route)) if errno.code == libc::EEXIST => {
                     self.put_route_first(route, message, &run.indexes)
                 }
+                Step::Put(Object::Route(Route { via: Via::Nexthop(id), .. })) if late.contains(id) => {
+                    self.rtnl.run(std::slice::from_ref(message)).pop().unwrap_or(Ok(()))
+                }
                 Step::Put(Object::Route(Route {
                     via: Via::Gateway { gateway, dev, onlink: true }, ..
                 }))
                 | Step::Put(Object::Nexthop(Nexthop { via: gateway, dev, onlink: true, .. }))
                     if errno.code == libc::EINVAL && gateway.is_ipv6() =>
                 {
-                    self.put_past_route(*gateway, *dev, message, &run.indexes)
+                    let done = self.put_past_route(*gateway, *dev, message, &run.indexes);
+                    if let (Key::Nexthop(id), Ok(())) = (run.steps[number].key(), &done) {
+                        late.insert(id);
+                    }
+                    done
                 }
                 _ => Err(errno),
             };

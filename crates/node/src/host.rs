@@ -248,8 +248,17 @@ impl reconcile::Kernel for Host {
         let links = self.kernel.rtnl().links().map_err(text)?;
         let addresses = self.kernel.rtnl().addresses(None).map_err(text)?;
         let routing = self.routing(families)?;
-        let tunnels = links.iter().filter(|l| devices.contains(&l.link.name));
-        let local = tunnels.filter_map(|l| match &l.link.kind {
+        let networks = conf.networks();
+        let inside = |index| {
+            addresses.iter().any(|a| a.index == index && networks.iter().any(|n| n.contains(&a.net.addr())))
+        };
+        let former = |l: &LinkInfo| {
+            let plain = matches!(l.link.kind, LinkKind::Vxlan(_) | LinkKind::Ipip(_));
+            plain && backend::is_our_link(&l.link) && inside(l.index)
+        };
+        let ours = |l: &&LinkInfo| devices.contains(&l.link.name) || former(l);
+        let made: Vec<&LinkInfo> = links.iter().filter(ours).collect();
+        let local = made.iter().filter_map(|l| match &l.link.kind {
             LinkKind::Vxlan(vxlan) => vxlan.local,
             _ => None,
         });
@@ -271,11 +280,7 @@ impl reconcile::Kernel for Host {
             uplink: choice.uplink,
             public: choice.public,
             local,
-            devices: links
-                .into_iter()
-                .filter(|l| devices.contains(&l.link.name))
-                .map(|l| (l.link.name, l.link))
-                .collect(),
+            devices: made.into_iter().map(|l| (l.link.name, l.link.clone())).collect(),
             pinned_macs: BTreeMap::new(),
             published: remembered.attrs.clone(),
             on_link,

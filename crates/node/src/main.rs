@@ -4,6 +4,7 @@
 mod args;
 mod board;
 mod bridged;
+mod changing;
 mod cli;
 mod clock;
 mod cniconf;

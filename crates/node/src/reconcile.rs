@@ -22,13 +22,14 @@ use model::{IfName, LeaseAttrs, Mac, NetConf, Peers};
 use plan::backend::{self, Backend};
 use plan::order::{self, Order};
 use plan::rules::{self, Choice};
-use plan::state::{LinkKind, Scope};
+use plan::state::{LinkKind, Scope, TableKey};
 use plan::tracker::Tracker;
 use plan::uplink;
 use plan::{Assembly, Facts, Key, Object, State, Step, Touched, diff, diff_within, handover, sources};
 use store::Remembered;
 
 use crate::board::Topic;
+use crate::changing::{Former, Neighbours};
 use crate::inputs::Inputs;
 
 mod outside;
@@ -116,9 +117,9 @@ pub struct Reconciler<K> {
     /// What the facts were made with.
     remembered: Remembered,
     asked: Vec<IpAddr>,
-    /// The leases `asked` was made from.
-    asked_of: Peers,
+    neighbours: Neighbours,
     pinned: BTreeMap<IfName, Mac>,
+    former: Former,
     judge: Judge,
     assembly: Assembly,
     doubles: Doubles,
@@ -177,8 +178,9 @@ impl<K: Kernel> Reconciler<K> {
             lost: None,
             remembered: Remembered::default(),
             asked: Vec::new(),
-            asked_of: Peers::default(),
+            neighbours: Neighbours::default(),
             pinned: BTreeMap::new(),
+            former: Former::default(),
             judge: Judge::default(),
             assembly: Assembly::default(),
             doubles: Doubles::default(),
@@ -203,8 +205,9 @@ impl<K: Kernel> Reconciler<K> {
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
         let resync = Some(self.read_ms + RESYNC_MS);
+        let [doubles, iptables] = [self.doubles.due_ms, self.iptables.due_ms];
         let due =
-            [resync, self.again_ms, self.tracker.next_retry_ms(), self.doubles.due_ms, self.iptables.due_ms];
+            [resync, self.again_ms, self.tracker.next_retry_ms(), doubles, iptables, self.former.due_ms()];
         due.into_iter().flatten().min().unwrap_or_default()
     }
 
@@ -239,7 +242,8 @@ impl<K: Kernel> Reconciler<K> {
         if inputs.news.iptables || iptables_due {
             self.reread_iptables(&scope, wanted, now_ms);
         }
-        let may = May { sweep, guard: known };
+        // Of a host that is not understood it is not known which way a changed peer has now.
+        let may = May { sweep: sweep && self.lost.is_none(), guard: known };
         match self.converge(&scope, wanted, touched, may, now_ms, &mut report) {
             Ok(()) => self.swept |= sweep,
             Err(error) => {
@@ -308,39 +312,35 @@ impl<K: Kernel> Reconciler<K> {
             self.conf = Some((conf.clone(), backend));
             self.facts = None;
             self.assembly = Assembly::default();
+            self.neighbours = Neighbours::default();
             // Rules of the mode before are looked for as at a start.
             self.swept = false;
         }
         let Some((conf, backend)) = &self.conf else { return Ok(()) };
-        let mut asked = self.asked.clone();
-        if !backend.asks_on_link() {
-            asked.clear();
-        } else if !inputs.view.peers.changes(&self.asked_of).is_empty() {
-            let publics = inputs
-                .view
-                .peers
-                .iter()
-                .flat_map(|l| [l.attrs.public_ip.map(IpAddr::V4), l.attrs.public_ip6.map(IpAddr::V6)]);
-            asked = publics.flatten().collect::<BTreeSet<_>>().into_iter().collect();
-        }
+        let asked = self
+            .neighbours
+            .follow(backend.as_ref(), &inputs.view.peers)
+            .unwrap_or_else(|| self.asked.clone());
         let unknown = self.facts.is_none() || self.lost.is_some() || inputs.remembered != self.remembered;
         if resync || inputs.news.host || unknown || asked != self.asked {
             let facts = self.kernel.facts(conf, &inputs.remembered, backend.as_ref(), &asked);
             let mut facts = match facts.and_then(|facts| backend.check(&facts).map(|()| facts)) {
                 Ok(facts) => facts,
                 // An interface that is away for a moment must not stop what goes on without it.
-                Err(trouble) if self.facts.is_some() => {
+                Err(trouble) => {
+                    self.neighbours = Neighbours::default();
+                    if self.facts.is_none() {
+                        return Err(trouble);
+                    }
                     self.lost = Some(trouble);
                     return Ok(());
                 }
-                Err(trouble) => return Err(trouble),
             };
             let away = self.lost.take().is_some();
             facts.pinned_macs = self.pinned.clone();
             facts.nexthops_in_use =
                 self.facts.as_ref().map_or(facts.nexthops_in_use, |old| old.nexthops_in_use);
             self.asked = asked;
-            self.asked_of = inputs.view.peers.clone();
             self.remembered.clone_from(&inputs.remembered);
             if away || self.facts.as_ref() != Some(&facts) {
                 // The host is another one now: what failed may succeed, and what stood may be gone.
@@ -398,11 +398,22 @@ impl<K: Kernel> Reconciler<K> {
         });
         let sysctl =
             |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
+        let mut devices: BTreeSet<IfName> = backend.own_devices(facts).into_iter().collect();
+        let named = backend.devices();
+        let mut tables: BTreeSet<TableKey> =
+            rules::our_keys(conf, &facts.taken).chain(sources::keys(named.clone())).collect();
+        let former: Vec<IfName> =
+            facts.devices.keys().copied().filter(|device| !named.contains(device)).collect();
+        let needed = !former.is_empty() && self.neighbours.others(backend.as_ref(), own);
+        if self.former.over(!former.is_empty(), needed, now_ms) && own.is_some() && view.complete {
+            tables.extend(sources::keys(former.clone()));
+            devices.extend(former);
+        }
         let scope = Scope {
-            devices: backend.own_devices(facts).into_iter().collect(),
+            devices,
             networks: conf.networks(),
             uplink: Some(facts.uplink.name),
-            tables: rules::our_keys(conf, &facts.taken).chain(sources::keys(backend.devices())).collect(),
+            tables,
             iptables: rules::iptables_keys(conf, &facts.iptables, !self.swept),
             sysctls: few.filter_map(sysctl).collect(),
             policies: facts.xfrm || backend.kind() == backend::ipsec::KIND,

@@ -437,9 +437,12 @@ fn direct(conf: &NetConf) -> bool {
 
 /// The subnets of a lease, as the storm makes them, that are to be reached: each family by itself.
 fn sound(conf: &NetConf, lease: &Lease) -> Vec<IpNet> {
-    if lease.subnets == subnets(conf, 1) || lease.attrs.backend_type != conf.backend_type {
+    if lease.subnets == subnets(conf, 1) {
         return Vec::new();
     }
+    // Another backend is reached by a plain route, if it needs no more than that.
+    let other = lease.attrs.backend_type != conf.backend_type;
+    let plain = |kind: &str| ["vxlan", "host-gw", "ipip"].contains(&kind);
     let fine = |net: &IpNet| {
         let family = model::Family::of_net(*net);
         let public = lease.attrs.public(family).expect("the storm gives each family one");
@@ -447,6 +450,7 @@ fn sound(conf: &NetConf, lease: &Lease) -> Vec<IpNet> {
         match conf.backend_type.as_str() {
             // Our own address.
             _ if public.to_string() == "192.0.2.1" => false,
+            kind if other => near && plain(kind) && plain(&lease.attrs.backend_type),
             // A direct route needs nothing of a tunnel.
             "vxlan" if near && direct(conf) => true,
             "vxlan" if lease.attrs.data(family).is_none_or(|data| data == "{") => false,

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use model::{Family, IfName, Lease, Subnets};
 
 use crate::Facts;
-use crate::backend::{Backend, Half, Hop, hash64};
+use crate::backend::{self, Backend, Half, Hop, hash64};
 use crate::state::{Key, Nexthop, Object, Route, State, Via};
 
 /// From how many routes on nexthop objects are used, and below how many they are given up again: thousands
@@ -225,14 +225,13 @@ impl Assembly {
     }
 }
 
-/// What a peer adds, family by family.
+/// What a peer adds, family by family. What is wrong with both is said once.
 fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> Vec<Result<Half, String>> {
-    let kind = &lease.attrs.backend_type;
-    if !backend.carries(kind) {
-        return vec![Err(format!("its backend is {kind:?}, ours is {:?}", backend.kind()))];
-    }
     let families = Family::BOTH.into_iter().filter(|family| lease.subnets.of(*family).is_some());
-    families.map(|family| backend.peer(facts, own, family, lease)).collect()
+    let mut halves: Vec<_> =
+        families.map(|family| backend::way(backend, facts, own, family, lease)).collect();
+    halves.dedup_by(|second, first| second.is_err() && second == first);
+    halves
 }
 
 /// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156).

@@ -88,9 +88,23 @@ pub trait Backend {
         false
     }
 
-    /// Whether this backend reaches peers whose lease has such a `BackendType`.
-    fn carries(&self, backend_type: &str) -> bool {
-        backend_type == self.kind()
+    /// Whether a peer that says this of itself is reached by [`Backend::peer`], as all are when every node has the
+    /// same configuration.
+    fn carries(&self, attrs: &LeaseAttrs) -> bool {
+        attrs.backend_type == self.kind()
+    }
+
+    /// What lets packets of our tunnel in from a host; whether it takes the tunnel, it judges for itself.
+    fn admit(&self, _family: Family, _host: IpAddr) -> Option<Object> {
+        None
+    }
+
+    /// The way to a peer with another configuration that is on no common network, see [`way`].
+    ///
+    /// # Errors
+    /// There is none: one sentence.
+    fn detour(&self, _facts: &Facts, _family: Family, peer: &Lease) -> Result<Half, String> {
+        Err(other_backend(self.kind(), peer))
     }
 
     /// What the kernel shall hold whoever the peers are: devices, and with an own lease their addresses.
@@ -105,6 +119,41 @@ pub trait Backend {
     /// Why a peer is left out whose object stands already, with another value, for another peer.
     fn clash(&self, object: &Object, other: &Subnets) -> String {
         format!("it wants what {other} has: {object}")
+    }
+}
+
+/// Why a peer with another backend cannot be reached.
+fn other_backend(ours: &str, peer: &Lease) -> String {
+    format!("its backend is {:?}, ours is {ours:?}", peer.attrs.backend_type)
+}
+
+/// Backends of hosts that forward what reaches them without a tunnel too, and expect no encryption.
+const PLAIN: [&str; 3] = ["vxlan", "host-gw", "ipip"];
+
+/// What one family of a peer adds, whatever the peer's backend: while a changed configuration goes from node to
+/// node, a plain route reaches those that have the other one, if it can (decision 0162).
+///
+/// # Errors
+/// As [`Backend::peer`].
+pub fn way(
+    backend: &dyn Backend,
+    facts: &Facts,
+    own: &Lease,
+    family: Family,
+    peer: &Lease,
+) -> Result<Half, String> {
+    if backend.carries(&peer.attrs) {
+        return backend.peer(facts, own, family, peer);
+    }
+    let (dst, public) = (peer.subnets.of(family), peer.attrs.public(family));
+    let dev = public.and_then(|public| facts.on_link.get(&public));
+    let plain = PLAIN.contains(&peer.attrs.backend_type.as_str()) && PLAIN.contains(&backend.kind());
+    match (dst, public, dev) {
+        (Some(dst), Some(gateway), Some(dev)) if plain => {
+            let hop = Hop { dst, gateway, dev: *dev, onlink: false };
+            Ok(Half { entries: backend.admit(family, gateway).into_iter().collect(), hop: Some(hop) })
+        }
+        _ => backend.detour(facts, family, peer),
     }
 }
 

@@ -17,7 +17,8 @@ pub struct Facts {
     pub public: Addresses,
     /// Every address of the host.
     pub local: BTreeSet<IpAddr>,
-    /// Existing devices under names a backend may want.
+    /// Existing devices under names the backend wants, and those of ours with an address of the cluster network:
+    /// they are from another configuration of it.
     pub devices: BTreeMap<IfName, Link>,
     /// Hardware addresses our devices keep as long as we run, whatever happens to the devices.
     pub pinned_macs: BTreeMap<IfName, Mac>,

@@ -325,7 +325,14 @@ fn routes_change_their_form_in_place() {
         let (dst, dev) = (net(dst), name(dev));
         let (mut wanted, gateway) = (first.clone(), dst.addr());
         let nexthop = Object::Nexthop(Nexthop { id, dev, via: gateway, onlink: true });
+        // Past the tunnel: IPv6 then refuses the gateway inside, which this very route leads to elsewhere.
+        let host = if gateway.is_ipv4() { "192.0.2.2" } else { "2001:db8::2" };
+        let past = Via::Gateway { gateway: ip(host), dev: name("eth0"), onlink: false };
         for via in [
+            Via::Nexthop(id),
+            past,
+            Via::Gateway { gateway, dev, onlink: true },
+            past,
             Via::Nexthop(id),
             Via::Gateway { gateway, dev, onlink: true },
             Via::Blackhole,

@@ -5,6 +5,7 @@
 
 mod backends;
 mod bad_input;
+mod changing;
 mod cleanup;
 mod docker;
 mod docker_opts;

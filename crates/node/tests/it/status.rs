@@ -91,7 +91,7 @@ fn a_peer_that_is_left_out_is_told() {
     let agent = host.agent(&[]);
     agent.ready();
     let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
-    let lease = r#"{"PublicIP":"192.0.2.99","BackendType":"host-gw","BackendData":null}"#;
+    let lease = r#"{"PublicIP":"198.51.100.99","BackendType":"host-gw","BackendData":null}"#;
     connection.execute("INSERT INTO lease (key, value) VALUES ('10.244.0.0-24', ?1)", [lease]).unwrap();
     drop(connection);
     until("the peer to be left out", || {

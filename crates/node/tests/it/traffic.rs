@@ -23,9 +23,13 @@ pub struct Pod {
 impl Pod {
     pub fn on(host: &Host, keys: &[&str]) -> Pod {
         let netns = Netns::create().unwrap();
+        // On a busy machine addresses take long to be sure of themselves.
+        let sure = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0";
+        sh(&netns, sure);
+        host.sh(sure);
         host.sh("ip link add cni0 type bridge");
         host.sh("ip link set cni0 up");
-        host.sh("sysctl -qw net.ipv6.conf.cni0.accept_dad=0 net.ipv6.conf.all.forwarding=1");
+        host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
         host.sh("ip link add veth0 type veth peer name inpod");
         host.sh(&format!("ip link set inpod netns {}", netns.path().display()));
         host.sh("ip link set veth0 master cni0 up");
@@ -124,7 +128,7 @@ impl Drop for Pings {
     }
 }
 
-/// Numbered datagrams from one pod to another, one each millisecond. Those with even numbers are one connection,
+/// Numbered datagrams from one pod to another. Those with even numbers are one connection,
 /// answered by the receiver; each with an odd number is one of its own, about which rules of NAT and firewalls
 /// decide anew.
 pub struct Stream {
@@ -157,11 +161,18 @@ pub struct Fared {
 impl Stream {
     /// To an address of a pod; counts from the first one that arrives.
     pub fn start(from: &Pod, to: &Pod, family: usize) -> Stream {
+        Stream::every(1, from, to, family)
+    }
+
+    /// The same, one each so many milliseconds.
+    pub fn every(ms: u64, from: &Pod, to: &Pod, family: usize) -> Stream {
         let (source, target) = (from.addresses[family], to.addresses[family]);
         let what = format!("{source} to {target}");
         let any: IpAddr =
             if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let inbox = to.netns.run(|| UdpSocket::bind((target, 0))).unwrap().unwrap();
+        // Nothing is to be lost because the receiver has to wait for its turn.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&inbox, 16 << 20).unwrap();
         inbox.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let to = inbox.local_addr().unwrap();
         let (stop, open, arrived): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
@@ -179,7 +190,7 @@ impl Stream {
                 if number != u64::MAX {
                     sent.push(Instant::now());
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(ms));
             }
             sent
         };
@@ -218,6 +229,12 @@ impl Stream {
             let got = self.arrived.load(Ordering::Relaxed) - before;
             if got >= count { Ok(()) } else { Err(got.to_string()) }
         });
+    }
+
+    /// Ends several at once.
+    pub fn finish_all(streams: Vec<Stream>) -> Vec<Fared> {
+        streams.iter().for_each(|stream| stream.stop.store(true, Ordering::Relaxed));
+        streams.into_iter().map(Stream::finish).collect()
     }
 
     /// Ends it.

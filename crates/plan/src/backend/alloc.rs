@@ -43,7 +43,7 @@ impl Backend for Alloc {
         }
     }
 
-    fn carries(&self, _: &str) -> bool {
+    fn carries(&self, _: &LeaseAttrs) -> bool {
         true
     }
 

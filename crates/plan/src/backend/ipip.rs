@@ -4,6 +4,8 @@
 //! Better than upstream: device, address and routes are compared with the kernel at all times, the MTU
 //! follows the interface, and a direct route is decided anew when the host changes (F-92).
 
+use std::net::IpAddr;
+
 use model::gojson::Json;
 use model::{Family, IfName, Lease, LeaseAttrs};
 
@@ -122,6 +124,10 @@ impl Backend for Ipip {
         state
     }
 
+    fn admit(&self, _: Family, host: IpAddr) -> Option<Object> {
+        self.guard.as_ref().map(|guard| guard.node(host))
+    }
+
     fn peer(&self, facts: &Facts, _: &Lease, family: Family, peer: &Lease) -> Result<Half, String> {
         let v4 = peer.subnets.of(family).filter(|_| family == Family::V4);
         let Some(dst) = v4 else { return Ok(Half::default()) };
@@ -130,7 +136,7 @@ impl Backend for Ipip {
             Some(lower) => (*lower, false),
             None => (Ipip::device(), true),
         };
-        let entries = self.guard.iter().map(|guard| guard.node(gateway)).collect();
+        let entries = self.admit(family, gateway).into_iter().collect();
         Ok(Half { entries, hop: Some(Hop { dst, gateway, dev, onlink }) })
     }
 }

@@ -68,7 +68,7 @@ impl Backend for Tencent {
         LeaseAttrs { public_ip: facts.public.v4, ..LeaseAttrs::default() }
     }
 
-    fn carries(&self, _: &str) -> bool {
+    fn carries(&self, _: &LeaseAttrs) -> bool {
         true
     }
 

@@ -141,7 +141,8 @@ impl Backend for Udp {
     }
 
     /// flannel's own leases have no type.
-    fn carries(&self, backend_type: &str) -> bool {
+    fn carries(&self, attrs: &LeaseAttrs) -> bool {
+        let backend_type = attrs.backend_type.as_str();
         backend_type == self.kind() || backend_type.is_empty()
     }
 

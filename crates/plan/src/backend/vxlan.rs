@@ -5,11 +5,13 @@
 //! of a peer stand alone (F-79), and the hardware address is derived from the machine, so that it is the
 //! same after a reboot.
 
+use std::net::IpAddr;
+
 use model::codec::vtep::{self, Vtep};
 use model::config::VxlanConf;
 use model::{Family, IfName, Lease, LeaseAttrs, Mac, Subnets};
 
-use super::{Backend, Half, Hop, hash64};
+use super::{Backend, Half, Hop, hash64, other_backend};
 use crate::facts::{Facts, Families};
 use crate::sources::{Guard, Outer};
 use crate::state::{self, Addr, Fdb, Link, LinkKind, Neigh, Object, State};
@@ -21,6 +23,24 @@ fn overhead(family: Family) -> u32 {
         Family::V4 => 50,
         Family::V6 => 70,
     }
+}
+
+fn prefix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel.",
+        Family::V6 => "flannel-v6.",
+    }
+}
+
+/// Name of the device of a VNI, or what would be one but is too long.
+fn device_name(family: Family, vni: u32) -> Result<IfName, String> {
+    let name = format!("{}{vni}", prefix(family));
+    IfName::new(&name).map_err(|_| name)
+}
+
+/// Which VNI a lease names. Those of flannel up to 0.12 name none.
+fn vni(attrs: &LeaseAttrs, family: Family) -> Option<u32> {
+    Some(vtep::read(attrs.data(family)?).ok()?.vni).filter(|vni| *vni != 0)
 }
 
 /// The backend `vxlan`.
@@ -40,12 +60,7 @@ impl Vxlan {
     pub fn new(config: VxlanConf, families: Families) -> Result<Vxlan, String> {
         let mut devices = Vec::new();
         for family in families.iter() {
-            let prefix = match family {
-                Family::V4 => "flannel.",
-                Family::V6 => "flannel-v6.",
-            };
-            let name = format!("{prefix}{}", config.vni);
-            let name = IfName::new(&name).map_err(|_| {
+            let name = device_name(family, config.vni).map_err(|name| {
                 format!(
                     "network config: VNI {} gives the device name {name:?}, longer than 15 bytes; \
                      choose a smaller VNI, such as 1",
@@ -63,13 +78,17 @@ impl Vxlan {
         self.devices.iter().find(|(f, _)| *f == family).map(|(_, name)| *name)
     }
 
-    /// The address a device has: pinned since our start, else that of the device we found, else the one
+    /// The address a device has: pinned since our start, else that of the device we found, else that of a device
+    /// with another VNI from before, so that what others still send there arrives (decision 0162), else the one
     /// the registry remembers of us, else one derived from machine, device and public address.
     fn mac(&self, facts: &Facts, family: Family, name: IfName) -> Mac {
         if let Some(mac) = facts.pinned_macs.get(&name) {
             return *mac;
         }
-        let found = facts.devices.get(&name).filter(|link| matches!(link.kind, LinkKind::Vxlan(_)));
+        let vxlan = |link: &&Link| matches!(link.kind, LinkKind::Vxlan(_));
+        let former = |link: &&Link| link.name.as_str().starts_with(prefix(family));
+        let found = facts.devices.get(&name).filter(vxlan);
+        let found = found.or_else(|| facts.devices.values().filter(vxlan).find(former));
         if let Some(mac) = found.and_then(|link| link.mac).filter(|mac| mac.is_unicast()) {
             return mac;
         }
@@ -81,6 +100,27 @@ impl Vxlan {
         let parts = [facts.machine_id.as_bytes(), name.as_str().as_bytes(), public.as_bytes()];
         let [a, b, c, d, e, g, ..] = hash64(&parts).to_be_bytes();
         Mac::local([a, b, c, d, e, g])
+    }
+
+    /// What leads to a peer through a tunnel device.
+    fn tunnel(&self, facts: &Facts, family: Family, peer: &Lease, dev: IfName) -> Result<Half, String> {
+        let Some(subnet) = peer.subnets.of(family) else { return Ok(Half::default()) };
+        let public =
+            peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
+        let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
+        let mac =
+            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?.mac;
+        let own = self.mac(facts, family, dev);
+        if mac == own {
+            return Err(format!(
+                "its VTEP address {own} is ours too, as on cloned machines; give one of the two another \
+                 machine id and delete its {dev}"
+            ));
+        }
+        let mut entries: Vec<Object> = self.admit(family, public).into_iter().collect();
+        entries.push(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
+        entries.push(Object::Fdb(Fdb { dev, mac, dst: public }));
+        Ok(Half { entries, hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }) })
     }
 
     fn tunnel_mtu(&self, facts: &Facts, family: Family) -> u32 {
@@ -120,6 +160,12 @@ impl Backend for Vxlan {
 
     fn asks_on_link(&self) -> bool {
         self.config.direct_routing
+    }
+
+    /// What is wrong with its data is said where it would be used.
+    fn carries(&self, attrs: &LeaseAttrs) -> bool {
+        let other = |family| vni(attrs, family).is_some_and(|vni| vni != self.config.vni);
+        attrs.backend_type == self.kind() && !Family::BOTH.into_iter().any(other)
     }
 
     fn check(&self, facts: &Facts) -> Result<(), String> {
@@ -199,34 +245,32 @@ impl Backend for Vxlan {
         };
         let public =
             peer.attrs.public(family).ok_or_else(|| format!("its lease has no public {family} address"))?;
-        // Whether a peer takes the tunnel or the direct way to us, it judges for itself.
-        let guard = self.guards.iter().find(|(f, _)| *f == family);
-        let mut entries: Vec<Object> = guard.map(|(_, guard)| guard.node(public)).into_iter().collect();
         if let Some(lower) = facts.on_link.get(&public).filter(|_| self.config.direct_routing) {
             let hop = Hop { dst: subnet, gateway: public, dev: *lower, onlink: false };
-            return Ok(Half { entries, hop: Some(hop) });
+            return Ok(Half { entries: self.admit(family, public).into_iter().collect(), hop: Some(hop) });
         }
-        let data = peer.attrs.data(family).ok_or_else(|| format!("its lease has no {family} VTEP data"))?;
-        let Vtep { vni, mac } =
-            vtep::read(data).map_err(|e| format!("its {family} VTEP data {data:?} is of no use: {e}"))?;
-        // 0 stands for data without one. flannel does not look, and neither hears the other.
-        if vni != 0 && vni != self.config.vni {
-            return Err(format!(
-                "its {family} tunnel has VNI {vni}, ours {}; nodes of one network need the same: start its agent again \
-                 if the configuration changed",
-                self.config.vni
-            ));
+        self.tunnel(facts, family, peer, dev)
+    }
+
+    fn admit(&self, family: Family, host: IpAddr) -> Option<Object> {
+        self.guards.iter().find(|(f, _)| *f == family).map(|(_, guard)| guard.node(host))
+    }
+
+    /// Another VNI. What we sent to such nodes before goes on by the device we had then; a node that had ours before
+    /// keeps it, under the hardware address its lease says.
+    fn detour(&self, facts: &Facts, family: Family, peer: &Lease) -> Result<Half, String> {
+        let attrs = &peer.attrs;
+        if attrs.backend_type != self.kind() {
+            return Err(other_backend(self.kind(), peer));
         }
-        let own = self.mac(facts, family, dev);
-        if mac == own {
-            return Err(format!(
-                "its VTEP address {own} is ours too, as on cloned machines; give one of the two another \
-                 machine id and delete its {dev}"
-            ));
-        }
-        entries.push(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
-        entries.push(Object::Fdb(Fdb { dev, mac, dst: public }));
-        Ok(Half { entries, hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }) })
+        let Some(own) = self.device(family) else { return Ok(Half::default()) };
+        let former = vni(attrs, family).and_then(|vni| device_name(family, vni).ok());
+        self.tunnel(
+            facts,
+            family,
+            peer,
+            former.filter(|name| facts.devices.contains_key(name)).unwrap_or(own),
+        )
     }
 
     /// A node with two leases, one of them left over, says the same in both, and all of it can be had; with

@@ -12,7 +12,7 @@ fn a_peer_is_one_route_for_each_family() {
     let peers = [
         lease("10.244.2.0/24 fd00:2::/64", "192.0.2.12 2001:db8::12", "host-gw", ["", ""]),
         lease("10.244.3.0/24", "198.51.100.3", "host-gw", ["", ""]),
-        lease("10.244.4.0/24", "192.0.2.14", "vxlan", ["", ""]),
+        lease("10.244.4.0/24", "192.0.2.14", "wireguard", ["", ""]),
     ];
     let mut facts = facts();
     for public in ["192.0.2.12", "2001:db8::12", "192.0.2.14"] {
@@ -23,7 +23,7 @@ fn a_peer_is_one_route_for_each_family() {
         "ip route replace 10.244.2.0/24 via 192.0.2.12 dev eth0 proto 76
          ip route replace fd00:2::/64 via 2001:db8::12 dev eth0 proto 76
          left out 10.244.3.0/24: its address 198.51.100.3 is not on a network of eth0, and host-gw needs one; put the nodes into one network or use the vxlan backend with DirectRouting
-         left out 10.244.4.0/24: its backend is \"vxlan\", ours is \"host-gw\"",
+         left out 10.244.4.0/24: its backend is \"wireguard\", ours is \"host-gw\"",
     );
     assert_eq!(text(&DUAL, &facts, None, &peers), "", "nothing without a lease");
     assert_eq!(DUAL.mtu(&facts), 1500);

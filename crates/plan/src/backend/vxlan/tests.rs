@@ -109,10 +109,6 @@ fn bad_peers_are_left_out_by_name() {
             "its IPv4 VTEP data \"{\\\"VNI\\\":1,\\\"VtepMAC\\\":\\\"01:00:00:00:00:01\\\"}\" is of no use: read vxlan backend data: VtepMAC 01:00:00:00:00:01 is zero or a multicast address",
         ),
         (
-            lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":7,"VtepMAC":"8e:00:00:00:00:02"}"#, ""]),
-            "its IPv4 tunnel has VNI 7, ours 1; nodes of one network need the same: start its agent again if the configuration changed",
-        ),
-        (
             lease("10.244.2.0/24", "192.0.2.12", "vxlan", [r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:04"}"#, ""]),
             "its VTEP address 0e:00:00:00:00:04 is ours too, as on cloned machines; give one of the two another \
              machine id and delete its flannel.1",
@@ -266,4 +262,55 @@ fn hosts_it_cannot_work_on_are_told_why() {
         let error = backend(families, |_| ()).check(&facts).expect_err(part);
         assert!(error.contains(part), "{error}");
     }
+}
+
+/// A configuration that goes from node to node: who has the other one is reached without a tunnel where that can be.
+#[test]
+fn peers_with_another_configuration_are_reached_past_the_tunnel() {
+    let seven = |last| vtep(last).replace("\"VNI\":1", "\"VNI\":7");
+    let peers = [
+        lease("10.244.2.0/24 fd00:2::/64", "192.0.2.12 2001:db8::12", "host-gw", ["", ""]),
+        lease("10.244.3.0/24", "192.0.2.13", "vxlan", [&seven(3), ""]),
+        lease("10.244.4.0/24", "198.51.100.4", "vxlan", [&seven(4), ""]),
+        lease("10.244.5.0/24", "192.0.2.15", "wireguard", ["", ""]),
+        lease("10.244.6.0/24", "198.51.100.6", "ipip", ["", ""]),
+    ];
+    let mut facts = facts();
+    for public in ["192.0.2.12", "2001:db8::12", "192.0.2.13", "192.0.2.15"] {
+        facts.on_link.insert(ip(public), IfName::fixed("eth0"));
+    }
+    let left_out =
+        |net: &str, kind: &str| format!("left out {net}: its backend is \"{kind}\", ours is \"vxlan\"");
+    let left_out = [left_out("10.244.5.0/24", "wireguard"), left_out("10.244.6.0/24", "ipip")].join("\n");
+    let rest = |facts: &crate::Facts| {
+        let got = text(&backend(DUAL, |_| ()), facts, Some(&own()), &peers);
+        got.lines()
+            .filter(|line| !line.contains("link add") && !line.contains("address replace"))
+            .skip(2)
+            .fold(String::new(), |text, line| text + line + "\n")
+    };
+    let way = |device: &str| {
+        format!(
+            "ip neigh replace 10.244.4.0 lladdr 8e:00:00:00:00:04 dev {device} nud permanent
+             bridge fdb replace 8e:00:00:00:00:04 dev {device} dst 198.51.100.4 self permanent
+             ip route replace 10.244.2.0/24 via 192.0.2.12 dev eth0 proto 76
+             ip route replace 10.244.3.0/24 via 192.0.2.13 dev eth0 proto 76
+             ip route replace 10.244.4.0/24 via 10.244.4.0 dev {device} onlink proto 76
+             ip route replace fd00:2::/64 via 2001:db8::12 dev eth0 proto 76
+             {left_out}"
+        )
+    };
+    // A node that had this VNI before, and keeps its device.
+    expect(&rest(&facts), &way("flannel.1"));
+    // A node that has it now: such a device of ours is still there.
+    let former = IfName::fixed("flannel.7");
+    let link = Link { name: former, ..backend(V4, |c| c.vni = 7).link(&facts, super::Family::V4, former) };
+    facts.devices.insert(former, link);
+    expect(&rest(&facts), &way("flannel.7"));
+    // A new device has the address of that of before, to which the others send.
+    facts.pinned_macs.clear();
+    facts.devices.values_mut().for_each(|link| link.mac = Some(Mac([0x0e, 0, 0, 0, 0, 7])));
+    let attrs = backend(DUAL, |_| ()).attrs(&facts);
+    assert_eq!(attrs.backend_data.as_deref(), Some(r#"{"VNI":1,"VtepMAC":"0e:00:00:00:00:07"}"#));
+    assert!(!attrs.backend_v6_data.unwrap().contains("0e:00:00:00:00:07"), "the other family has its own");
 }
