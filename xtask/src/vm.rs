@@ -152,7 +152,7 @@ const TREES: &[&str] = &[
 ];
 
 /// A boot with the tests of one room takes a minute; more than this is a hang.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(1_800);
 
 /// Memory of the guest in MiB: the initramfs is unpacked into it.
 const MEMORY: &str = "3072";

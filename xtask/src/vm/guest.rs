@@ -122,6 +122,7 @@ fn work() -> Result<usize, String> {
             .env("LODEN_REQUIRE", &plan.require)
             // Everything takes many times longer on an emulated processor.
             .env("LODEN_TEST_PATIENCE", "120")
+            .env("LODEN_TWIN_SEEDS", "2")
             .status();
         match status {
             Ok(status) if status.success() => {}
