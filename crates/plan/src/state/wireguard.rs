@@ -123,7 +123,9 @@ pub struct Announced {
 
 #[derive(Clone, Copy, Debug)]
 struct Told {
-    endpoint: SocketAddr,
+    /// `None` where the device was found right before it was known what the lease says: what that says first is
+    /// no news.
+    endpoint: Option<SocketAddr>,
     sent: u64,
     unanswered: u8,
 }
@@ -144,15 +146,17 @@ impl Announced {
         };
         let fresh = heard.handshake_age_s.is_some_and(|age| age <= FRESH_S);
         let Some(told) = self.peers.get_mut(&place) else {
-            let wanted = wanted.filter(|wanted| fresh || *wanted == now);
-            if let Some(endpoint) = wanted {
-                self.peers.insert(place, Told { endpoint, sent: heard.sent, unanswered: 0 });
+            let right = wanted.filter(|wanted| fresh || *wanted == now);
+            if right.is_some() || (wanted.is_none() && fresh) {
+                self.peers.insert(place, Told { endpoint: right, sent: heard.sent, unanswered: 0 });
             }
-            return wanted.or(Some(now));
+            return right.or(Some(now));
         };
+        told.endpoint = told.endpoint.or(wanted);
+        let Some(said) = told.endpoint else { return Some(now) };
         let more = heard.sent > told.sent;
         told.sent = heard.sent;
-        if fresh || told.endpoint == now {
+        if fresh || said == now {
             told.unanswered = 0;
         } else if more {
             told.unanswered += 1;
@@ -161,24 +165,29 @@ impl Announced {
                 return Some(now);
             }
         }
-        Some(told.endpoint)
+        Some(said)
     }
 
     /// Whether a peer that is written must be given its endpoint.
     pub fn is_news(&self, peer: &WgPeer) -> bool {
-        let told = self.peers.get(&(peer.dev, peer.key)).map(|told| told.endpoint);
-        peer.endpoint.is_some() && told != peer.endpoint
+        let told = self.peers.get(&(peer.dev, peer.key));
+        peer.endpoint.is_some()
+            && told.is_none_or(|told| told.endpoint.is_some() && told.endpoint != peer.endpoint)
     }
 
     /// A peer was written.
     pub fn told(&mut self, peer: &WgPeer) {
         let place = (peer.dev, peer.key);
         match peer.endpoint {
-            Some(endpoint) if self.is_news(peer) => {
+            Some(_) if self.is_news(peer) => {
                 // What was sent before went elsewhere; the first look after this counts from there.
-                self.peers.insert(place, Told { endpoint, sent: u64::MAX, unanswered: 0 });
+                self.peers.insert(place, Told { endpoint: peer.endpoint, sent: u64::MAX, unanswered: 0 });
             }
-            Some(_) => {}
+            Some(_) => {
+                if let Some(told) = self.peers.get_mut(&place) {
+                    told.endpoint = peer.endpoint;
+                }
+            }
             None => drop(self.peers.remove(&place)),
         }
     }
@@ -237,6 +246,18 @@ mod tests {
         play(&[(LEASE, LEARNT, Some(180), 400, LEASE), (MOVED, LEARNT, Some(190), 400, LEASE)]);
         play(&[(LEASE, LEARNT, Some(181), 400, LEARNT), (LEASE, LEASE, Some(181), 400, LEASE)]);
         play(&[(LEASE, LEARNT, None, 400, LEARNT)]);
+        // Found at a start before any lease was known.
+        let (dev, key) = (IfName::fixed("flannel-wg"), PublicKey([7; 32]));
+        let mut announced = Announced::default();
+        let heard = Heard { endpoint: at(LEARNT), handshake_age_s: Some(10), sent: 400 };
+        assert_eq!(announced.normal(dev, key, None, heard), at(LEARNT));
+        let mut peer =
+            WgPeer { dev, key, psk: None, endpoint: at(LEASE), allowed: Vec::new(), keepalive_s: 0 };
+        assert!(!announced.is_news(&peer), "the device is right");
+        announced.told(&peer);
+        assert_eq!(announced.normal(dev, key, at(LEASE), heard), at(LEASE));
+        peer.endpoint = at(MOVED);
+        assert!(announced.is_news(&peer), "from then on another lease counts");
         // Gone and made anew.
         play(&[
             (LEASE, LEASE, Some(1), 0, LEASE),
