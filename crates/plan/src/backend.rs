@@ -51,7 +51,9 @@ pub trait Backend {
     fn kind(&self) -> &'static str;
 
     /// Devices the backend makes; nobody else's by their name.
-    fn devices(&self) -> Vec<IfName>;
+    fn devices(&self) -> Vec<IfName> {
+        Vec::new()
+    }
 
     /// Those of the devices that are ours to change: all, unless other programs use names of the pattern.
     fn own_devices(&self, _: &Facts) -> Vec<IfName> {
@@ -64,7 +66,9 @@ pub trait Backend {
     }
 
     /// Whether [`Facts::on_link`] is looked at, so that it need not be asked for otherwise.
-    fn asks_on_link(&self) -> bool;
+    fn asks_on_link(&self) -> bool {
+        false
+    }
 
     /// Whether [`Facts::wireguard`] is looked at; a key is made for it where there is none.
     fn asks_wireguard(&self) -> bool {

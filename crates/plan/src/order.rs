@@ -76,3 +76,60 @@ fn has_what_it_needs(step: &Step, wanted: &State, actual: &State) -> bool {
     let stands = |key: &Key| wanted.get(key).is_none_or(|want| actual.get(key) == Some(want));
     matches!(step, Step::Delete(_)) || step.key().needs().iter().all(stands)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Addr, Link, LinkKind};
+
+    fn dev() -> IfName {
+        IfName::fixed("flannel.1")
+    }
+
+    fn link(kind: &str) -> Object {
+        Object::Link(Box::new(Link {
+            name: dev(),
+            kind: LinkKind::Other(kind.to_owned()),
+            mac: None,
+            mtu: None,
+            up: true,
+            txqlen: None,
+            master: None,
+        }))
+    }
+
+    fn address() -> Object {
+        Object::Addr(Addr { dev: dev(), net: "10.244.1.0/32".parse().expect("valid") })
+    }
+
+    #[test]
+    fn what_stands_on_a_device_waits_for_it() {
+        let wanted: State = [link("vxlan"), address()].into_iter().collect();
+        for (there, first) in [(None, 0), (Some("dummy"), 0), (Some("vxlan"), 1)] {
+            let actual: State = there.map(link).into_iter().collect();
+            let order = Order::of(vec![Step::Put(address())], &wanted, &actual);
+            assert_eq!((order.first.len(), order.complete), (first, first == 1), "{there:?}");
+        }
+    }
+
+    #[test]
+    fn rules_go_when_the_others_stand() {
+        let rules = rules::table_keys().map(|key| {
+            Object::Nft(Box::new(crate::state::NftTable {
+                key,
+                comment: None,
+                owned: true,
+                sets: Vec::new(),
+                chains: Vec::new(),
+                drifted: false,
+            }))
+        });
+        let [new, old] = rules;
+        let wanted: State = [new.clone()].into_iter().collect();
+        let delete = Step::Delete(old.clone());
+        let order = Order::of(vec![delete.clone()], &wanted, &State::default());
+        assert_eq!((&order.first, &order.last), (&vec![], &vec![delete]));
+        assert!(!may_go(&order.last, &wanted, &[old.clone()].into_iter().collect()), "a gap");
+        assert!(may_go(&order.last, &wanted, &[old, new].into_iter().collect()));
+    }
+}

@@ -52,8 +52,6 @@ mod errno {
 pub struct FakeKernel {
     state: State,
     notices: Vec<Notice>,
-    /// Steps and disturbances done since it was made.
-    done: usize,
 }
 
 impl FakeKernel {
@@ -65,11 +63,6 @@ impl FakeKernel {
     /// Everything it holds.
     pub fn state(&self) -> &State {
         &self.state
-    }
-
-    /// Steps carried out so far.
-    pub fn done(&self) -> usize {
-        self.done
     }
 
     /// What was told since the last call.
@@ -148,7 +141,6 @@ impl FakeKernel {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), i32> {
-        self.done += 1;
         match step {
             Step::Put(Object::Link(link)) if self.state.link(link.name).is_some() => Err(errno::EEXIST),
             Step::Put(object) => self.put(object),

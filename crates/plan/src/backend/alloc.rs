@@ -1,6 +1,6 @@
 //! alloc: a subnet and nothing else (flannel.md 6.9). Somebody else carries the packets.
 
-use model::{Family, IfName, Lease, LeaseAttrs};
+use model::{Family, Lease, LeaseAttrs};
 
 use super::{Backend, Half};
 use crate::facts::{Facts, Families};
@@ -16,14 +16,6 @@ pub struct Alloc {
 impl Backend for Alloc {
     fn kind(&self) -> &'static str {
         "alloc"
-    }
-
-    fn devices(&self) -> Vec<IfName> {
-        Vec::new()
-    }
-
-    fn asks_on_link(&self) -> bool {
-        false
     }
 
     fn check(&self, _: &Facts) -> Result<(), String> {

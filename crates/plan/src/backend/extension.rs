@@ -5,7 +5,7 @@
 //! commands get on their standard input.
 
 use model::gojson::Json;
-use model::{Family, IfName, Lease, LeaseAttrs, NetConf};
+use model::{Family, Lease, LeaseAttrs, NetConf};
 
 use super::{Backend, Half};
 use crate::facts::{Facts, Families};
@@ -69,14 +69,6 @@ fn variables(lease: &Lease, attrs: &LeaseAttrs) -> Vec<(&'static str, String)> {
 impl Backend for Extension {
     fn kind(&self) -> &'static str {
         KIND
-    }
-
-    fn devices(&self) -> Vec<IfName> {
-        Vec::new()
-    }
-
-    fn asks_on_link(&self) -> bool {
-        false
     }
 
     fn check(&self, facts: &Facts) -> Result<(), String> {

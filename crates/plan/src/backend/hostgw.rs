@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use model::{Family, IfName, Lease, LeaseAttrs};
+use model::{Family, Lease, LeaseAttrs};
 
 use super::{Backend, Half, Hop};
 use crate::facts::{Facts, Families};
@@ -34,10 +34,6 @@ impl HostGw {
 impl Backend for HostGw {
     fn kind(&self) -> &'static str {
         "host-gw"
-    }
-
-    fn devices(&self) -> Vec<IfName> {
-        Vec::new()
     }
 
     fn asks_on_link(&self) -> bool {

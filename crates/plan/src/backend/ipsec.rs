@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 use model::config::IpsecConf;
-use model::{Family, IfName, Lease, LeaseAttrs, NetConf};
+use model::{Family, Lease, LeaseAttrs, NetConf};
 
 use super::{Backend, Half};
 use crate::facts::{Facts, Families};
@@ -65,14 +65,6 @@ fn policy(dir: Direction, src: Ipv4Net, dst: Ipv4Net, priority: u32, action: Pol
 impl Backend for Ipsec {
     fn kind(&self) -> &'static str {
         KIND
-    }
-
-    fn devices(&self) -> Vec<IfName> {
-        Vec::new()
-    }
-
-    fn asks_on_link(&self) -> bool {
-        false
     }
 
     fn check(&self, facts: &Facts) -> Result<(), String> {

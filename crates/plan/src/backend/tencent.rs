@@ -6,7 +6,7 @@
 
 use ipnet::IpNet;
 use model::config::TencentConf;
-use model::{Family, IfName, Lease, LeaseAttrs, NetConf};
+use model::{Family, Lease, LeaseAttrs, NetConf};
 
 use super::{Backend, Half};
 use crate::facts::{Facts, Families};
@@ -38,14 +38,6 @@ impl Tencent {
 impl Backend for Tencent {
     fn kind(&self) -> &'static str {
         KIND
-    }
-
-    fn devices(&self) -> Vec<IfName> {
-        Vec::new()
-    }
-
-    fn asks_on_link(&self) -> bool {
-        false
     }
 
     fn check(&self, facts: &Facts) -> Result<(), String> {

@@ -103,10 +103,6 @@ impl Backend for Udp {
         )
     }
 
-    fn asks_on_link(&self) -> bool {
-        false
-    }
-
     fn check(&self, facts: &Facts) -> Result<(), String> {
         let name = facts.uplink.name;
         if facts.uplink.addresses.v4.is_none() {

@@ -203,10 +203,6 @@ impl Backend for Wireguard {
         vec![IfName::fixed(DEVICE), IfName::fixed(DEVICE_V6)]
     }
 
-    fn asks_on_link(&self) -> bool {
-        false
-    }
-
     fn asks_wireguard(&self) -> bool {
         true
     }
