@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | ci | dist | image | sbom | bench | tidy`.
+//! The project's own commands: `cargo xtask check | test | ci | dist | image | sbom | faults | bench | tidy`.
 //!
 //! The same commands run here, on a contributor's machine and in CI. Nothing but cargo and the tools
 //! named in [`PACKAGES`] is needed.
@@ -51,6 +51,7 @@ usage: cargo xtask COMMAND
   image    dist, then both container images as archives in dist/, without a daemon; with targets, such as
            aarch64-unknown-linux-gnu, for those machines too
   sbom     bills of materials of both programs in dist/, CycloneDX
+  faults   the fault catalogue on real namespaces, as root: `cargo xtask faults [R..]` (docs/guide/faults.md)
   bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
   tidy     the house rules alone
 ";
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         "dist" => dist::run(),
         "image" => dist::images(&std::env::args().skip(2).collect::<Vec<_>>()),
         "sbom" => dist::sbom(),
+        "faults" => faults(),
         "bench" => dist::run().and_then(|()| bench()),
         "tidy" => tidy::run(),
         _ => {
@@ -98,6 +100,14 @@ fn bench() -> Result<(), String> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let run_it = ["run", "--quiet", "--profile", "quick", "-j2", "-p", "benches", "--"];
     run("cargo", &[run_it.as_slice(), words.as_slice()].concat())
+}
+
+/// The words after `faults` are the program's own.
+fn faults() -> Result<(), String> {
+    run("cargo", &["build", "--quiet", "-j2", "-p", "node", "-p", "cni", "-p", "faults", "--bins"])?;
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    run("cargo", &[&["run", "--quiet", "-j2", "-p", "faults", "--"], words.as_slice()].concat())
 }
 
 /// Installs what is missing of [`PACKAGES`]; on a machine that has all of it nothing happens.

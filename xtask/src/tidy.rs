@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("cni", &["kernel", "model", "plan"]),
     ("lab", &["kernel", "model", "plan"]),
+    ("faults", &["kernel", "lab", "sim"]),
     ("packaging", &[]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),

@@ -1,0 +1,168 @@
+//! `cargo xtask faults`: runs the fault catalogue on this machine and prints what was promised and what was seen.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use faults::promise::Clock;
+use faults::report::{self, Outcome, Verdict};
+use faults::run::{self, BACKENDS, FAMILIES, Size};
+use faults::scene::Setup;
+use faults::table::{FAULTS, Fault, Way};
+use faults::traffic::Load;
+use lab::Stack;
+
+const USAGE: &str = "\
+usage: cargo xtask faults [ROW]... [OPTION]...
+
+  ROW              rows of the catalogue, R01 to R31; none: all
+  --seed N         where numbers by chance begin (1)
+  --family F       4, 6, dual or all (dual)
+  --backend B      vxlan, host-gw, udp, wireguard or all (vxlan)
+  --rounds N       how often each fault is done, instead of the table's number
+  --short          the short slice: few times, little traffic
+  --no-tests       leave out the rows that tests stand for
+  --write FILE     write the result as a table
+  --list           only say what there is
+As root. Without --short it takes hours: see docs/guide/faults.md.
+";
+
+struct Options {
+    rows: Vec<String>,
+    seed: u64,
+    families: Vec<Stack>,
+    backends: Vec<(&'static str, &'static str)>,
+    rounds: Option<usize>,
+    short: bool,
+    tests: bool,
+    write: Option<PathBuf>,
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match options(&words).and_then(|options| work(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("faults: {error}\n"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn options(words: &[String]) -> faults::Result<Options> {
+    let mut options = Options {
+        rows: Vec::new(),
+        seed: 1,
+        families: vec![Stack::Dual],
+        backends: vec![BACKENDS[0]],
+        rounds: None,
+        short: false,
+        tests: true,
+        write: None,
+        list: false,
+    };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value\n{USAGE}"));
+        let number = |text: &String| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));
+        match word.as_str() {
+            "--seed" => options.seed = number(value()?)?,
+            "--rounds" => options.rounds = Some(number(value()?)? as usize),
+            "--family" => {
+                options.families = chosen("family", value()?, FAMILIES)?.iter().map(|(_, v)| *v).collect()
+            }
+            "--backend" => options.backends = chosen("backend", value()?, BACKENDS)?,
+            "--write" => options.write = Some(PathBuf::from(value()?)),
+            "--short" => options.short = true,
+            "--no-tests" => options.tests = false,
+            "--list" => options.list = true,
+            row if FAULTS.iter().any(|fault| fault.row == row) => options.rows.push(row.to_owned()),
+            _ => return Err(format!("{word:?} is not understood\n{USAGE}")),
+        }
+    }
+    Ok(options)
+}
+
+fn chosen<T: Copy>(
+    what: &str,
+    word: &str,
+    from: &[(&'static str, T)],
+) -> faults::Result<Vec<(&'static str, T)>> {
+    let found: Vec<_> = from.iter().copied().filter(|(name, _)| word == "all" || *name == word).collect();
+    let names: Vec<&str> = from.iter().map(|(name, _)| *name).collect();
+    if found.is_empty() {
+        Err(format!("there is no {what} {word:?}; there are {}", names.join(", ")))
+    } else {
+        Ok(found)
+    }
+}
+
+fn work(options: &Options) -> faults::Result<bool> {
+    let chosen = |fault: &&Fault| options.rows.is_empty() || options.rows.iter().any(|row| row == fault.row);
+    let faults: Vec<&'static Fault> = FAULTS.iter().filter(chosen).collect();
+    if options.list {
+        say(&report::list(&faults));
+        return Ok(true);
+    }
+    let mut outcomes = Vec::new();
+    let mut told = |outcome: &Outcome| say(&outcome.line());
+    let size =
+        Size { seed: options.seed, rounds: options.rounds, short: options.short, clock: Clock::Counts };
+    for (backend, config) in &options.backends {
+        for stack in &options.families {
+            // flannel's udp knows no IPv6.
+            if *backend == "udp" && *stack != Stack::V4 {
+                continue;
+            }
+            for etcd in [false, true] {
+                let fits =
+                    |fault: &&&Fault| matches!(fault.way, Way::Here(act) if run::fits(&act, backend, etcd));
+                let here: Vec<&'static Fault> = faults.iter().filter(fits).copied().collect();
+                if here.is_empty() {
+                    continue;
+                }
+                let load = if options.short { Load::LIGHT } else { Load::FULL };
+                let setup =
+                    Setup { program: program()?, backend: (*config).to_owned(), stack: *stack, etcd, load };
+                outcomes.extend(run::scene(&setup, backend, &here, &size, &mut told)?);
+            }
+        }
+    }
+    for fault in faults {
+        let outcome = match fault.way {
+            Way::Here(_) => continue,
+            Way::Tests(_) if !options.tests => continue,
+            Way::Tests(by) => run::tests(fault, by),
+            Way::Cannot(why) => Outcome::cannot(fault, why),
+        };
+        told(&outcome);
+        outcomes.push(outcome);
+    }
+    if let Some(file) = &options.write {
+        outcomes.sort_by(|a, b| a.cells[0].cmp(&b.cells[0]));
+        std::fs::write(file, report::markdown(&outcomes))
+            .map_err(|error| format!("write {}: {error}", file.display()))?;
+    }
+    let broken = outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Broken(_))).count();
+    say(&format!("{} lines, {broken} broken\n", outcomes.len()));
+    Ok(broken == 0)
+}
+
+/// `loden` beside this program.
+fn program() -> faults::Result<PathBuf> {
+    let own = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
+    let loden = own.with_file_name("loden");
+    for file in [&loden, &own.with_file_name("loden-cni")] {
+        if !file.is_file() {
+            return Err(format!("{} is missing: cargo build -p node -p cni", file.display()));
+        }
+    }
+    Ok(loden)
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

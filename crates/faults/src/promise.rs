@@ -1,0 +1,163 @@
+//! What is promised of a fault, and the judgement over what was seen. Pure.
+
+use std::time::Duration;
+
+use crate::account::Line;
+
+/// What a row of the catalogue promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// No packet is lost and no connection broken.
+    NothingLost,
+    /// What the fault itself interrupts flows again within this; connections outlive it.
+    Gap(Duration),
+}
+
+impl Promise {
+    /// For tables.
+    pub fn words(self) -> String {
+        match self {
+            Promise::NothingLost => "0 lost".to_owned(),
+            Promise::Gap(most) => format!("gap ≤ {} ms", most.as_millis()),
+        }
+    }
+}
+
+/// What was seen while a row ran.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// How often the fault was done.
+    pub rounds: usize,
+    /// Pings and numbered datagrams.
+    pub lines: Vec<Line>,
+    /// TCP connections, and how many of them broke.
+    pub tcp: (usize, usize),
+    /// The longest time a TCP connection waited for an answer.
+    pub tcp_stall: Duration,
+    /// Packets of the denied flow: sent, and seen where they must not be.
+    pub denied: (u64, u64),
+    /// Per round, how long after the fault the kernel was again as it should be.
+    pub right: Vec<Duration>,
+    /// How objects of others differ from before.
+    pub foreign: Vec<String>,
+    /// What is there that was not there before, such as devices, addresses, descriptors.
+    pub leaked: Vec<String>,
+    /// Whatever else went wrong, in sentences.
+    pub troubles: Vec<String>,
+}
+
+impl Seen {
+    /// All packets that did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.lines.iter().map(|line| line.lost).sum()
+    }
+
+    /// All that were sent.
+    pub fn sent(&self) -> u64 {
+        self.lines.iter().map(|line| line.sent).sum()
+    }
+
+    /// The longest interruption of any flow.
+    pub fn gap(&self) -> Duration {
+        self.lines.iter().map(|line| line.gap).max().unwrap_or_default()
+    }
+
+    /// The `percent`th percentile of the times to right.
+    pub fn right_at(&self, percent: usize) -> Duration {
+        let mut times = self.right.clone();
+        times.sort_unstable();
+        let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
+        times.get(at).copied().unwrap_or_default()
+    }
+}
+
+/// How long an owned object may be wrong (issue: p99 within 1 s).
+pub const RIGHT: Duration = Duration::from_secs(1);
+
+/// Whether times count: on a machine that does other things too they say nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Times are held against their bounds.
+    Counts,
+    /// Only what must not happen at all is judged.
+    Ignored,
+}
+
+/// Everything that breaks the promise, in sentences; none is good.
+pub fn judge(promise: Promise, clock: Clock, seen: &Seen) -> Vec<String> {
+    let mut broken = seen.troubles.clone();
+    if promise == Promise::NothingLost {
+        for line in seen.lines.iter().filter(|line| line.lost > 0) {
+            let gap = line.gap.as_millis();
+            broken.push(format!("{} of {} lost within {gap} ms, {}", line.lost, line.sent, line.what));
+        }
+    }
+    if let (Promise::Gap(most), Clock::Counts) = (promise, clock) {
+        for line in seen.lines.iter().filter(|line| line.gap > most) {
+            broken.push(format!("a gap of {} ms, {}", line.gap.as_millis(), line.what));
+        }
+    }
+    if seen.tcp.1 > 0 {
+        broken.push(format!("{} of {} connections broke", seen.tcp.1, seen.tcp.0));
+    }
+    if seen.denied.1 > 0 {
+        broken.push(format!("{} of {} denied packets passed", seen.denied.1, seen.denied.0));
+    }
+    if clock == Clock::Counts && seen.right_at(99) > RIGHT {
+        broken.push(format!("right after {} ms (p99)", seen.right_at(99).as_millis()));
+    }
+    if seen.lines.iter().any(|line| line.sent == 0) || seen.denied.0 == 0 {
+        broken.push("some flow sent nothing: nothing was measured".to_owned());
+    }
+    broken.extend(seen.foreign.iter().map(|line| format!("of others: {line}")));
+    broken.extend(seen.leaked.iter().map(|line| format!("left behind: {line}")));
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(lost: u64, gap: u64) -> Line {
+        Line { what: "a to b".to_owned(), sent: 100, lost, gap: Duration::from_millis(gap) }
+    }
+
+    #[test]
+    fn promises_are_kept_or_named() {
+        let good =
+            Seen { rounds: 1, lines: vec![line(0, 0)], tcp: (9, 0), denied: (5, 0), ..Seen::default() };
+        let lossy = |lost, gap| Seen { lines: vec![line(lost, gap)], ..good.clone() };
+        let slow = Seen { right: vec![Duration::from_millis(1200)], ..good.clone() };
+        let second = Promise::Gap(Duration::from_secs(1));
+        use Clock::{Counts, Ignored};
+        for (promise, clock, seen, want) in [
+            (Promise::NothingLost, Counts, &good, &[][..]),
+            (Promise::NothingLost, Ignored, &lossy(1, 20), &["1 of 100 lost within 20 ms, a to b"]),
+            (second, Counts, &lossy(90, 900), &[]),
+            (second, Counts, &lossy(90, 1100), &["a gap of 1100 ms, a to b"]),
+            (second, Ignored, &lossy(90, 1100), &[]),
+            (second, Counts, &slow, &["right after 1200 ms (p99)"]),
+            (second, Ignored, &slow, &[]),
+            (second, Counts, &Seen { tcp: (9, 2), ..good.clone() }, &["2 of 9 connections broke"]),
+            (second, Counts, &Seen { denied: (5, 1), ..good.clone() }, &["1 of 5 denied packets passed"]),
+            (
+                second,
+                Counts,
+                &Seen { denied: (0, 0), ..good.clone() },
+                &["some flow sent nothing: nothing was measured"],
+            ),
+            (second, Counts, &Seen { foreign: vec!["- x".to_owned()], ..good.clone() }, &["of others: - x"]),
+            (second, Counts, &Seen { leaked: vec!["y".to_owned()], ..good.clone() }, &["left behind: y"]),
+        ] {
+            assert_eq!(judge(promise, clock, seen), want, "{promise:?} {clock:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn percentiles_are_of_the_sorted_times() {
+        let right = [5, 1, 4, 2, 3].map(Duration::from_millis).to_vec();
+        let seen = Seen { right, ..Seen::default() };
+        assert_eq!([50, 99, 100].map(|p| seen.right_at(p).as_millis()), [3, 5, 5]);
+        assert_eq!(Seen::default().right_at(99), Duration::ZERO);
+    }
+}

@@ -1,0 +1,296 @@
+//! Three hosts of the lab with an agent and a pod each, things of others beside, and a store that can be taken away.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::proto::Agent;
+use lab::{Lab, Stack};
+
+use crate::Result;
+use crate::picture::{self, DENY, FOREIGN, PATIENCE, must};
+use crate::promise::Seen;
+use crate::traffic::{End, Load, Traffic};
+
+/// Hosts of a scene.
+pub const HOSTS: usize = 3;
+
+/// What a scene is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The `loden` program; `loden-cni` lies beside it.
+    pub program: PathBuf,
+    /// `Backend` of the network configuration.
+    pub backend: String,
+    /// Address families.
+    pub stack: Stack,
+    /// Whether the leases are in an etcd of its own on the wire, instead of in a file.
+    pub etcd: bool,
+    /// How much traffic.
+    pub load: Load,
+}
+
+/// A cluster that runs.
+pub struct Scene {
+    /// How it was made.
+    pub setup: Setup,
+    /// The hosts.
+    pub lab: Lab,
+    /// One pod of each host.
+    pub ends: Vec<End>,
+    /// What each host looked like when all was well, and what of others was there.
+    wanted: Vec<Vec<String>>,
+    others: Vec<Vec<String>>,
+    stock: BTreeMap<String, String>,
+    etcd: Option<Child>,
+    _dir: tempfile::TempDir,
+}
+
+/// Names under which the program of the plugins is called.
+const PLUGINS: [&str; 6] = ["flannel", "bridge", "host-local", "portmap", "loopback", "loden-cni"];
+
+impl Scene {
+    /// Makes it and waits until all is well: every agent ready, every pod reached, every host knowing both others.
+    ///
+    /// # Errors
+    /// Something does not come up, in a sentence.
+    pub fn start(setup: &Setup) -> Result<Scene> {
+        let dir = tempfile::tempdir().map_err(|error| format!("make a directory: {error}"))?;
+        let builder = Lab::builder(&setup.program).hosts(HOSTS).stack(setup.stack).net_conf(&net_conf(setup));
+        let (lab, etcd) = if setup.etcd {
+            let cni = setup.program.with_file_name("loden-cni");
+            for name in PLUGINS {
+                symlink(&cni, dir.path().join(name)).map_err(|error| format!("link {name}: {error}"))?;
+            }
+            let builder = builder
+                .cni_bin_dir(dir.path())
+                .without_agents()
+                .agent_env("LODEN_STORE", "etcd")
+                .agent_env("FLANNELD_ETCD_ENDPOINTS", &etcd_url(setup.stack));
+            let lab = builder.start().map_err(|error| error.to_string())?;
+            let etcd = start_etcd(&lab, dir.path(), setup.stack)?;
+            put_config(&lab, setup)?;
+            for host in 1..=HOSTS {
+                lab.agent_start(host).map_err(said)?;
+            }
+            (lab, Some(etcd))
+        } else {
+            (builder.start().map_err(said)?, None)
+        };
+        let mut scene = Scene {
+            setup: setup.clone(),
+            lab,
+            ends: Vec::new(),
+            wanted: Vec::new(),
+            others: Vec::new(),
+            stock: BTreeMap::new(),
+            etcd,
+            _dir: dir,
+        };
+        scene.furnish()?;
+        Ok(scene)
+    }
+
+    fn furnish(&mut self) -> Result<()> {
+        for host in 1..=HOSTS {
+            let pod = self.lab.pod_add(host, None).map_err(said)?;
+            let net = self.lab.place(&pod.name).net().map_err(said)?;
+            self.ends.push(End { name: pod.name, net, addresses: pod.addresses });
+            must(&self.lab, host, FOREIGN)?;
+        }
+        // Everybody reaches everybody; what the denied flow would do if it were not denied is known, too.
+        Traffic::start(&self.ends, Load { datagrams: 100, tcp: 2, ..Load::LIGHT })?
+            .finish(&mut Seen::default());
+        for v6 in [false, true]
+            .into_iter()
+            .filter(|v6| if *v6 { self.setup.stack.v6() } else { self.setup.stack.v4() })
+        {
+            if !crate::traffic::would_pass(&self.ends[HOSTS - 1], &self.ends[0], v6)? {
+                return Err("the flow that is to be denied does not pass before it is".to_owned());
+            }
+        }
+        for host in 1..=HOSTS {
+            must(&self.lab, host, &format!("nft '{DENY}'"))?;
+            let known = self.knows_peers(host)?;
+            self.wanted.push(known);
+            self.others.push(picture::others(&self.lab, host)?);
+        }
+        self.stock = self.count()?;
+        Ok(())
+    }
+
+    /// A host that has routes to all others, in every family, twice the same.
+    fn knows_peers(&self, host: usize) -> Result<Vec<String>> {
+        let start = Instant::now();
+        let mut before = Vec::new();
+        loop {
+            let now = picture::ours(&self.lab, host)?;
+            if now == before && !now.is_empty() {
+                return Ok(now);
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!(
+                    "host{host} does not come to rest: {}",
+                    picture::difference(&before, &now).join("; ")
+                ));
+            }
+            before = now;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// What a host looked like when all was well.
+    pub fn wanted(&self, host: usize) -> &[String] {
+        &self.wanted[host - 1]
+    }
+
+    /// Waits until a host's kernel is as it was; the time counts from `start`.
+    ///
+    /// # Errors
+    /// It does not become so, with the difference.
+    pub fn settles(&self, host: usize, start: Instant) -> Result<Duration> {
+        picture::settles(&self.lab, host, self.wanted(host), start)
+    }
+
+    /// The hosts' kernels, and the things of others, compared with the beginning.
+    ///
+    /// # Errors
+    /// A host cannot be entered.
+    pub fn compare(&self, seen: &mut Seen) -> Result<()> {
+        for host in 1..=HOSTS {
+            let others = picture::others(&self.lab, host)?;
+            let differ = picture::difference(&self.others[host - 1], &others);
+            seen.foreign.extend(differ.into_iter().map(|line| format!("host{host}: {line}")));
+        }
+        let now = self.count()?;
+        for (what, before) in &self.stock {
+            let now = now.get(what).cloned().unwrap_or_default();
+            if now != *before {
+                seen.leaked.push(format!("{what}: {before} before, {now} now"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What must not become more: devices, addresses that are given out, nexthops, and files the agents hold open.
+    fn count(&self) -> Result<BTreeMap<String, String>> {
+        let mut counts = BTreeMap::new();
+        for host in 1..=HOSTS {
+            let script = "ls /sys/class/net | sort | tr '\\n' ' '; echo; \
+                          find /var/lib/cni -name '10.*' -o -name 'fd00*' | wc -l; ip nexthop show | wc -l";
+            let text = picture::shell(&self.lab, host, script)?;
+            for (what, value) in ["devices", "addresses given out", "nexthops"].iter().zip(text.lines()) {
+                counts.insert(format!("host{host}: {what}"), value.trim().to_owned());
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Process id of a host's agent inside the lab; none if it does not run.
+    ///
+    /// # Errors
+    /// The lab is gone.
+    pub fn agent_pid(&self, host: usize) -> Result<Option<u32>> {
+        match self.lab.agent(host).map_err(said)? {
+            Agent::Running { pid, .. } => Ok(Some(pid)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Resident memory of a host's agent in KiB, and its open files.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn agent_size(&self, host: usize) -> Result<(u64, u64)> {
+        let pid = self.agent_pid(host)?.ok_or_else(|| format!("the agent of host{host} does not run"))?;
+        let script = format!("awk '/VmRSS/ {{print $2}}' /proc/{pid}/status; ls /proc/{pid}/fd | wc -l");
+        let text = picture::shell(&self.lab, host, &script)?;
+        let mut numbers = text.lines().map(|line| line.trim().parse::<u64>().unwrap_or(0));
+        Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+    }
+
+    /// Takes the store away, as a power cut would; [`Scene::store_back`] brings it again.
+    ///
+    /// # Errors
+    /// The scene has no etcd.
+    pub fn store_away(&mut self) -> Result<()> {
+        let etcd = self.etcd.as_mut().ok_or("this scene has no etcd")?;
+        etcd.kill().and_then(|()| etcd.wait()).map_err(|error| format!("kill etcd: {error}"))?;
+        Ok(())
+    }
+
+    /// Starts the store with what is on its disk.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn store_back(&mut self) -> Result<()> {
+        self.etcd = Some(start_etcd(&self.lab, self._dir.path(), self.setup.stack)?);
+        Ok(())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Some(etcd) = &mut self.etcd {
+            let _ = etcd.kill();
+            let _ = etcd.wait();
+        }
+    }
+}
+
+fn said(error: lab::Error) -> String {
+    let log = error.log().join("\n");
+    if log.is_empty() { error.to_string() } else { format!("{error}\n{log}") }
+}
+
+fn net_conf(setup: &Setup) -> String {
+    let mut parts = vec![r#""EnableNFTables":true"#.to_owned()];
+    match setup.stack {
+        Stack::V4 => parts.push(r#""Network":"10.244.0.0/16""#.to_owned()),
+        Stack::V6 => {
+            parts.push(r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#.to_owned());
+        }
+        Stack::Dual => parts.push(
+            r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#.to_owned(),
+        ),
+    }
+    parts.push(format!(r#""Backend":{{{}}}"#, setup.backend));
+    format!("{{{}}}", parts.join(","))
+}
+
+/// The wire's own address in the lab's topology.
+fn etcd_url(stack: Stack) -> String {
+    let address = if stack.v4() { "192.0.2.1" } else { "[2001:db8:0:1::1]" };
+    format!("http://{address}:2379")
+}
+
+/// An etcd in the namespace of the wire, where every host reaches it.
+fn start_etcd(lab: &Lab, dir: &Path, stack: Stack) -> Result<Child> {
+    let mut command = lab.place("wire").command("etcd").map_err(said)?;
+    let url = etcd_url(stack);
+    command.arg("--data-dir").arg(dir.join("etcd"));
+    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().map_err(|error| format!("start etcd: {error}"))
+}
+
+fn put_config(lab: &Lab, setup: &Setup) -> Result<()> {
+    let file = "/run/net-conf.json";
+    must(lab, 1, &format!("cat > {file} <<'END'\n{}\nEND", net_conf(setup)))?;
+    let start = Instant::now();
+    let line = format!(
+        "LODEN_STORE=etcd FLANNELD_ETCD_ENDPOINTS={} {} config put {file}",
+        etcd_url(setup.stack),
+        setup.program.display()
+    );
+    loop {
+        match must(lab, 1, &line) {
+            Ok(_) => return Ok(()),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The catalogue as data: every row of R01 to R31, what is promised, and how it is shown: on hosts of this machine,
+//! by tests that stand elsewhere, or not here and why.
+
+use std::time::Duration;
+
+use crate::inject::{Inject, agent, device, kernel, store, underlay, uplink};
+use crate::promise::Promise;
+
+/// One line of the catalogue.
+#[derive(Clone, Copy)]
+pub struct Fault {
+    /// Row of the catalogue, R01 to R31.
+    pub row: &'static str,
+    /// What is done.
+    pub what: &'static str,
+    /// How it is shown.
+    pub way: Way,
+}
+
+/// How a line is shown.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// On hosts of the lab with traffic.
+    Here(Act),
+    /// By tests: package, test program (`lib` for unit tests, else a name below `tests/`), and words that their
+    /// names begin with or are.
+    Tests(&'static [(&'static str, &'static str, &'static str)]),
+    /// Not on this machine, or not in this version, and why.
+    Cannot(&'static str),
+}
+
+/// What is done on the hosts.
+#[derive(Clone, Copy)]
+pub struct Act {
+    /// What is promised.
+    pub promise: Promise,
+    /// How often: in the short slice, and in full.
+    pub rounds: (usize, usize),
+    /// Backends it makes sense with; none named, all.
+    pub backends: &'static [&'static str],
+    /// Whether it takes a store that can be taken away.
+    pub etcd: bool,
+    /// Does it once and writes when the kernel was right again.
+    pub inject: Inject,
+}
+
+const NOTHING: Promise = Promise::NothingLost;
+const SECOND: Promise = Promise::Gap(Duration::from_secs(1));
+const TUNNELS: &[&str] = &["vxlan", "udp", "wireguard"];
+const VXLAN: &[&str] = &["vxlan"];
+
+const fn here(
+    row: &'static str,
+    what: &'static str,
+    promise: Promise,
+    rounds: (usize, usize),
+    inject: Inject,
+) -> Fault {
+    Fault { row, what, way: Way::Here(Act { promise, rounds, backends: &[], etcd: false, inject }) }
+}
+
+const fn on(backends: &'static [&'static str], fault: Fault) -> Fault {
+    match fault.way {
+        Way::Here(act) => Fault { way: Way::Here(Act { backends, ..act }), ..fault },
+        _ => fault,
+    }
+}
+
+const fn etcd(fault: Fault) -> Fault {
+    match fault.way {
+        Way::Here(act) => Fault { way: Way::Here(Act { etcd: true, ..act }), ..fault },
+        _ => fault,
+    }
+}
+
+const fn tests(
+    row: &'static str,
+    what: &'static str,
+    by: &'static [(&'static str, &'static str, &'static str)],
+) -> Fault {
+    Fault { row, what, way: Way::Tests(by) }
+}
+
+const fn cannot(row: &'static str, what: &'static str, why: &'static str) -> Fault {
+    Fault { row, what, way: Way::Cannot(why) }
+}
+
+/// All of it.
+pub const FAULTS: &[Fault] = &[
+    here("R01", "an agent is killed (-9) and started", NOTHING, (3, 100), agent::killed),
+    here("R01", "an agent is killed (-9) while it starts", NOTHING, (3, 100), agent::killed_early),
+    here("R01", "an agent is ended (TERM) and started", NOTHING, (1, 50), agent::ended),
+    here("R01", "all agents are killed at once", NOTHING, (1, 20), agent::all_killed),
+    tests("R02", "a plugin is killed at every step", &[("cni", "it", "kill::")]),
+    cannot(
+        "R03",
+        "upgrade and downgrade",
+        "there is no earlier release yet; R01 does the same with one version, R27 \
+                                            with flannel's",
+    ),
+    here("R04", "pods come and go, eight at once", NOTHING, (1, 20), agent::pods_churn),
+    tests(
+        "R05",
+        "the API server is away, slow, forgets, or says nothing",
+        &[
+            ("node", "it", "kube::an_outage_of_the_api_is_survived_and_made_up_for"),
+            ("store", "it", "kube_faults::"),
+        ],
+    ),
+    etcd(here("R06", "etcd is killed for two seconds", NOTHING, (1, 10), store::away)),
+    etcd(here("R06", "routes are deleted while etcd is away", SECOND, (1, 10), store::away_and_damage)),
+    etcd(here(
+        "R06",
+        "an agent is killed and started while etcd is away",
+        NOTHING,
+        (1, 5),
+        store::away_and_restart,
+    )),
+    tests(
+        "R06",
+        "etcd compacts, pauses, restarts; a lease runs out; a token expires",
+        &[("store", "it", "etcd::"), ("store", "it", "orders::")],
+    ),
+    tests(
+        "R07",
+        "events that the watch never told",
+        &[
+            ("store", "it", "etcd::what_the_watch_missed_is_found_by_listing"),
+            ("store", "it", "kube_faults::everything_is_listed_again_now_and_then"),
+        ],
+    ),
+    here(
+        "R08",
+        "5,000 changes of neighbours at once, and our routes deleted in their midst",
+        SECOND,
+        (1, 20),
+        kernel::burst,
+    ),
+    tests(
+        "R09",
+        "the lock of iptables is held, its programs hang or are missing",
+        &[
+            ("node", "it", "iptables::a_lock_that_is_held_and_a_program_that_hangs_hinder_nothing_else"),
+            ("node", "it", "iptables::without_its_programs_a_family_has_nftables_until_they_come"),
+        ],
+    ),
+    here("R10", "nft flush ruleset", NOTHING, (3, 200), kernel::flush_ruleset),
+    here("R10", "iptables -F of all tables", NOTHING, (1, 50), kernel::flush_iptables),
+    here("R11", "one owned object is deleted or altered", SECOND, (5, 500), kernel::one_object),
+    here("R11", "all our routes are deleted", SECOND, (1, 50), kernel::flush_routes),
+    on(TUNNELS, here("R12", "the tunnel's device is deleted", SECOND, (1, 50), device::deleted)),
+    on(TUNNELS, here("R12", "the tunnel's device is set down", SECOND, (1, 50), device::down)),
+    on(TUNNELS, here("R12", "the tunnel's MTU is changed", SECOND, (1, 50), device::mtu)),
+    on(VXLAN, here("R12", "the tunnel's hardware address is changed", SECOND, (1, 50), device::address)),
+    on(VXLAN, here("R12", "the tunnel's device is renamed", SECOND, (1, 20), device::renamed)),
+    on(
+        VXLAN,
+        here(
+            "R12",
+            "another's device has the tunnel's name for a second",
+            Promise::Gap(Duration::from_secs(3)),
+            (1, 20),
+            device::taken,
+        ),
+    ),
+    here("R13", "the uplink goes down and up", SECOND, (1, 50), uplink::flap),
+    here("R13", "the uplink loses its addresses for 100 ms", SECOND, (1, 50), uplink::address),
+    here("R13", "a second default route comes and goes", NOTHING, (1, 50), uplink::second_default),
+    tests("R13", "the uplink's address, index or MTU changes for good", &[("node", "it", "uplink::")]),
+    tests(
+        "R14",
+        "two nodes say they have the same address or key",
+        &[("node", "it", "bad_input::nodes_that_announce_the_same_address_are_named_and_kept")],
+    ),
+    tests(
+        "R15",
+        "peers leave while the agent is down",
+        &[("node", "it", "faults::state_of_a_peer_that_left_while_we_were_down_is_gone")],
+    ),
+    tests(
+        "R16",
+        "five thousand peers (figures: `cargo xtask bench`)",
+        &[("store", "it", "kube_faults::five_thousand_nodes")],
+    ),
+    cannot("R17", "network policies", "this version has none"),
+    cannot("R18", "pods before their policy", "this version has no policies"),
+    cannot("R19", "an established flow newly denied", "this version has no policies"),
+    cannot("R20", "services", "this version has no service proxy"),
+    tests("R21", "clocks leap", &[("store", "it", "orders::"), ("node", "lib", "sim::")]),
+    tests(
+        "R22",
+        "disks that are full, read-only or wrong",
+        &[
+            ("node", "it", "last_good::a_state_that_is_not_good_is_named_and_not_used"),
+            ("node", "it", "last_good::a_disk_that_cannot_be_written_is_said_and_holds_up_nothing"),
+            ("store", "it", "embedded::a_full_or_read_only_disk_is_named_and_got_over"),
+            ("cni", "it", "bad::disks_that_are_full_or_read_only"),
+        ],
+    ),
+    here("R24", "the wire loses one packet in five for a second", SECOND, (1, 10), underlay::lossy),
+    here("R24", "the wire is dead one way for half a second", SECOND, (1, 10), underlay::one_way),
+    cannot(
+        "R25",
+        "broken checksum offload",
+        "kernels of 5.8 and later do not have it; there is no self-test yet",
+    ),
+    tests(
+        "R26",
+        "WireGuard: keys, roaming, PSK, nothing in the clear",
+        &[("node", "it", "wireguard::"), ("node", "it", "nat::")],
+    ),
+    tests("R27", "to flannel and back", &[("node", "it", "migrate::"), ("node", "it", "cleanup::")]),
+    tests(
+        "R28",
+        "a boot without the store",
+        &[
+            (
+                "node",
+                "it",
+                "last_good::nodes_that_boot_without_etcd_have_their_network_and_follow_it_when_it_is_back",
+            ),
+            ("node", "it", "kube_troubles::a_node_that_boots_without_the_api_has_its_network"),
+        ],
+    ),
+    here(
+        "R29",
+        "a second agent starts while the first lives, then the first is killed",
+        NOTHING,
+        (1, 20),
+        agent::two_at_once,
+    ),
+    tests("R30", "hostile leases, configurations and claims", &[("node", "it", "bad_input::")]),
+];
