@@ -21,6 +21,7 @@ use crate::netlink::{Message, Protocol, Socket};
 use crate::{Errno, Error};
 use batch::Change;
 pub use batch::{CommentIs, NftBatch};
+pub use message::Counted;
 use message::{ChainInfo, OWNER, PERSIST, RuleInfo, TableInfo};
 
 /// How often a transaction is tried again after another program was faster.
@@ -280,6 +281,15 @@ impl Nft {
         let rules = self.dump(&message::dump_rules(key, Some(chain)), message::digest_rule)?;
         let of_chain = rules.into_iter().filter(|(table, of, _)| *table == key.name && of == chain);
         Ok(of_chain.map(|(.., digest)| digest).collect())
+    }
+
+    /// What the counters of a table's rules have seen, in order; none if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn counters(&mut self, key: &TableKey) -> Result<Vec<Counted>, Errno> {
+        let counted = self.dump(&message::dump_rules(key, None), message::count_rule)?;
+        Ok(counted.into_iter().filter_map(|(table, c)| (table == key.name).then_some(c)).collect())
     }
 
     fn dump<T>(

@@ -44,6 +44,8 @@ pub enum Topic {
     Double(String),
     /// The port of the health endpoint is not ours.
     HealthPort,
+    /// The address for metrics is not ours.
+    MetricsPort,
     /// Bridged packets do not pass the host's rules.
     BridgeNetfilter,
 }
@@ -60,6 +62,29 @@ enum Voice {
 }
 
 impl Topic {
+    /// The topic in one word, for counts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Topic::Config => "config",
+            Topic::Remembered => "remembered",
+            Topic::Host => "host",
+            Topic::Lease => "lease",
+            Topic::Kernel => "kernel",
+            Topic::Object(_) => "object",
+            Topic::SubnetFile => "subnet_file",
+            Topic::CniConf => "cni_conf",
+            Topic::LastGood => "last_good",
+            Topic::Watch => "watch",
+            Topic::Renewal => "renewal",
+            Topic::ConfigChange => "config_change",
+            Topic::StateFile => "state_file",
+            Topic::Double(_) => "double",
+            Topic::HealthPort => "health_port",
+            Topic::MetricsPort => "metrics_port",
+            Topic::BridgeNetfilter => "bridge_netfilter",
+        }
+    }
+
     /// What works again when the trouble is over.
     fn what(&self) -> &str {
         match self {
@@ -77,6 +102,7 @@ impl Topic {
             Topic::ConfigChange => "run on the network config of the store",
             Topic::StateFile => "save the last good state",
             Topic::HealthPort => "listen for health checks",
+            Topic::MetricsPort => "listen for metrics",
             Topic::BridgeNetfilter => "show bridged packets to the host's rules",
         }
     }

@@ -1,4 +1,5 @@
-//! `/healthz` and `/readyz` (flannel.md 8.3), any method, plain text.
+//! `/healthz` and `/readyz` (flannel.md 8.3), any method, plain text; `/metrics` beside them or on an address
+//! of its own (decision 0200).
 //!
 //! Unlike upstream the port opens first of all (F-04), a taken port is said and tried again, readiness
 //! is withdrawn when it is lost (F-12), and `/healthz` fails when the loop hangs (F-164).
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use crate::board::{Board, Topic};
+use crate::metrics::{self, Ledger};
 use crate::outputs::LINES;
 
 /// The loop waits at most a resync period; twice that without a sign of life means that it hangs.
@@ -27,17 +29,45 @@ pub struct Health {
     started: Instant,
     beat_ms: AtomicU64,
     board: Arc<Board>,
+    ledger: Arc<Ledger>,
+}
+
+/// What a listener answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// `/healthz` and `/readyz`.
+    pub health: bool,
+    /// `/metrics`.
+    pub metrics: bool,
 }
 
 impl Health {
     /// Answers from this board.
-    pub fn new(board: Arc<Board>) -> Health {
-        Health { started: Instant::now(), beat_ms: AtomicU64::new(0), board }
+    pub fn new(board: Arc<Board>, ledger: Arc<Ledger>) -> Health {
+        Health { started: Instant::now(), beat_ms: AtomicU64::new(0), board, ledger }
     }
 
     /// The loop lives.
     pub fn beat(&self) {
         self.beat_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// What this listener says to a path, and of which content type.
+    fn says(&self, offer: Offer, path: &str) -> (StatusCode, Bytes, &'static str) {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        match path {
+            "/metrics" if offer.metrics => (
+                StatusCode::OK,
+                metrics::page(&self.ledger.open().clone(), &self.board.now(), &metrics::read::surroundings())
+                    .into(),
+                "text/plain; version=0.0.4; charset=utf-8",
+            ),
+            _ if offer.health => {
+                let (status, text) = self.answer(path);
+                (status, text, TEXT)
+            }
+            _ => (StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found"), TEXT),
+        }
     }
 
     /// Flannel's bodies; while not ready, the troubles follow, one a line.
@@ -69,22 +99,31 @@ impl Health {
 const REBIND: Duration = Duration::from_secs(1);
 
 /// Serves for ever; cancel by dropping.
-pub async fn serve(address: SocketAddr, health: Arc<Health>) {
+pub async fn serve(address: SocketAddr, offer: Offer, health: Arc<Health>) {
+    let (what, topic, way_out) = if offer.health {
+        ("health checks", Topic::HealthPort, "--healthz-port")
+    } else {
+        ("metrics", Topic::MetricsPort, "LODEN_METRICS")
+    };
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
             Err(error) => health.board.set(
-                Topic::HealthPort,
+                topic.clone(),
                 format!(
-                    "listen on {address} for health checks: {error}; the network goes on without, tried again every \
-                     second: free the port or choose another --healthz-port"
+                    "listen on {address} for {what}: {error}; the network goes on without, tried again every \
+                     second: free the port or choose another {way_out}"
                 ),
             ),
         }
         tokio::time::sleep(REBIND).await;
     };
-    health.board.clear(&Topic::HealthPort);
-    tracing::info!("Start healthz server on {address}");
+    health.board.clear(&topic);
+    if offer.health {
+        tracing::info!("Start healthz server on {address}");
+    } else {
+        tracing::info!("metrics are on http://{address}/metrics");
+    }
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors or memory: leave the machine a moment.
@@ -94,11 +133,11 @@ pub async fn serve(address: SocketAddr, health: Arc<Health>) {
         let health = health.clone();
         tokio::task::spawn_local(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (status, text) = health.answer(request.uri().path());
+                let (status, text, kind) = health.says(offer, request.uri().path());
                 async move {
                     let mut response = Response::new(Full::new(text));
                     *response.status_mut() = status;
-                    let kind = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+                    let kind = hyper::header::HeaderValue::from_static(kind);
                     response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
                     Ok::<_, Infallible>(response)
                 }
@@ -118,7 +157,7 @@ mod tests {
     #[test]
     fn answers_are_flannels() {
         let board = Arc::new(Board::default());
-        let health = Health::new(board.clone());
+        let health = Health::new(board.clone(), Arc::default());
         let answer = |path: &str| {
             let (status, text) = health.answer(path);
             (status.as_u16(), String::from_utf8_lossy(&text).into_owned())
@@ -136,5 +175,15 @@ mod tests {
         board.ready(false);
         is("/readyz", 503, lines);
         assert_eq!(answer("/").0, 404);
+        for (health_, metrics, path, want) in [
+            (true, true, "/metrics", 200),
+            (true, false, "/metrics", 404),
+            (false, true, "/metrics", 200),
+            (false, true, "/healthz", 404),
+            (true, true, "/healthz", 200),
+        ] {
+            let offer = Offer { health: health_, metrics };
+            assert_eq!(health.says(offer, path).0.as_u16(), want, "{offer:?} {path}");
+        }
     }
 }

@@ -74,6 +74,8 @@ pub struct Inputs {
     pub remembered: Remembered,
     /// Our own lease, once acquired.
     pub own: Option<Lease>,
+    /// When it ends unless renewed, by `clock::uptime`; `None` where leases do not end.
+    pub ends: Option<Duration>,
     /// All leases.
     pub view: View,
     /// What stands in for the store.
@@ -125,6 +127,11 @@ impl Inbox {
             inputs.news.ours = true;
             inputs.asked = true;
         });
+    }
+
+    /// Notes when our lease ends; wakes nobody.
+    pub fn note_end(&self, ends: Option<Duration>) {
+        self.lock().0.ends = ends;
     }
 
     /// Tells the listener which interface matters; wakes nobody.

@@ -16,6 +16,7 @@ mod inputs;
 mod last_good;
 mod log;
 mod membership;
+mod metrics;
 mod outputs;
 mod reconcile;
 #[cfg(test)]

@@ -205,6 +205,7 @@ impl Member {
             self.previous.set(held.held.lease.subnets);
             self.inbox.update(|inputs| {
                 inputs.own = Some(held.held.lease.clone());
+                inputs.ends = held.ends;
                 inputs.recalled.own = false;
                 inputs.void = false;
             });
@@ -279,6 +280,7 @@ impl Member {
                         tracing::info!("Lease renewed: {}", renewed.lease.subnets);
                     }
                     holding = Holding::new(renewed);
+                    self.inbox.note_end(holding.ends);
                     own.send_replace(Some((holding.held.lease.clone(), holding.ends)));
                 }
                 Err(StoreError::Lost(text)) => {

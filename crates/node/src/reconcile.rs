@@ -32,8 +32,11 @@ use crate::board::Topic;
 use crate::changing::{Former, Neighbours};
 use crate::inputs::Inputs;
 
+pub mod drift;
+mod look;
 mod outside;
 
+use drift::{Believed, Drift};
 use outside::Outside;
 
 /// Everything is read and compared again at least this often.
@@ -90,6 +93,14 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Objects in the wanted state.
     pub objects: usize,
+    /// Leases of others that changed.
+    pub peer_changes: usize,
+    /// Steps that failed.
+    pub failed: usize,
+    /// The kernel was read as a whole.
+    pub full: bool,
+    /// What others did to objects of ours since the last look.
+    pub drift: Drift,
 }
 
 /// Wanted against actual, as a round left them.
@@ -124,6 +135,7 @@ pub struct Reconciler<K> {
     assembly: Assembly,
     doubles: Doubles,
     actual: Option<State>,
+    believed: Believed,
     /// All differences between wanted and actual are known to the tracker: only what changes has to be
     /// compared.
     settled: bool,
@@ -185,6 +197,7 @@ impl<K: Kernel> Reconciler<K> {
             assembly: Assembly::default(),
             doubles: Doubles::default(),
             actual: None,
+            believed: Believed::default(),
             settled: false,
             stale: false,
             again_ms: None,
@@ -237,10 +250,10 @@ impl<K: Kernel> Reconciler<K> {
         let surprised =
             inputs.news.entries.iter().any(|(key, now)| self.is_surprise(&scope, wanted, key, now));
         if resync || inputs.news.ours || surprised || std::mem::take(&mut self.stale) {
-            self.actual = None;
+            self.believed.keep(&scope, self.actual.take());
         }
         if inputs.news.iptables || iptables_due {
-            self.reread_iptables(&scope, wanted, now_ms);
+            self.reread_iptables(&scope, wanted, now_ms, &mut report);
         }
         // Of a host that is not understood it is not known which way a changed peer has now.
         let may = May { sweep: sweep && self.lost.is_none(), guard: known };
@@ -263,16 +276,6 @@ impl<K: Kernel> Reconciler<K> {
         report.objects = wanted.len();
         self.assembly = assembly;
         report
-    }
-
-    /// Whether a notification says something else than we believe of an object that is ours or should be.
-    fn is_surprise(&self, scope: &Scope, wanted: &State, key: &Key, now: &Option<Object>) -> bool {
-        let Some(actual) = &self.actual else { return true };
-        let believed = actual.get(key);
-        believed != now.as_ref()
-            && (believed.is_some()
-                || wanted.get(key).is_some()
-                || now.as_ref().is_some_and(|object| scope.owns(object)))
     }
 
     /// What the last round left, for people. Costs a plan and a comparison.
@@ -363,6 +366,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut rules: Vec<Object> = Vec::new();
         if let Some(own) = own {
             changes = self.judge.judge(conf, own, &facts.local, &view.peers);
+            report.peer_changes = changes.len();
             rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables, &facts.taken));
             rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
@@ -433,8 +437,9 @@ impl<K: Kernel> Reconciler<K> {
         report: &mut Report,
     ) -> Result<(), String> {
         if self.actual.is_none() {
-            self.settled = false;
+            (self.settled, report.full) = (false, true);
             self.reread(scope, wanted, now_ms)?;
+            self.compare(scope, wanted, report);
         }
         let actual = self.actual.get_or_insert_default();
         let found = match touched {
@@ -491,20 +496,6 @@ impl<K: Kernel> Reconciler<K> {
         self.kernel.apply(&steps).into_iter().filter_map(Result::err).collect()
     }
 
-    fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {
-        self.actual = Some(self.kernel.read(scope, wanted)?);
-        self.read_ms = now_ms;
-        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
-        Ok(())
-    }
-
-    fn reread_iptables(&mut self, scope: &Scope, wanted: &State, now_ms: u64) {
-        let Some(actual) = &mut self.actual else { return };
-        scope.iptables.iter().for_each(|key| drop(actual.remove(&Key::Iptables(*key))));
-        actual.extend(self.kernel.read_iptables(scope, wanted));
-        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
-    }
-
     /// From its first appearance a device keeps its address for as long as we run: peers know it.
     fn pin(&mut self, scope: &Scope) {
         let Some(actual) = &self.actual else { return };
@@ -555,6 +546,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 Err(message) => {
                     self.stale = true;
+                    report.failed += 1;
                     // The table's failure says it all.
                     let lost = step.table().is_some_and(|table| !diff::stands(actual, table));
                     if !lost {

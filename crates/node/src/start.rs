@@ -23,11 +23,12 @@ use tokio::sync::watch;
 use crate::args::{self, Options, Outcome};
 use crate::board::{Board, Topic};
 use crate::cniconf::CniConf;
-use crate::health::{self, Health};
+use crate::health::{self, Health, Offer};
 use crate::host::{self, Host};
 use crate::inputs::{Inbox, Inputs};
 use crate::last_good::{Contact, Shelf};
 use crate::membership::Member;
+use crate::metrics::Ledger;
 use crate::reconcile::{Picture, Reconciler, Report};
 use crate::socket::{self, Desk};
 use crate::status::Status;
@@ -86,12 +87,13 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
 
 fn run(options: Options, personality: Personality) -> Result<(), String> {
     let store = choose_store(&options, personality)?;
-    let health_address = health_address(&options)?;
+    let ports = ports(health_address(&options)?, &std::env::var("LODEN_METRICS").unwrap_or_default())?;
     let previous = previous_subnets(&options);
 
     let inbox = Arc::new(Inbox::default());
     let board = Arc::new(Board::default());
-    let health = Arc::new(Health::new(board.clone()));
+    let ledger = Arc::new(Ledger::default());
+    let health = Arc::new(Health::new(board.clone(), ledger.clone()));
     let (reports, seen) = watch::channel(Report::default());
     let (announced, standing) = watch::channel(Standing::default());
     let margin = Duration::from_secs(60 * u64::try_from(options.subnet_lease_renew_margin).unwrap_or(60));
@@ -121,7 +123,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         inbox: inbox.clone(),
         board: board.clone(),
         health: health.clone(),
-        health_address,
+        ports,
         troubles: troubles.clone(),
         announced,
     };
@@ -152,7 +154,9 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
             break;
         }
         let now_ms = start.elapsed().as_millis() as u64;
+        let began = Instant::now();
         let report = reconciler.round(&inputs, now_ms);
+        ledger.open().round(&inputs, &report, began.elapsed());
         inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
         if inputs.asked {
@@ -200,7 +204,7 @@ struct Waiting {
     inbox: Arc<Inbox>,
     board: Arc<Board>,
     health: Arc<Health>,
-    health_address: Option<SocketAddr>,
+    ports: Vec<(SocketAddr, Offer)>,
     /// The file the CNI plugins read.
     troubles: PathBuf,
     /// To the store.
@@ -236,10 +240,10 @@ impl Waiting {
     }
 
     async fn health(&self) {
-        match self.health_address {
-            Some(address) => health::serve(address, self.health.clone()).await,
-            None => std::future::pending().await,
+        for (address, offer) in &self.ports {
+            tokio::task::spawn_local(health::serve(*address, *offer, self.health.clone()));
         }
+        std::future::pending().await
     }
 }
 
@@ -350,6 +354,24 @@ fn health_address(options: &Options) -> Result<Option<SocketAddr>, String> {
         format!("--healthz-port {} is not a port: 1 to 65535, 0 for none", options.healthz_port)
     })?;
     Ok(Some(SocketAddr::new(ip, port)))
+}
+
+/// Where to listen for what: metrics are beside the health checks, or on the address `LODEN_METRICS` alone, or
+/// nowhere with `none`.
+fn ports(health: Option<SocketAddr>, said: &str) -> Result<Vec<(SocketAddr, Offer)>, String> {
+    let beside = health.map(|address| (address, Offer { health: true, metrics: said.is_empty() }));
+    let own = match said {
+        "" | "none" => None,
+        said => {
+            let address: SocketAddr = said.parse().map_err(|_| {
+                format!(
+                    "LODEN_METRICS={said:?} is no address with a port; write for example 127.0.0.1:9465, or none"
+                )
+            })?;
+            Some((address, Offer { health: false, metrics: true }))
+        }
+    };
+    Ok(beside.into_iter().chain(own).collect())
 }
 
 /// Subnets of an earlier run, so that pods keep their addresses. A file that cannot be read is none.

@@ -123,8 +123,13 @@ pub fn keys(devices: impl IntoIterator<Item = IfName>) -> impl Iterator<Item = T
 
 /// Whether a table is one of these, by its name.
 pub fn is_ours(table: &TableKey) -> bool {
+    device(table).is_some()
+}
+
+/// The device a table stands beside, by its name.
+pub fn device(table: &TableKey) -> Option<IfName> {
     let device = table.name.strip_prefix(PREFIX).and_then(|name| IfName::new(name).ok());
-    matches!(table.family, NftFamily::Ip | NftFamily::Ip6) && device.is_some_and(is_our_device)
+    device.filter(|device| matches!(table.family, NftFamily::Ip | NftFamily::Ip6) && is_our_device(*device))
 }
 
 #[cfg(test)]

@@ -81,6 +81,28 @@ pub enum Key {
 }
 
 impl Key {
+    /// The kind of object in one word, for counts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Key::Nft(_) => "nftables",
+            Key::Iptables(_) => "iptables",
+            Key::Link(_) => "link",
+            Key::Tunnel(_) | Key::TunnelPeer(..) => "tunnel",
+            Key::Sysctl(_) => "sysctl",
+            Key::Addr(..) => "address",
+            Key::Element(_) => "element",
+            Key::Neigh(..) => "neighbour",
+            Key::Fdb(..) => "fdb",
+            Key::WgPeer(..) => "wireguard",
+            Key::Nexthop(_) => "nexthop",
+            Key::Route(_) => "route",
+            Key::Rule(_) => "rule",
+            Key::Policy(_) | Key::Charon | Key::Ike(_) => "ipsec",
+            Key::Command(_) => "command",
+            Key::CloudRoute(_) => "cloud",
+        }
+    }
+
     /// The device this object disappears with, if any.
     pub fn device(&self) -> Option<IfName> {
         match self {
@@ -459,7 +481,7 @@ impl IntoIterator for State {
 ///
 /// Another agent of the host has other devices and networks (flannel.md 10.8). Without `networks` all of that
 /// protocol is ours.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Devices we own by name.
     pub devices: BTreeSet<IfName>,

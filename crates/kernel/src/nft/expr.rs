@@ -244,6 +244,16 @@ impl Expr {
         element.nested().find(NAME).and_then(|a| a.text()) == Some("counter")
     }
 
+    /// What an element has counted, if it is a counter.
+    pub fn counted(element: &Attr<'_>) -> Option<super::Counted> {
+        if !Expr::is_counter(element) {
+            return None;
+        }
+        // NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS
+        let data = element.nested().find(DATA)?.nested();
+        Some(super::Counted { bytes: data.find(1)?.be64()?, packets: data.find(2)?.be64()? })
+    }
+
     fn decode(name: &str, data: Attrs<'_>) -> Option<Expr> {
         let number = |kind| data.find(kind).as_ref().and_then(Attr::be32);
         let bytes = |kind: u16| Some(data.find(kind)?.nested().find(VALUE)?.data.to_vec());

@@ -354,6 +354,15 @@ pub fn decode_rule(reply: &Reply<'_>) -> Option<(String, RuleInfo)> {
     Some((attrs.find(RULE_TABLE)?.text()?.to_owned(), rule))
 }
 
+/// What the counter of a rule has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of them, IP header included.
+    pub bytes: u64,
+}
+
 /// Table and chain of the rule in a reply, and a number for what it does, whatever its counter says. The
 /// handle alone would not do: a rule that replaces another one keeps it.
 pub fn digest_rule(reply: &Reply<'_>) -> Option<(String, String, u64)> {
@@ -372,6 +381,16 @@ pub fn digest_rule(reply: &Reply<'_>) -> Option<(String, String, u64)> {
     }
     let text = |kind| attrs.find(kind)?.text().map(str::to_owned);
     Some((text(RULE_TABLE)?, text(RULE_CHAIN)?, hasher.finish()))
+}
+
+/// Table of the rule in a reply, and the packets and bytes its first counter has seen.
+pub fn count_rule(reply: &Reply<'_>) -> Option<(String, Counted)> {
+    if reply.kind != kind(libc::NFT_MSG_NEWRULE) {
+        return None;
+    }
+    let attrs = reply.attrs(HEADER);
+    let counter = attrs.find(RULE_EXPRESSIONS)?.nested().find_map(|element| Expr::counted(&element))?;
+    Some((attrs.find(RULE_TABLE)?.text()?.to_owned(), counter))
 }
 
 /// What the `nft` program calls `ipv4_addr` and `ipv6_addr` (`TYPE_IPADDR`, `TYPE_IP6ADDR`), and the length.

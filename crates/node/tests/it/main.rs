@@ -20,6 +20,7 @@ mod kube;
 mod kube_troubles;
 mod last_good;
 mod machine;
+mod metrics;
 mod migrate;
 mod nat;
 mod reservations;
