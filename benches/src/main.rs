@@ -31,13 +31,14 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 8] = [
+const MEASUREMENTS: [Named; 9] = [
     ("cni", cni::run),
     ("crowd", cni::crowd),
     ("leases", leases::run),
     ("memory", memory::run),
     ("kube", kube::run),
     ("tunnel", tunnel::run),
+    ("wireguard", tunnel::wireguard),
     ("size", size::run),
     ("build", build::run),
 ];
@@ -51,6 +52,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   memory    resident memory, idle time and latency of the agent
   kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
   tunnel    the tunnel of the backend udp, beside one packet per system call and kernel VXLAN
+  wireguard WireGuard in user space, beside another program's (--wireguard) and our udp in the clear
   size      sizes of the programs
   build     time of a clean build, and from an edit to the end of its tests
   all       all of these
@@ -58,6 +60,9 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   --dist DIR         where loden and loden-cni are (dist)
   --reference DIR    reference plugins (/usr/lib/cni)
   --flannel FILE     flannel's own CNI plugin, to measure the chain that begins with it
+  --proxy FILE       tunnel: a program that takes WORD DEVICE LISTEN SUBNET PEER and moves one packet per call,
+                     instead of ours of flannel's shape
+  --wireguard FILE   wireguard: a program that takes -f DEVICE, as wireguard-go does
   --rounds N         how often, instead of each measurement's own number
   --peers N          agent: only with so many peers, instead of 100 and 10000 (kube: 5000)
   --json FILE        write the figures there as well
@@ -72,6 +77,10 @@ pub struct Options {
     pub reference: PathBuf,
     /// Flannel's own plugin.
     pub flannel: Option<PathBuf>,
+    /// A tunnel of one packet per system call.
+    pub proxy: Option<PathBuf>,
+    /// Another WireGuard in user space.
+    pub wireguard: Option<PathBuf>,
     /// How often.
     pub rounds: Option<usize>,
     /// Numbers of peers.
@@ -101,6 +110,8 @@ fn parse(scratch: &Path) -> std::result::Result<(Vec<Named>, Options), String> {
         dist: "dist".into(),
         reference: "/usr/lib/cni".into(),
         flannel: None,
+        proxy: None,
+        wireguard: None,
         rounds: None,
         peers: vec![100, 10_000],
         scratch: scratch.to_owned(),
@@ -121,6 +132,8 @@ fn parse(scratch: &Path) -> std::result::Result<(Vec<Named>, Options), String> {
             "--dist" => options.dist = value()?.into(),
             "--reference" => options.reference = value()?.into(),
             "--flannel" => options.flannel = Some(value()?.into()),
+            "--proxy" => options.proxy = Some(value()?.into()),
+            "--wireguard" => options.wireguard = Some(value()?.into()),
             "--rounds" => options.rounds = Some(number(value()?)? as usize),
             "--peers" => options.peers = vec![number(value()?)?],
             "--json" => options.json = Some(value()?.into()),
