@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | ci | dist | image | sbom | faults | bench | tidy`.
+//! The project's own commands: `cargo xtask check | test | ci | dist | image | sbom | faults | fuzz | bench | tidy`.
 //!
 //! The same commands run here, on a contributor's machine and in CI. Nothing but cargo and the tools
 //! named in [`PACKAGES`] is needed.
@@ -52,6 +52,8 @@ usage: cargo xtask COMMAND
            aarch64-unknown-linux-gnu, for those machines too
   sbom     bills of materials of both programs in dist/, CycloneDX
   faults   the fault catalogue on real namespaces, as root: `cargo xtask faults [R..]` (docs/guide/faults.md)
+  fuzz     bytes by chance for every decoder: `cargo xtask fuzz [TARGET]... [--seconds N]`; with coverage, by libFuzzer:
+           `cargo xtask fuzz --coverage TARGET [FLAG]...` (docs/decisions/0191-fuzzing.md)
   bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
   tidy     the house rules alone
 ";
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         "image" => dist::images(&std::env::args().skip(2).collect::<Vec<_>>()),
         "sbom" => dist::sbom(),
         "faults" => faults(),
+        "fuzz" => fuzz(),
         "bench" => dist::run().and_then(|()| bench()),
         "tidy" => tidy::run(),
         _ => {
@@ -108,6 +111,36 @@ fn faults() -> Result<(), String> {
     let words: Vec<String> = std::env::args().skip(2).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     run("cargo", &[&["run", "--quiet", "-j2", "-p", "faults", "--"], words.as_slice()].concat())
+}
+
+/// What libFuzzer looks at, by flags that stable Rust has.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// The words after `fuzz` are the program's own. With `--coverage` libFuzzer grows a corpus below `fuzz/target`.
+fn fuzz() -> Result<(), String> {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let [first, target, flags @ ..] = words.as_slice() else {
+        return run("cargo", &[&["run", "--quiet", "-j2", "-p", "fuzz", "--"], words.as_slice()].concat());
+    };
+    if *first != "--coverage" {
+        return run("cargo", &[&["run", "--quiet", "-j2", "-p", "fuzz", "--"], words.as_slice()].concat());
+    }
+    let root = tidy::root()?;
+    let grown = root.join("fuzz/target/corpus").join(target);
+    std::fs::create_dir_all(&grown).map_err(|error| format!("make {}: {error}", grown.display()))?;
+    let (flag, name) = (format!("RUSTFLAGS={COVERAGE}"), format!("LODEN_FUZZ_TARGET={target}"));
+    let manifest = root.join("fuzz/Cargo.toml").display().to_string();
+    let kept = root.join("crates/fuzz/corpus").join(target).display().to_string();
+    // Naming the machine keeps the flags away from build scripts.
+    let machine = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let cargo =
+        ["cargo", "run", "--release", "-j2", "--target", &machine, "--manifest-path", &manifest, "--"];
+    let words: Vec<&str> =
+        [flag.as_str(), &name].into_iter().chain(cargo).chain(flags.iter().copied()).collect();
+    run("env", &[words.as_slice(), &[&grown.display().to_string(), &kept]].concat())
 }
 
 /// Installs what is missing of [`PACKAGES`]; on a machine that has all of it nothing happens.

@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cni", &["kernel", "model", "plan"]),
     ("lab", &["kernel", "model", "plan"]),
     ("faults", &["kernel", "lab", "sim"]),
+    ("fuzz", &["kernel", "model", "sim", "tunnel"]),
     ("packaging", &[]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),

@@ -137,6 +137,11 @@ impl LastGood {
             items.extend(attrs_out(&lease.attrs));
             let _ = writeln!(body, "{}", Json::array(items).to_compact());
         }
+        LastGood::seal(&body)
+    }
+
+    /// A file of lines as they are: the first line with its checksum, then they.
+    pub fn seal(body: &str) -> String {
         format!("{MAGIC}{VERSION}, checksum {:016x}\n{body}", checksum(body.as_bytes()))
     }
 
