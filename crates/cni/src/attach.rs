@@ -209,7 +209,7 @@ pub fn delete_in_pod(call: &Call, names: &[IfName]) -> Result<(), Error> {
 /// What could not be removed; what is missing is no error.
 pub fn del(plugin: &'static str, call: &Call) -> Result<(), Error> {
     let record = record::read(plugin, call);
-    let removal = device::remove(call, None)?;
+    let removal = device::remove(call, None, false)?;
     let ipam = ipam::release(call);
     if record.is_none_or(|record| !record.is_complete) {
         delete_in_pod(call, &[device::temporary_name(call)?])?;

@@ -8,10 +8,10 @@ use kernel::sysctl;
 use model::IfName;
 use model::cni::{Error, Interface, Version};
 
-use crate::names;
 use crate::pod::{self, internal};
 use crate::record::{self, Record};
 use crate::skel::Call;
+use crate::{names, nft};
 
 /// `EEXIST`
 const EXISTS: i32 = 17;
@@ -81,11 +81,12 @@ pub fn temporary_name(call: &Call) -> Result<IfName, Error> {
 pub struct Removal(Option<(Rtnl, LinkInfo, Option<Deleting>)>);
 
 /// Takes the pod's interface down, so that its address may be given away before the device is gone, and
-/// begins to delete it. From the pod if its namespace is there, else from the host by our record.
+/// begins to delete it. From the pod if its namespace is there, else from the host by our record. `rules`
+/// tells whether rules of the host are deleted too.
 ///
 /// # Errors
 /// The namespace is there and cannot be entered, or the kernel's refusal.
-pub fn remove(call: &Call, record: Option<&Record>) -> Result<Removal, Error> {
+pub fn remove(call: &Call, record: Option<&Record>, rules: bool) -> Result<Removal, Error> {
     let (rtnl, name) = match pod::open_for_del(&call.env.netns)? {
         Some(netns) => (pod::rtnl(&netns)?, call.env.ifname.as_str()),
         None => match record {
@@ -94,19 +95,22 @@ pub fn remove(call: &Call, record: Option<&Record>) -> Result<Removal, Error> {
         },
     };
     let Ok(name) = IfName::new(name) else { return Ok(Removal(None)) };
-    remove_named(rtnl, name)
+    remove_named(rtnl, name, rules.then_some(&call.nft))
 }
 
 /// [`remove`] of a device in the namespace of a socket. One that is not there is no error.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn remove_named(mut rtnl: Rtnl, name: IfName) -> Result<Removal, Error> {
+pub fn remove_named(mut rtnl: Rtnl, name: IfName, rules: Option<&nft::Host>) -> Result<Removal, Error> {
     let Some(link) = rtnl.link_by_name(name).map_err(internal)? else { return Ok(Removal(None)) };
     let down = LinkChange { up: Some(false), ..LinkChange::default() };
     // It may vanish meanwhile with its other end.
     let _ = rtnl.set_link(link.index, &down);
-    let deleting = rtnl.start_deleting(link.index).ok();
+    let deleting = match rules {
+        Some(rules) => rules.start_deleting(&mut rtnl, link.index).ok(),
+        None => rtnl.start_deleting(link.index, None).ok(),
+    };
     Ok(Removal(Some((rtnl, link, deleting))))
 }
 

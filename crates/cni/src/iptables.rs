@@ -10,14 +10,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use kernel::nft::Nft;
 use model::Family;
 use model::cni::iptables::Saved;
 use model::cni::{Error, code};
 use plan::state::{NftFamily, TableKey};
 
-use crate::lock;
 use crate::pod::internal;
+use crate::skel::Call;
+use crate::{lock, nft};
 
 /// How often an update is begun again because another program changed what it builds on.
 const ATTEMPTS: usize = 5;
@@ -35,6 +35,15 @@ pub struct Table<'a> {
     pub name: &'a str,
     /// The directory of our own state.
     pub state_dir: &'a Path,
+    /// Where the nf_tables variant keeps them.
+    pub nft: &'a nft::Host,
+}
+
+impl<'a> Table<'a> {
+    /// A table of the host.
+    pub fn of(call: &'a Call, family: Family, name: &'a str) -> Table<'a> {
+        Table { family, name, state_dir: &call.env.state_dir, nft: &call.nft }
+    }
 }
 
 impl Table<'_> {
@@ -88,8 +97,7 @@ impl Table<'_> {
             return true;
         }
         let key = TableKey { family: nft_family, name: self.name.to_owned() };
-        let found = |nft: &mut Nft, chain: &&str| nft.has_chain(&key, chain).unwrap_or(true);
-        Nft::open().is_ok_and(|mut nft| chains.iter().any(|chain| found(&mut nft, chain)))
+        self.nft.may_have(&key, chains)
     }
 
     fn tool(&self, what: &str) -> String {
@@ -126,9 +134,4 @@ impl Table<'_> {
         }
         internal(msg)
     }
-}
-
-/// Whether the kernel has nftables for us.
-pub fn nftables_is_there() -> bool {
-    Nft::open().is_ok_and(|mut nft| nft.is_usable())
 }

@@ -12,7 +12,7 @@ use plan::state::{
 };
 
 use crate::skel::Call;
-use crate::{iptables, names, nft, pod};
+use crate::{iptables, names, pod};
 
 const CHECKS: &str = "masq_checks";
 
@@ -33,7 +33,7 @@ pub fn check_backend(name: &str) -> Result<(), Error> {
 fn by_iptables(call: &Call) -> Result<bool, Error> {
     let name = call.conf().string("ipMasqBackend").map_err(Error::config)?;
     check_backend(&name)?;
-    Ok(name == "iptables" || (name.is_empty() && !iptables::nftables_is_there()))
+    Ok(name == "iptables" || (name.is_empty() && !call.nft.is_usable()))
 }
 
 /// Masquerades what leaves these addresses for outside their subnets. Repeating changes nothing.
@@ -57,7 +57,7 @@ pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
     let comment = names::comment(&call.network, &call.env.container_id, &call.env.ifname);
     let rules: Vec<(&str, NftRule)> = addresses.iter().map(|a| (CHECKS, rule(*a, &comment))).collect();
     let mark = mark(call);
-    nft::update(&TABLE, &rules, &|comment| comment.starts_with(&mark)).map_err(failed)
+    call.nft.update(&TABLE, &rules, &|comment| comment.starts_with(&mark)).map_err(failed)
 }
 
 /// Removes the rules of the attachment by either backend, whoever made them. Needs no address and no
@@ -68,7 +68,7 @@ pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
 pub fn remove(call: &Call) -> Result<(), Error> {
     let failed = |e: Error| e.during("remove the pod's masquerade rules");
     let (mark, chain) = (mark(call), chain(call));
-    nft::update(&TABLE, &[], &|comment| comment.starts_with(&mark)).map_err(failed)?;
+    call.nft.update(&TABLE, &[], &|comment| comment.starts_with(&mark)).map_err(failed)?;
     Family::BOTH.into_iter().try_for_each(|family| {
         let table = nat(call, family);
         match table.may_hold(&[&chain]) {
@@ -83,7 +83,7 @@ pub fn remove(call: &Call) -> Result<(), Error> {
 /// # Errors
 /// The kernel's refusal.
 pub fn keep_only(call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
-    nft::update(&TABLE, &[], &|comment| names::is_stale(comment, &call.network, valid))?;
+    call.nft.update(&TABLE, &[], &|comment| names::is_stale(comment, &call.network, valid))?;
     let is_valid = |id: &str| valid.iter().any(|(known, _)| known == id);
     Family::BOTH.into_iter().filter(|f| nat(call, *f).may_hold(&["POSTROUTING"])).try_for_each(|family| {
         nat(call, family).update(&|saved| Ok(Masquerade::keep_only(saved, &call.network, &is_valid)))
@@ -91,7 +91,7 @@ pub fn keep_only(call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
 }
 
 fn nat(call: &Call, family: Family) -> iptables::Table<'_> {
-    iptables::Table { family, name: "nat", state_dir: &call.env.state_dir }
+    iptables::Table::of(call, family, "nat")
 }
 
 fn chain(call: &Call) -> String {
@@ -118,7 +118,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
         return Err(pod::internal(format!("missing masquerade chain {chain} in table nat")));
     }
     let mark = mark(call);
-    let rules = nft::rules(&TABLE.key)?;
+    let rules = call.nft.rules(&TABLE.key)?;
     let ours = |comment: &String| comment.starts_with(&mark);
     if rules.iter().any(|rule| rule.chain == CHECKS && rule.comment.as_ref().is_some_and(ours)) {
         return Ok(());

@@ -1,5 +1,6 @@
 //! Shared nftables tables: a few rules of ours in a table several programs write (cni.md 2.0.6, 2.3).
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use kernel::nft::message::RuleInfo;
 use kernel::nft::{CommentIs, Nft, NftBatch};
 use kernel::process;
+use kernel::rtnl::{Deleting, Rtnl};
 use model::cni::{Error, code};
 use plan::state::{NftRule, NftTable, TableKey};
 
@@ -21,15 +23,103 @@ const PROGRAM: Duration = Duration::from_secs(20);
 /// How long other programs may keep us from reading or writing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The rules of a table that have a comment; none if it is not there or the kernel lacks nftables.
-///
-/// # Errors
-/// The kernel's refusal.
-pub fn rules(key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
-    let mut nft = Nft::open().map_err(internal)?;
-    let mut rules = read(&mut nft, key, &mut Turn::default())?;
-    rules.retain(|rule| rule.comment.is_some());
-    Ok(rules)
+/// The host's nftables during a call: one socket for all that is asked and changed, made when it is needed.
+/// The closing of each one would wait for what was deleted lately, by whomever (decision 0070).
+pub struct Host {
+    socket: RefCell<Option<Nft>>,
+    /// Deletions are about, our own or those of calls beside us: the closing is left to a child process.
+    leave: bool,
+}
+
+impl Host {
+    /// For a call that may delete rules, or not.
+    pub fn new(deletes: bool) -> Host {
+        Host { socket: RefCell::new(None), leave: deletes }
+    }
+
+    /// Asks or changes something; not within itself.
+    fn with<T>(&self, work: impl FnOnce(&mut Nft) -> Result<T, Error>) -> Result<T, Error> {
+        let mut socket = self.socket.borrow_mut();
+        match &mut *socket {
+            Some(nft) => work(nft),
+            none => work(none.insert(Nft::open().map_err(internal)?)),
+        }
+    }
+
+    /// Whether the kernel has nftables for us.
+    pub fn is_usable(&self) -> bool {
+        self.with(|nft| Ok(nft.is_usable())).unwrap_or(false)
+    }
+
+    /// Whether a table has one of these chains; also if the kernel does not tell.
+    pub fn may_have(&self, key: &TableKey, chains: &[&str]) -> bool {
+        let found = |nft: &mut Nft, chain: &&str| nft.has_chain(key, chain).unwrap_or(true);
+        self.with(|nft| Ok(chains.iter().any(|chain| found(nft, chain)))).unwrap_or(false)
+    }
+
+    /// The rules of a table that have a comment; none if it is not there or the kernel lacks nftables.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn rules(&self, key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
+        let mut rules = self.with(|nft| read(nft, key, &mut Turn::default()))?;
+        rules.retain(|rule| rule.comment.is_some());
+        Ok(rules)
+    }
+
+    /// In one transaction: deletes the commented rules for which `stale` says so, and adds rules to chains.
+    /// The table's own chains and rules are made if they are missing and something is added. Without
+    /// anything to change nothing is written.
+    ///
+    /// # Errors
+    /// The kernel's refusal; nothing was changed then.
+    pub fn update(
+        &self,
+        table: &NftTable,
+        add: &[(&str, NftRule)],
+        stale: &dyn Fn(&str) -> bool,
+    ) -> Result<(), Error> {
+        self.with(|nft| change(nft, table, add, stale, !add.is_empty()))
+    }
+
+    /// [`Host::update`], and the table's own chains and rules are made also if nothing is added.
+    ///
+    /// # Errors
+    /// As [`Host::update`].
+    pub fn update_in_full(
+        &self,
+        table: &NftTable,
+        add: &[(&str, NftRule)],
+        stale: &dyn Fn(&str) -> bool,
+    ) -> Result<(), Error> {
+        self.with(|nft| change(nft, table, add, stale, true))
+    }
+
+    /// Other changes of rules.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn commit(&self, batch: &NftBatch) -> Result<(), Error> {
+        self.with(|nft| nft.commit(batch).map_err(internal))
+    }
+
+    /// Begins to delete a device; the child process that does it closes our socket as well.
+    ///
+    /// # Errors
+    /// No process can be made; nothing has happened.
+    pub fn start_deleting(&self, rtnl: &mut Rtnl, index: u32) -> Result<Deleting, Error> {
+        // A kernel without nftables deletes devices too.
+        let _ = self.with(|_| Ok(()));
+        rtnl.start_deleting(index, self.socket.borrow_mut().as_mut()).map_err(internal)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(nft) = self.socket.take().filter(|_| self.leave) {
+            nft.leave();
+        }
+    }
 }
 
 /// Dozens of pods may start at once, and each change interrupts the listings of all others. Who was
@@ -66,29 +156,8 @@ fn read(nft: &mut Nft, key: &TableKey, turn: &mut Turn) -> Result<Vec<RuleInfo>,
     }
 }
 
-/// In one transaction: deletes the commented rules for which `stale` says so, and adds rules to chains. The
-/// table's own chains and rules are made if they are missing and something is added. Without anything to
-/// change nothing is written.
-///
-/// # Errors
-/// The kernel's refusal; nothing was changed then.
-pub fn update(table: &NftTable, add: &[(&str, NftRule)], stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
-    change(table, add, stale, !add.is_empty())
-}
-
-/// [`update`], and the table's own chains and rules are made also if nothing is added.
-///
-/// # Errors
-/// As [`update`].
-pub fn update_in_full(
-    table: &NftTable,
-    add: &[(&str, NftRule)],
-    stale: &dyn Fn(&str) -> bool,
-) -> Result<(), Error> {
-    change(table, add, stale, true)
-}
-
 fn change(
+    nft: &mut Nft,
     table: &NftTable,
     add: &[(&str, NftRule)],
     stale: &dyn Fn(&str) -> bool,
@@ -96,19 +165,15 @@ fn change(
 ) -> Result<(), Error> {
     /// `ENOENT`
     const MISSING: i32 = 2;
-    let mut nft = Nft::open().map_err(internal)?;
     let mut attempt = 1;
     let (mut turn, deadline) = (Turn::default(), Instant::now() + PATIENCE);
     loop {
-        let have = read(&mut nft, &table.key, &mut turn)?;
+        let have = read(nft, &table.key, &mut turn)?;
         let Some(batch) = changes(table, &have, add, stale, in_full) else { return Ok(()) };
         match nft.commit(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
             Err(e) if e.code().is_some_and(|errno| turn.take(errno, deadline)) => {}
-            other => {
-                nft.leave();
-                return other.map_err(internal);
-            }
+            other => return other.map_err(internal),
         }
     }
 }

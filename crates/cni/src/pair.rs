@@ -15,7 +15,7 @@ use crate::{compare, device, ipam, masquerade};
 /// # Errors
 /// What could not be removed; what is missing is no error.
 pub fn del(plugin: &str, call: &Call) -> Result<(), Error> {
-    let removal = device::remove(call, record::read(plugin, call).as_ref())?;
+    let removal = device::remove(call, record::read(plugin, call).as_ref(), true)?;
     let ipam = ipam::release(call);
     let rules = masquerade::remove(call);
     removal.finish()?;

@@ -15,6 +15,7 @@ use model::cni::version::{self, Shape};
 use model::cni::{CniResult, Error, Members, Version, check_ifname, code, is_identifier};
 use model::gojson::Json;
 
+use crate::nft;
 use crate::plugin::Plugin;
 
 /// More than any document has; a stream without end must not fill the memory.
@@ -163,6 +164,8 @@ pub struct Call {
     pub version: Version,
     /// Result of the plugin before, or of the whole ADD.
     pub prev_result: Option<CniResult>,
+    /// The host's nftables.
+    pub nft: nft::Host,
 }
 
 impl Call {
@@ -188,7 +191,8 @@ impl Call {
             return Err(Error::new(code::ENVIRONMENT, msg));
         };
         let version = check_version(plugin, verb, &cni_version)?;
-        let mut call = Call { verb, env, input, network, cni_version, version, prev_result: None, doc };
+        let nft = nft::Host::new(!matches!(verb, Verb::Check | Verb::Status));
+        let mut call = Call { verb, env, input, network, cni_version, version, prev_result: None, doc, nft };
         call.prev_result = call.read_prev_result()?;
         Ok(call)
     }

@@ -36,6 +36,8 @@ pub struct Nft {
     socket: Socket,
     /// The kernel refused the flags OWNER and PERSIST.
     plain: bool,
+    /// A child process closes the socket after us.
+    pub(crate) is_left: bool,
 }
 
 /// One message of a transaction, and what it does in words.
@@ -56,7 +58,7 @@ impl Nft {
     /// # Errors
     /// No socket could be made; the kernel may lack nftables.
     pub fn open() -> Result<Nft, Error> {
-        Ok(Nft { socket: Socket::open(Protocol::Netfilter)?, plain: false })
+        Ok(Nft { socket: Socket::open(Protocol::Netfilter)?, plain: false, is_left: false })
     }
 
     /// Opens another namespace.
@@ -64,15 +66,22 @@ impl Nft {
     /// # Errors
     /// As [`Nft::open`], or the namespace cannot be entered.
     pub fn open_in(netns: BorrowedFd<'_>) -> Result<Nft, Error> {
-        Ok(Nft { socket: Socket::open_in(netns, Protocol::Netfilter)?, plain: false })
+        Ok(Nft { socket: Socket::open_in(netns, Protocol::Netfilter)?, plain: false, is_left: false })
     }
 
     /// Closes the socket without waiting. The kernel lets the closing of a netfilter socket wait until it
     /// has freed all rules deleted lately, 10 to 20 ms, and bars all transactions meanwhile: a child
     /// process closes it when that is over (decision 0070). For programs that end; who lives on just drops.
     pub fn leave(self) {
-        // Without a process the closing at the end of this function waits.
-        let _ = self.socket.hold_in_child(GRACE);
+        if !self.is_left {
+            // Without a process the closing at the end of this function waits.
+            let _ = self.socket.hold_in_child(GRACE);
+        }
+    }
+
+    /// For a child process that is made for something else.
+    pub(crate) fn to_be_left(&self) -> (&Socket, Duration) {
+        (&self.socket, GRACE)
     }
 
     /// Brings a table to the wanted content, whatever is in it now, in one transaction. Others' rules in

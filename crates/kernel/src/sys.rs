@@ -92,29 +92,42 @@ pub fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
 }
 
 /// Sends one datagram from a child process that nobody waits for, and returns at once. For a request over
-/// which the kernel sleeps; the child holds nothing but the socket, and ends when the kernel is done.
-pub fn send_from_child(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
+/// which the kernel sleeps; the child holds nothing but the socket, and ends when the kernel is done. If it
+/// shall hold another descriptor too, it does so for `time` more.
+pub fn send_from_child(
+    fd: BorrowedFd<'_>,
+    data: &[u8],
+    also: Option<(BorrowedFd<'_>, Duration)>,
+) -> io::Result<()> {
     let socket = fd.as_raw_fd();
-    in_child(fd, || {
+    in_child(fd, also.map(|(fd, _)| fd), || {
         // SAFETY: pointer and length are those of a slice that outlives the call.
         unsafe { libc::send(socket, data.as_ptr().cast(), data.len(), 0) };
+        if let Some((_, time)) = also {
+            sleep(time);
+        }
     })
 }
 
 /// Keeps a descriptor open in a child process that nobody waits for, so that whoever closes it here is not
 /// the last to do so.
 pub fn hold_in_child(fd: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
-    let time = libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos() as _ };
-    in_child(fd, || {
-        // SAFETY: the time lives through the call; the time left is not asked for.
-        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
-    })
+    in_child(fd, None, || sleep(time))
 }
 
-/// Runs `work` in a child process that holds nothing but one descriptor. It may only make
+/// One system call, as a child of [`in_child`] may make it.
+fn sleep(time: Duration) {
+    let time = libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos() as _ };
+    // SAFETY: the time lives through the call; the time left is not asked for.
+    unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+}
+
+/// Runs `work` in a child process that holds nothing but one descriptor or two. It may only make
 /// async-signal-safe calls, and allocates nothing.
-fn in_child(fd: BorrowedFd<'_>, work: impl FnOnce()) -> io::Result<()> {
+fn in_child(fd: BorrowedFd<'_>, also: Option<BorrowedFd<'_>>, work: impl FnOnce()) -> io::Result<()> {
     let fd = fd.as_raw_fd();
+    let also = also.map_or(fd, |also| also.as_raw_fd());
+    let (low, high) = (fd.min(also), fd.max(also));
     // SAFETY: the child of a process with threads may only make async-signal-safe calls until it ends:
     // close_range and _exit are, and `work` promises it.
     unsafe {
@@ -122,8 +135,12 @@ fn in_child(fd: BorrowedFd<'_>, work: impl FnOnce()) -> io::Result<()> {
             return Ok(());
         }
         // Whoever waits for the end of our output, or for a lock of ours, must not wait for the child.
-        libc::syscall(libc::SYS_close_range, 0, fd - 1, 0);
-        libc::syscall(libc::SYS_close_range, fd + 1, libc::c_int::MAX, 0);
+        // A range that ends before it begins is refused, and nothing is closed.
+        if low > 0 {
+            libc::syscall(libc::SYS_close_range, 0, low - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, low + 1, high - 1, 0);
+        libc::syscall(libc::SYS_close_range, high + 1, libc::c_int::MAX, 0);
         work();
         libc::_exit(0)
     }

@@ -85,7 +85,7 @@ fn make<'a>(
     let port = inside.lower.ok_or_else(missing)?;
     host::set_port(host, conf, port)?;
     if conf.mac_spoof_check {
-        undo.push(|| spoof::remove(&call.env.container_id, &call.env.ifname));
+        undo.push(|| spoof::remove(&call.nft, &call.env.container_id, &call.env.ifname));
         spoof::add(call, peer, &inside)?;
     }
     if late {
@@ -129,7 +129,7 @@ fn make<'a>(
 pub fn del(call: &Call) -> Result<(), Error> {
     let deleted = pair::del(NAME, call);
     deleted.and(if may_check_frames(call) {
-        spoof::remove(&call.env.container_id, &call.env.ifname)
+        spoof::remove(&call.nft, &call.env.container_id, &call.env.ifname)
     } else {
         Ok(())
     })
@@ -156,7 +156,7 @@ pub fn gc(call: &Call) -> Result<(), Error> {
     let mut outcome = Ok(());
     if may_check_frames(call) {
         for record in record::stale(NAME, call, &valid) {
-            outcome = outcome.and(spoof::remove(&record.container_id, &record.ifname));
+            outcome = outcome.and(spoof::remove(&call.nft, &record.container_id, &record.ifname));
         }
     }
     outcome.and(pair::gc(NAME, call)).and(gateway::sweep(call))

@@ -202,7 +202,7 @@ fn families(result: &CniResult) -> Vec<(Family, Vec<IpAddr>)> {
 }
 
 fn filter(call: &Call, family: Family) -> Table<'_> {
-    Table { family, name: "filter", state_dir: &call.env.state_dir }
+    Table::of(call, family, "filter")
 }
 
 fn mark(call: &Call) -> String {

@@ -19,7 +19,6 @@ use model::Family;
 use model::cni::portmap::{Backend, HostIp, PortMap};
 use model::cni::{CniResult, Error};
 
-use crate::iptables::nftables_is_there;
 use crate::pod::internal;
 use crate::record::{self, Record};
 use crate::skel::Call;
@@ -48,7 +47,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
             // DEL ends the connections of these addresses.
             Record { addresses: pods.clone(), ..Record::new(NAME, call) }.complete(call)?;
         }
-        let backend = backend(&conf);
+        let backend = backend(call, &conf);
         pods.iter().try_for_each(|pod| open(call, &conf, backend, *pod))
     };
     undo.finish(opened())?;
@@ -80,7 +79,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
 /// As said.
 pub fn check(call: &Call) -> Result<(), Error> {
     let (conf, result) = read(call)?;
-    pod_addresses(call, &result).into_iter().try_for_each(|pod| match backend(&conf) {
+    pod_addresses(call, &result).into_iter().try_for_each(|pod| match backend(call, &conf) {
         Backend::Nftables => nftables::check(call, &conf, pod),
         Backend::Iptables => iptables::check(call, &conf, pod),
     })
@@ -120,8 +119,8 @@ fn parse(call: &Call) -> Result<PortMap, Error> {
 }
 
 /// What the configuration asks for; else nftables where the kernel has it (decision 0120).
-fn backend(conf: &PortMap) -> Backend {
-    let detect = || if nftables_is_there() { Backend::Nftables } else { Backend::Iptables };
+fn backend(call: &Call, conf: &PortMap) -> Backend {
+    let detect = || if call.nft.is_usable() { Backend::Nftables } else { Backend::Iptables };
     conf.backend.unwrap_or_else(detect)
 }
 

@@ -345,7 +345,7 @@ fn foreign(call: &Call, configured: Option<IfName>) -> Result<Option<IfName>, Er
 
 /// Everything about one host end. With the device go the routes, the neighbours and the pod's end.
 fn clear(call: &Call, peer: IfName) -> Result<(), Error> {
-    let removal = device::remove_named(Rtnl::open().map_err(internal)?, peer)?;
+    let removal = device::remove_named(Rtnl::open().map_err(internal)?, peer, Some(&call.nft))?;
     let rules = rules::remove(call, NAME);
     let published = masquerade::remove(call);
     let table = table::release(call, peer);

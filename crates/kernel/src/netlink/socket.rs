@@ -334,12 +334,17 @@ impl Socket {
     }
 
     /// Sends a request through a child process and returns at once, with its sequence number. The answer
-    /// comes to this socket when the kernel is done.
-    pub(crate) fn send_from_child(&mut self, message: &Message) -> Result<u32, Errno> {
+    /// comes to this socket when the kernel is done. The child closes `also` so much later.
+    pub(crate) fn send_from_child(
+        &mut self,
+        message: &Message,
+        also: Option<(&Socket, Duration)>,
+    ) -> Result<u32, Errno> {
+        let also = also.map(|(socket, time)| (socket.fd.as_fd(), time));
         self.sequence = self.sequence.wrapping_add(1);
         self.out.clear();
         message.write(self.sequence, libc::NLM_F_ACK, &mut self.out);
-        sys::send_from_child(self.fd.as_fd(), &self.out).map_err(|e| Errno::of(&e))?;
+        sys::send_from_child(self.fd.as_fd(), &self.out, also).map_err(|e| Errno::of(&e))?;
         Ok(self.sequence)
     }
 

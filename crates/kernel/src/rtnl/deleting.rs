@@ -6,6 +6,7 @@ use super::{Rtnl, is_absent};
 use crate::Error;
 use crate::link;
 use crate::netlink::{Received, Reply, outcome};
+use crate::nft::Nft;
 
 /// `RTNLGRP_LINK`
 const GROUP_LINK: u32 = 1;
@@ -22,14 +23,19 @@ pub struct Deleting {
 impl Rtnl {
     /// Begins to delete a device and returns at once; [`Rtnl::await_deleted`] tells when it is gone. The
     /// kernel answers a deletion only after grace periods of 10 to 30 ms, though the device is out of
-    /// sight after one or two: a child process sleeps over them in our place (decision 0022).
+    /// sight after one or two: a child process sleeps over them in our place (decision 0022). It also does
+    /// what [`Nft::leave`] would do.
     ///
     /// # Errors
     /// No process can be made; nothing has happened.
-    pub fn start_deleting(&mut self, index: u32) -> Result<Deleting, Error> {
+    pub fn start_deleting(&mut self, index: u32, rules: Option<&mut Nft>) -> Result<Deleting, Error> {
         let failed = |errno| Error::kernel(format!("delete device {index}"))(errno);
         self.socket.join(GROUP_LINK).map_err(failed)?;
-        let sequence = self.socket.send_from_child(&link::delete(index)).map_err(failed)?;
+        let also = rules.as_deref().map(Nft::to_be_left);
+        let sequence = self.socket.send_from_child(&link::delete(index), also).map_err(failed)?;
+        if let Some(rules) = rules {
+            rules.is_left = true;
+        }
         Ok(Deleting { index, sequence })
     }
 

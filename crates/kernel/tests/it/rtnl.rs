@@ -116,14 +116,14 @@ fn a_device_is_out_of_sight_when_its_deletion_is_announced() {
     run_in(&pod, "ip link set eth0 up");
     let mut inside = Rtnl::open_in(pod.as_fd()).unwrap();
     let index = self::index(&mut inside, "eth0");
-    let deleting = inside.start_deleting(index).unwrap();
+    let deleting = inside.start_deleting(index, None).unwrap();
     assert!(inside.await_deleted(deleting).unwrap());
     for (netns, device) in [(&pod, "eth0"), (&host, "port")] {
         let mut rtnl = Rtnl::open_in(netns.as_fd()).unwrap();
         assert!(rtnl.link_by_name(name(device)).unwrap().is_none(), "{device}");
     }
     let mut again = Rtnl::open_in(pod.as_fd()).unwrap();
-    let deleting = again.start_deleting(index).unwrap();
+    let deleting = again.start_deleting(index, None).unwrap();
     assert!(!again.await_deleted(deleting).unwrap(), "was not there any more");
 }
 

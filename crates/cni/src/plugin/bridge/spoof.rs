@@ -2,11 +2,12 @@
 //! upstream's table (cni.md 2.1, step 3), so that either program removes what the other made.
 
 use kernel::link::LinkInfo;
-use kernel::nft::{CommentIs, Nft, NftBatch};
+use kernel::nft::{CommentIs, NftBatch};
 use model::cni::Error;
 use model::{IfName, Mac};
 use plan::state::{Chain, ChainType, Hook, Match, NftFamily, NftRule, Statement, TableKey, Verdict};
 
+use crate::nft;
 use crate::pod::internal;
 use crate::skel::Call;
 
@@ -77,27 +78,24 @@ pub fn add(call: &Call, port: IfName, inside: &LinkInfo) -> Result<(), Error> {
     for (chain, rule) in rules(&names, port, mac) {
         batch.add_rule(&key, chain, &rule);
     }
-    commit(&batch, "check source addresses of the pod's frames")
+    commit(&call.nft, &batch, "check source addresses of the pod's frames")
 }
 
 /// Removes the rules of an attachment, whoever made them.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn remove(container_id: &str, ifname: &str) -> Result<(), Error> {
+pub fn remove(nft: &nft::Host, container_id: &str, ifname: &str) -> Result<(), Error> {
     let names = Names::of(container_id, ifname);
     let key = key();
     let mut batch = NftBatch::new();
     batch.delete_rules(&key, BASE, CommentIs::Exactly(names.comment.clone()));
     batch.delete_chain(&key, &names.frames).delete_chain(&key, &names.addresses);
-    commit(&batch, "remove the source address check of the pod")
+    commit(nft, &batch, "remove the source address check of the pod")
 }
 
-fn commit(batch: &NftBatch, action: &str) -> Result<(), Error> {
-    let mut nft = Nft::open().map_err(internal)?;
-    let done = nft.commit(batch).map_err(|e| internal(e).during(action));
-    nft.leave();
-    done
+fn commit(nft: &nft::Host, batch: &NftBatch, action: &str) -> Result<(), Error> {
+    nft.commit(batch).map_err(|e| e.during(action))
 }
 
 /// Fails unless the attachment has its rules.
@@ -106,8 +104,7 @@ fn commit(batch: &NftBatch, action: &str) -> Result<(), Error> {
 /// As said.
 pub fn check(call: &Call, inside: &LinkInfo) -> Result<(), Error> {
     let names = Names::of(&call.env.container_id, &call.env.ifname);
-    let mut nft = Nft::open().map_err(internal)?;
-    let have = nft.rules(&key(), None).map_err(internal)?;
+    let have = call.nft.rules(&key())?;
     let mine: Vec<_> =
         have.iter().filter(|r| r.comment.as_deref() == Some(&names.comment)).map(|r| &r.chain).collect();
     let [first, second, third] =

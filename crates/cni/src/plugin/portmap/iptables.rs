@@ -24,7 +24,7 @@ fn ports<'a>(call: &'a Call, chains: &'a [String; 2]) -> HostPorts<'a> {
 }
 
 fn nat(call: &Call, family: Family) -> Table<'_> {
-    Table { family, name: "nat", state_dir: &call.env.state_dir }
+    Table::of(call, family, "nat")
 }
 
 /// Opens the ports of one family.

@@ -39,7 +39,7 @@ pub fn open(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
     }
     let mark = mark(call);
     let opening = |e: Error| e.during("open the pod's host ports");
-    nft::update_in_full(&table, &rules, &|comment| comment.starts_with(&mark)).map_err(opening)?;
+    call.nft.update_in_full(&table, &rules, &|comment| comment.starts_with(&mark)).map_err(opening)?;
     // Last, in a transaction of its own: until then the ports are closed.
     match &extra {
         Conditions::Matches(_) => Ok(()),
@@ -73,7 +73,8 @@ fn by_program(
 /// # Errors
 /// The kernel's refusal.
 pub fn close(call: &Call, family: Family) -> Result<(), Error> {
-    nft::update(&table(family), &[], &|comment| is_ours(call, comment))
+    call.nft
+        .update(&table(family), &[], &|comment| is_ours(call, comment))
         .map_err(|e| e.during("close the pod's host ports"))
 }
 
@@ -84,7 +85,7 @@ pub fn close(call: &Call, family: Family) -> Result<(), Error> {
 pub fn check(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
     let family = Family::of_net(pod);
     let want = conf.mappings.iter().filter(|m| m.applies(family)).count();
-    let found = nft::rules(&table(family).key)?;
+    let found = call.nft.rules(&table(family).key)?;
     let have = found.iter().filter(|f| f.chain == PORTS && is_ours(call, comment(f))).count();
     if have < want {
         return Err(Error::internal(format!("missing hostport rules in {PORTS:?} chain")));
@@ -97,11 +98,11 @@ pub fn check(call: &Call, conf: &PortMap, pod: IpNet) -> Result<(), Error> {
 /// # Errors
 /// The kernel's refusal.
 pub fn keep_only(call: &Call, family: Family, valid: &[(String, String)]) -> Result<(), Error> {
-    nft::update(&table(family), &[], &|comment| names::is_stale(comment, &call.network, valid))
+    call.nft.update(&table(family), &[], &|comment| names::is_stale(comment, &call.network, valid))
 }
 
 fn look_for_taken(call: &Call, conf: &PortMap, table: &NftTable, mappings: &[&Mapping]) -> Result<(), Error> {
-    let others = nft::rules(&table.key)?;
+    let others = call.nft.rules(&table.key)?;
     for found in others.iter().filter(|f| f.chain == PORTS && !is_ours(call, comment(f))) {
         let same = |m: &&&Mapping| found.expressions.starts_with(&expressions(table, m));
         if let Some(mapping) = mappings.iter().find(same) {

@@ -14,7 +14,7 @@ use super::plan::Facts;
 use crate::iptables::Table;
 use crate::pod::internal;
 use crate::skel::Call;
-use crate::{names, nft, record};
+use crate::{names, record};
 
 /// Name of the tables.
 const TABLE: &str = "loden-veth-to-host";
@@ -86,7 +86,7 @@ pub fn add(call: &Call, facts: &Facts<'_>) -> Result<(), Error> {
             let stale = |comment: &str| comment.starts_with(&mark) || (has_marks && comment == shared);
             let done = match facts.conf.by_iptables {
                 true => put(call, family, &rules, &stale),
-                false => nft::update(&table(family), &rules, &stale),
+                false => call.nft.update(&table(family), &rules, &stale),
             };
             done.map_err(|e| e.during("translate the pod's addresses"))?;
         }
@@ -114,7 +114,7 @@ fn put(
 }
 
 fn iptables<'a>(call: &'a Call, family: Family, name: &'a str) -> Table<'a> {
-    Table { family, name, state_dir: &call.env.state_dir }
+    Table::of(call, family, name)
 }
 
 /// A rule in iptables' words; its comment is for the chain to add.
@@ -170,7 +170,7 @@ pub fn keep_only(call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
 /// By either backend, whatever the document says now.
 fn update_both(call: &Call, stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
     let update = |family| {
-        let mut outcome = nft::update(&table(family), &[], stale);
+        let mut outcome = call.nft.update(&table(family), &[], stale);
         for (_, name, own) in OWN {
             let table = iptables(call, family, name);
             if table.may_hold(&[own.name]) {
@@ -195,7 +195,7 @@ pub fn check(call: &Call, facts: &Facts<'_>) -> Result<(), Error> {
             check_iptables(call, family, facts)?;
             continue;
         }
-        let have = if wanted == 0 { Vec::new() } else { nft::rules(&key(family))? };
+        let have = if wanted == 0 { Vec::new() } else { call.nft.rules(&key(family))? };
         let ours = have.iter().filter(|r| r.comment.as_ref().is_some_and(|c| c.starts_with(&mark)));
         if ours.count() < wanted {
             let id = &call.env.container_id;
