@@ -388,7 +388,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
         Event::Nft(table) => News {
             // Another agent may have taken flannel's name, or left it.
             host: rules::table_keys().contains(&table),
-            ours: rules::is_agents(&table) || sources::is_ours(&table),
+            ours: rules::is_agents(&table) || sources::is_ours(&table) || backend::ipsec::is_guard(&table),
             // The tables iptables-nft keeps its own in.
             iptables: inputs.conf.as_ref().is_some_and(|conf| !conf.enable_nftables)
                 && matches!(table.name.as_str(), "nat" | "filter"),

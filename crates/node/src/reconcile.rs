@@ -404,8 +404,10 @@ impl<K: Kernel> Reconciler<K> {
             |(key, _): (&Key, _)| if let Key::Sysctl(path) = key { Some(path.clone()) } else { None };
         let mut devices: BTreeSet<IfName> = backend.own_devices(facts).into_iter().collect();
         let named = backend.devices();
-        let mut tables: BTreeSet<TableKey> =
-            rules::our_keys(conf, &facts.taken).chain(sources::keys(named.clone())).collect();
+        let mut tables: BTreeSet<TableKey> = rules::our_keys(conf, &facts.taken)
+            .chain(sources::keys(named.clone()))
+            .chain(conf.networks().into_iter().map(backend::ipsec::table_key))
+            .collect();
         let former: Vec<IfName> =
             facts.devices.keys().copied().filter(|device| !named.contains(device)).collect();
         let needed = !former.is_empty() && self.neighbours.others(backend.as_ref(), own);

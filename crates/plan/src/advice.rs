@@ -25,6 +25,9 @@ pub fn advice(step: &Step, errno: i32) -> Option<String> {
              backend to false"
                 .to_owned(),
         ),
+        Step::Put(Object::Nft(table)) if crate::backend::ipsec::is_guard(&table.key) && errno != EPERM => Some(
+            "while somebody flushes the IPsec policies packets of pods leave in clear: modprobe nf_tables".to_owned(),
+        ),
         Step::Put(Object::Nft(table)) => match errno {
             EPERM | EEXIST => {
                 Some(format!("another program owns table {}; stop it, or remove its table", table.key))

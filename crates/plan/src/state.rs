@@ -120,7 +120,7 @@ impl Key {
     /// Whether no pod can work without it; other entries concern one peer alone, or only keep strangers out.
     pub fn is_critical(&self) -> bool {
         match self {
-            Key::Nft(table) => !crate::sources::is_ours(table),
+            Key::Nft(table) => !crate::sources::is_ours(table) && !crate::backend::ipsec::is_guard(table),
             Key::Iptables(_) | Key::Link(_) | Key::Tunnel(_) | Key::Addr(..) => true,
             Key::Charon | Key::CloudRoute(_) => true,
             Key::Command(key) => !matches!(key, CommandKey::Peer(_)),

@@ -23,6 +23,8 @@ const CMP_GTE: u32 = 5;
 pub const CT_STATUS: u32 = 2;
 /// `NFT_CT_MARK`
 pub const CT_MARK: u32 = 3;
+/// `NFT_RT_XFRM`
+pub const ROUTE_IPSEC: u32 = 4;
 /// `NFTA_FIB_F_DADDR`
 pub const FIB_DESTINATION: u32 = 2;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
@@ -94,6 +96,8 @@ pub enum Expr {
         /// `NFTA_FIB_F_…`
         flags: u32,
     },
+    /// Property of the packet's route into register 1.
+    Route(u32),
     /// Source translation to the address of the outgoing device; `NF_NAT_RANGE_…` flags.
     Masquerade(u32),
     /// Source translation to the address in register 1.
@@ -137,6 +141,7 @@ impl Expr {
             Expr::CtLoad(_) | Expr::CtStore(_) => "ct",
             Expr::Immediate { .. } | Expr::Verdict { .. } => "immediate",
             Expr::Fib { .. } => "fib",
+            Expr::Route(_) => "rt",
             Expr::Masquerade(_) => "masq",
             Expr::Snat { .. } | Expr::Dnat { .. } => "nat",
             Expr::Lookup { .. } => "lookup",
@@ -204,6 +209,9 @@ impl Expr {
             }
             Expr::Fib { result, flags } => {
                 m.attr_be32(1, REG_1).attr_be32(2, *result).attr_be32(3, *flags);
+            }
+            Expr::Route(key) => {
+                m.attr_be32(1, REG_1).attr_be32(2, *key);
             }
             Expr::Masquerade(flags) => {
                 if *flags != 0 {
@@ -291,6 +299,7 @@ impl Expr {
             }
             "immediate" => Some(Expr::Immediate { register: number(1)?, value: bytes(2)? }),
             "fib" if in_register_1(1) => Some(Expr::Fib { result: number(2)?, flags: number(3)? }),
+            "rt" if in_register_1(1) => Some(Expr::Route(number(2)?)),
             // With NFTA_LOOKUP_DREG it is a map.
             "lookup" if in_register_1(2) && data.find(3).is_none() => {
                 let set = data.find(1)?.text()?.to_owned();

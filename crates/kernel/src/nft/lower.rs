@@ -139,6 +139,8 @@ impl Lowering {
                 Expr::Payload { base: TRANSPORT_HEADER, offset: 12, length: 3 },
                 equal(&vni.to_be_bytes()[1..]),
             ]),
+            // One byte: whether the route has a transformation.
+            Match::IpsecMissing => self.push([Expr::Route(expr::ROUTE_IPSEC), equal(&[0])]),
             Match::SourceMac(mac) => {
                 self.push([Expr::Payload { base: LINK_HEADER, offset: 6, length: 6 }, equal(&mac.0)])
             }

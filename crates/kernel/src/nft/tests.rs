@@ -51,6 +51,7 @@ fn rules() -> Vec<NftRule> {
             ],
             Statement::Counted(Verdict::Drop),
         ),
+        (vec![Match::IpsecMissing], Statement::Counted(Verdict::Drop)),
     ]
     .into_iter()
     .map(|(matches, statement)| NftRule { matches, statement, comment: Some("a \"b\" ü".to_owned()) })

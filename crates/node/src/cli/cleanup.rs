@@ -233,9 +233,10 @@ pub fn ours(kernel: &mut Kernel, networks: &[IpNet]) -> Result<State, String> {
     for family in [NftFamily::Ip, NftFamily::Ip6] {
         tables.extend(nft.tables(family).unwrap_or_default());
     }
-    let guards: BTreeSet<TableKey> = sources::keys(devices.iter().copied()).collect();
+    let mut guards: BTreeSet<TableKey> = sources::keys(devices.iter().copied()).collect();
+    guards.extend(networks.iter().copied().map(backend::ipsec::table_key));
     tables.retain(|table| match networks {
-        [] => rules::is_agents(table) || sources::is_ours(table),
+        [] => rules::is_agents(table) || sources::is_ours(table) || backend::ipsec::is_guard(table),
         _ => {
             guards.contains(table) || rules::is_agents(table) && kernel.networks_of(table).iter().any(overlap)
         }

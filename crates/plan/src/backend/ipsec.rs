@@ -3,7 +3,8 @@
 //!
 //! Better than upstream: policies are compared with the kernel's at all times (F-111), charon is an object like
 //! a device and is made again when it dies (F-112), and nothing of a pod's leaves for the cluster's network in
-//! clear: what has no peer's policy meets one that drops it (decision 0151).
+//! clear: what has no peer's policy meets one that drops it, and while all policies are gone, a rule of nftables
+//! (decision 0151).
 
 use std::net::Ipv4Addr;
 
@@ -14,12 +15,53 @@ use model::{Family, Lease, LeaseAttrs, NetConf};
 use super::{Backend, Half};
 use crate::facts::{Facts, Families};
 use crate::state::{
-    Direction, GUARD_PRIORITY, Ike, IkeKey, OWN_PRIORITY, Object, Policy, PolicyAction, PolicyKey, REQID,
-    State,
+    Chain, ChainType, Direction, GUARD_PRIORITY, Hook, Ike, IkeKey, Match, NftFamily, NftRule, NftTable,
+    OWN_PRIORITY, Object, Policy, PolicyAction, PolicyKey, REQID, State, Statement, TableKey, Verdict,
 };
 
 /// The type in configurations and leases.
 pub const KIND: &str = "ipsec";
+/// The table of network 10.244.0.0/16 is called `loden-ipsec-10.244.0.0-16`.
+const PREFIX: &str = "loden-ipsec-";
+
+/// The table that lets nothing of a network leave in clear, whether wanted or not.
+pub fn table_key(network: IpNet) -> TableKey {
+    TableKey { family: NftFamily::Ip, name: format!("{PREFIX}{}", network.to_string().replace('/', "-")) }
+}
+
+/// Whether a table is such a one, by its name.
+pub fn is_guard(table: &TableKey) -> bool {
+    table.family == NftFamily::Ip && table.name.starts_with(PREFIX)
+}
+
+/// What leaves the own subnet for another one without IPsec is dropped and counted. Packets pass the hook once
+/// before they are transformed, with a route that says whether they will be.
+fn table(own: Ipv4Net, network: Ipv4Net) -> Object {
+    let (own, network) = (IpNet::V4(own.trunc()), IpNet::V4(network.trunc()));
+    let drop = NftRule {
+        matches: vec![
+            Match::Source(own),
+            Match::Destination(network),
+            Match::DestinationNot(own),
+            Match::IpsecMissing,
+        ],
+        statement: Statement::Counted(Verdict::Drop),
+        comment: None,
+    };
+    Object::Nft(Box::new(NftTable {
+        key: table_key(network),
+        comment: Some("nothing of this node's pods leaves in clear".to_owned()),
+        owned: false,
+        sets: Vec::new(),
+        chains: vec![Chain {
+            name: "postrouting".to_owned(),
+            comment: None,
+            hook: Some(Hook { kind: ChainType::Filter, number: 4, priority: 0 }),
+            rules: vec![drop],
+        }],
+        drifted: false,
+    }))
+}
 
 /// The backend `ipsec`.
 #[derive(Clone, Debug)]
@@ -103,6 +145,7 @@ impl Backend for Ipsec {
         if let (Some(own), Some(network)) = (own.and_then(|own| own.subnets.v4), self.network) {
             state.put(policy(Direction::Out, own, own, OWN_PRIORITY, PolicyAction::Allow));
             state.put(policy(Direction::Out, own, network, GUARD_PRIORITY, PolicyAction::Block));
+            state.put(table(own, network));
         }
         state
     }
@@ -151,7 +194,8 @@ mod tests {
         ];
         let shown = |address: &str| {
             format!(
-                "ip xfrm policy update src 10.244.1.0/24 dst 10.244.0.0/16 dir out priority 76001 action block
+                "nft replace table ip loden-ipsec-10.244.0.0-16 (1 chains, 1 rules)
+                 ip xfrm policy update src 10.244.1.0/24 dst 10.244.0.0/16 dir out priority 76001 action block
                  ip xfrm policy update src 10.244.1.0/24 dst 10.244.1.0/24 dir out priority 76000 action allow
                  ip xfrm policy update src 10.244.1.0/24 dst 10.244.2.0/24 dir out priority 0 tmpl src {address} dst 192.0.2.12 proto esp reqid 11 mode tunnel
                  ip xfrm policy update src 10.244.2.0/24 dst 10.244.1.0/24 dir in priority 0 tmpl src 192.0.2.12 dst {address} proto esp reqid 11 mode tunnel
@@ -177,6 +221,22 @@ mod tests {
         facts.public.v4 = Some([198, 51, 100, 7].into());
         facts.local.insert([198, 51, 100, 7].into());
         expect(&text(&ipsec, &facts, Some(&own), &peers), &shown("198.51.100.7"));
+    }
+
+    #[test]
+    fn a_rule_stands_behind_the_policies() {
+        let table = table(net("10.244.1.7/24"), net("10.244.0.0/16"));
+        let Object::Nft(table) = table else { panic!("{table}") };
+        assert!(is_guard(&table.key) && !is_guard(&TableKey { family: NftFamily::Ip6, ..table.key.clone() }));
+        assert_eq!(
+            table.chains[0].rules[0].to_string(),
+            "ip saddr 10.244.1.0/24 ip daddr 10.244.0.0/16 ip daddr != 10.244.1.0/24 rt ipsec missing counter drop"
+        );
+        assert!(!crate::Key::Nft(table.key).is_critical());
+    }
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().expect("a network")
     }
 
     #[test]

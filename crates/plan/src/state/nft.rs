@@ -195,6 +195,8 @@ pub enum Match {
     SourceNotIn(Family, String),
     /// Network identifier of a vxlan packet (RFC 7348 §5). Must come after the port.
     VxlanId(u32),
+    /// No IPsec policy transforms the packet (`rt ipsec missing`); for what leaves: forward, output, postrouting.
+    IpsecMissing,
 }
 
 /// What a rule does.
@@ -406,6 +408,7 @@ impl fmt::Display for Match {
             Match::SourceNotIn(Family::V4, set) => write!(f, "ip saddr != @{set}"),
             Match::SourceNotIn(Family::V6, set) => write!(f, "ip6 saddr != @{set}"),
             Match::VxlanId(vni) => write!(f, "@th,96,24 {vni:#x}"),
+            Match::IpsecMissing => f.write_str("rt ipsec missing"),
         }
     }
 }

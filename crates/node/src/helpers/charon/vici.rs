@@ -5,12 +5,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
 use super::wire::{Item, MOST, Packet, text};
 
 /// Where charon listens, as everywhere.
 pub const SOCKET: &str = "/var/run/charon.vici";
 /// Longer than this charon is stuck. Its answers are immediate: nothing we ask for waits for a peer.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// An open connection. After an error it is of no more use.
 pub struct Vici {
@@ -23,10 +26,17 @@ impl Vici {
     /// # Errors
     /// Nobody listens or answers.
     pub fn open(path: &Path) -> io::Result<Vici> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
-        let mut vici = Vici { stream };
+        Vici::open_within(path, LIMIT)
+    }
+
+    fn open_within(path: &Path, limit: Duration) -> io::Result<Vici> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        for timeout in [Timeout::Send, Timeout::Recv] {
+            set_socket_timeout(&socket, timeout, Some(limit))?;
+        }
+        // Connecting waits as well, for one that accepts nobody any more (unix(7)).
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        let mut vici = Vici { stream: UnixStream::from(socket) };
         vici.ask("version", Vec::new())?;
         Ok(vici)
     }
@@ -103,5 +113,24 @@ impl Vici {
         let mut bytes = vec![0; length];
         self.stream.read_exact(&mut bytes)?;
         Packet::decode(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Waits of a stopped charon add up: a full queue of its socket must not hold us for ever.
+    #[test]
+    fn connecting_to_a_full_queue_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vici");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        let error = Vici::open_within(&path, Duration::from_millis(100)).err().expect("nobody accepts");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
     }
 }
