@@ -37,6 +37,7 @@ const SUITES: &[Suite] = &[
     },
     Suite { package: "cni", test: "it", words: &["vlan", "dummy", "vrf", "bandwidth"], lacks: &[] },
     Suite { package: "node", test: "it", words: &["ipip", "wireguard"], lacks: &[] },
+    Suite { package: "node", test: "it", words: &["ipsec::esp::"], lacks: &[] },
 ];
 
 /// Modules the tests need; what these need in turn comes along. One that is built in is not looked for.

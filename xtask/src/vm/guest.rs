@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::mount::{MountFlags, mount};
+use rustix::process::WaitOptions;
 
 use crate::say;
 
@@ -123,10 +124,11 @@ fn work() -> Result<usize, String> {
             // Everything takes many times longer on an emulated processor.
             .env("LODEN_TEST_PATIENCE", "120")
             .env("LODEN_TWIN_SEEDS", "2")
-            .status();
+            .spawn()
+            .and_then(|child| Ok(ended_well(child.id())?));
         match status {
-            Ok(status) if status.success() => {}
-            Ok(_) => failed += 1,
+            Ok(true) => {}
+            Ok(false) => failed += 1,
             Err(error) => {
                 say(&format!("{SAYS}start {}: {error}\n", run.program.display()));
                 failed += 1;
@@ -134,6 +136,18 @@ fn work() -> Result<usize, String> {
         }
     }
     Ok(failed)
+}
+
+/// Waits for a child, and as the first process for all whose parents have ended: a namespace of processes ends
+/// only when nobody in it is left to be waited for (pid_namespaces(7)).
+fn ended_well(child: u32) -> rustix::io::Result<bool> {
+    loop {
+        if let Some((pid, status)) = rustix::process::wait(WaitOptions::empty())?
+            && u32::try_from(pid.as_raw_nonzero().get()) == Ok(child)
+        {
+            return Ok(status.exit_status() == Some(0));
+        }
+    }
 }
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";

@@ -39,7 +39,9 @@ pub fn write(path: &Path, kernel: &Kernel, runs: &[Run]) -> Result<(), String> {
     }
     archive.link(Path::new("/var/run"), Path::new("/run")).map_err(fail)?;
     archive.device(Path::new("/dev/console"), (5, 1)).map_err(fail)?;
-    archive.file(Path::new("/etc/passwd"), b"root:x:0:0:root:/root:/bin/sh\n").map_err(fail)?;
+    // tcpdump gives up root's rights for those of a user of its name.
+    let users = b"root:x:0:0:root:/root:/bin/sh\ntcpdump:x:100:100::/:/bin/false\n";
+    archive.file(Path::new("/etc/passwd"), users).map_err(fail)?;
     archive.file(Path::new("/etc/machine-id"), b"0123456789abcdef0123456789abcdef\n").map_err(fail)?;
     archive.copy(myself, Path::new("/init")).map_err(fail)?;
     libraries(&mut archive, Path::new(&loaded))?;

@@ -434,6 +434,11 @@ impl Agent {
         })
     }
 
+    /// Stops it, or lets it go on.
+    pub fn signal(&self, name: &str) {
+        sh_here(&format!("kill -{name} {}", self.pid));
+    }
+
     /// As `kill -9`.
     pub fn kill(mut self) {
         sh_here(&format!("kill -KILL {}", self.pid));
