@@ -1,7 +1,7 @@
 //! ICMP and ICMPv6 echo, spoken by ourselves in the network namespace of the sender.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +105,76 @@ impl Pinger {
             }
         }
     }
+}
+
+/// Hears echo requests that others of our kind send to this host (IPv4).
+pub struct Listener {
+    socket: OwnedFd,
+}
+
+impl Listener {
+    /// Opens a socket in the network namespace of the calling thread that nothing but echo requests wakes.
+    ///
+    /// # Errors
+    /// The kernel's: raw sockets need `CAP_NET_RAW`.
+    pub fn open() -> io::Result<Listener> {
+        let socket = sys::icmp_socket(false)?;
+        sys::hear_requests_only(&socket)?;
+        Ok(Listener { socket })
+    }
+
+    /// Waits for the next request and gives who sent it.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn wait(&mut self) -> io::Result<IpAddr> {
+        let mut buf = [0; 128];
+        loop {
+            sys::wait_readable(&[self.socket.as_fd()], Instant::now() + Duration::from_secs(3600))?;
+            match sys::receive(&self.socket, &mut buf) {
+                Ok(len) => {
+                    if let Some(from) = sender(&buf[..len]) {
+                        return Ok(from);
+                    }
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// The source of a request of our kind.
+fn sender(packet: &[u8]) -> Option<IpAddr> {
+    let header = usize::from(packet.first()? & 15) * 4;
+    let marked = packet.get(header + HEADER..)?.starts_with(MARK);
+    let from: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+    (marked && packet[header] == 8).then(|| from.into())
+}
+
+/// Sends a datagram to a port where nobody should listen, and waits for the kernel there to say so, which is an
+/// [`Answer::Refused`]. Without `checksum` the datagram has none (RFC 768; IPv4 alone).
+///
+/// # Errors
+/// Only those of the socket itself.
+pub fn knock(to: IpAddr, port: u16, checksum: bool, patience: Duration) -> io::Result<Answer> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let mut socket = UdpSocket::bind((any, 0))?;
+    if !checksum {
+        socket = sys::without_checksum(socket)?;
+    }
+    socket.set_read_timeout(Some(patience))?;
+    let start = Instant::now();
+    let exchange = || {
+        socket.connect((to, port))?;
+        socket.send(MARK)?;
+        socket.recv(&mut [0; 64])
+    };
+    Ok(match exchange() {
+        Ok(_) => Answer::Echo(start.elapsed()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Answer::Silence,
+        Err(e) => Answer::Refused(refusal(&e, MARK.len() + HEADER)),
+    })
 }
 
 /// Largest payload that fits an IP packet of `mtu` bytes.

@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -346,6 +346,20 @@ pub fn icmp_socket(v6: bool) -> io::Result<OwnedFd> {
         set_option(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
     }
     Ok(fd)
+}
+
+/// Lets a raw ICMP socket see echo requests alone (raw(7), `ICMP_FILTER`).
+pub fn hear_requests_only(fd: &OwnedFd) -> io::Result<()> {
+    const ICMP_FILTER: i32 = 1;
+    const REQUEST: i32 = 8;
+    set_option(fd, libc::SOL_RAW, ICMP_FILTER, !(1 << REQUEST))
+}
+
+/// Datagrams of this socket get no checksum (socket(7), `SO_NO_CHECK`; IPv4 alone).
+pub fn without_checksum(socket: UdpSocket) -> io::Result<UdpSocket> {
+    let fd = OwnedFd::from(socket);
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)?;
+    Ok(fd.into())
 }
 
 /// A packet socket that sees every frame of every device in the caller's network namespace, with the

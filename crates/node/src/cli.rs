@@ -62,6 +62,15 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
     }
 }
 
+/// Whether `-o` asks for JSON.
+fn is_json(format: &str) -> Result<bool, String> {
+    match format {
+        "table" => Ok(false),
+        "json" => Ok(true),
+        other => Err(format!("-o {other:?} is no format; write table or json")),
+    }
+}
+
 /// Prints to standard output; a closed pipe is no failure.
 pub fn print(text: &str) -> u8 {
     let mut out = std::io::stdout().lock();

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use crate::board::{Board, Topic};
 use crate::metrics::{self, Ledger};
 use crate::outputs::LINES;
+use crate::probe;
 
 /// The loop waits at most a resync period; twice that without a sign of life means that it hangs.
 const SILENCE: Duration = Duration::from_millis(2 * crate::reconcile::RESYNC_MS + 30_000);
@@ -30,6 +31,7 @@ pub struct Health {
     beat_ms: AtomicU64,
     board: Arc<Board>,
     ledger: Arc<Ledger>,
+    probes: Arc<probe::Board>,
 }
 
 /// What a listener answers.
@@ -43,8 +45,8 @@ pub struct Offer {
 
 impl Health {
     /// Answers from this board.
-    pub fn new(board: Arc<Board>, ledger: Arc<Ledger>) -> Health {
-        Health { started: Instant::now(), beat_ms: AtomicU64::new(0), board, ledger }
+    pub fn new(board: Arc<Board>, ledger: Arc<Ledger>, probes: Arc<probe::Board>) -> Health {
+        Health { started: Instant::now(), beat_ms: AtomicU64::new(0), board, ledger, probes }
     }
 
     /// The loop lives.
@@ -56,18 +58,22 @@ impl Health {
     fn says(&self, offer: Offer, path: &str) -> (StatusCode, Bytes, &'static str) {
         const TEXT: &str = "text/plain; charset=utf-8";
         match path {
-            "/metrics" if offer.metrics => (
-                StatusCode::OK,
-                metrics::page(&self.ledger.open().clone(), &self.board.now(), &metrics::read::surroundings())
-                    .into(),
-                "text/plain; version=0.0.4; charset=utf-8",
-            ),
+            "/metrics" if offer.metrics => {
+                (StatusCode::OK, self.metrics().into(), "text/plain; version=0.0.4; charset=utf-8")
+            }
             _ if offer.health => {
                 let (status, text) = self.answer(path);
                 (status, text, TEXT)
             }
             _ => (StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found"), TEXT),
         }
+    }
+
+    fn metrics(&self) -> String {
+        let mut around = metrics::read::surroundings();
+        around.probes = metrics::Probes::of(&self.probes.open());
+        let counts = self.ledger.open().clone();
+        metrics::page(&counts, &self.board.now(), &around)
     }
 
     /// Flannel's bodies; while not ready, the troubles follow, one a line.
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn answers_are_flannels() {
         let board = Arc::new(Board::default());
-        let health = Health::new(board.clone(), Arc::default());
+        let health = Health::new(board.clone(), Arc::default(), Arc::default());
         let answer = |path: &str| {
             let (status, text) = health.answer(path);
             (status.as_u16(), String::from_utf8_lossy(&text).into_owned())

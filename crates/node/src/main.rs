@@ -18,6 +18,7 @@ mod log;
 mod membership;
 mod metrics;
 mod outputs;
+mod probe;
 mod reconcile;
 #[cfg(test)]
 mod sim;

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::board::Troubles;
 use crate::inputs::Inputs;
+use crate::probe;
 use crate::reconcile::Report;
 use crate::reconcile::drift::Cause;
 use text::{Page, label};
@@ -66,6 +67,10 @@ families! {
     TROUBLES = "loden_troubles" Gauge "What is wrong now, by topic; `loden status` has the sentences.";
     SOURCE_PACKETS = "loden_source_check_dropped_packets_total" Counter "Packets for a tunnel that were dropped because they came from no known node.";
     SOURCE_BYTES = "loden_source_check_dropped_bytes_total" Counter "Bytes of the packets dropped because they came from no known node.";
+    PROBE_PEERS = "loden_probe_peers" Gauge "Peers that are probed, by what came of it; anything but ok and unsure means that packets do not arrive.";
+    PROBE_PACKETS = "loden_probe_packets_total" Counter "Probes sent through the tunnel and beside it, and whether anything came back.";
+    PROBE_RTT = "loden_probe_rtt_seconds" Histogram "Round trip of small probes through the tunnel and beside it.";
+    PATH_MTU = "loden_probe_path_mtu_bytes" Gauge "Smallest of the largest packets that passed to each probed peer through the tunnel.";
     CPU = "process_cpu_seconds_total" Counter "Processor time used by the agent, in user and kernel mode.";
     RESIDENT = "process_resident_memory_bytes" Gauge "Memory of the agent that is in RAM.";
     VIRTUAL = "process_virtual_memory_bytes" Gauge "Address space of the agent.";
@@ -76,7 +81,7 @@ families! {
 
 /// Upper limits of the buckets in seconds: a round without news takes well under a millisecond, one of ten
 /// thousand peers a few hundred.
-const LIMITS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0];
+const LIMITS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// Durations in buckets.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -158,6 +163,51 @@ pub struct Surroundings {
     pub process: Option<Process>,
     /// What the source checks dropped, by device and family.
     pub dropped: Vec<Dropped>,
+    /// What is known of the paths to peers.
+    pub probes: Probes,
+}
+
+/// Of the probes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Probes {
+    verdicts: BTreeMap<&'static str, u64>,
+    packets: [[u64; 2]; 2],
+    rtt: [Histogram; 2],
+    mtu: Option<u32>,
+}
+
+impl Probes {
+    /// From what the prober shares.
+    pub fn of(inner: &probe::Inner) -> Probes {
+        let mut verdicts: BTreeMap<_, _> = probe::Verdict::ALL.iter().map(|v| (v.word(), 0)).collect();
+        for finding in inner.findings.values() {
+            *verdicts.entry(finding.verdict.word()).or_default() += 1;
+        }
+        Probes {
+            verdicts,
+            packets: inner.tally.packets,
+            rtt: inner.tally.rtt.clone(),
+            mtu: inner.findings.values().filter_map(|finding| finding.mtu).min(),
+        }
+    }
+
+    fn write(&self, page: &mut Page) {
+        for (verdict, number) in &self.verdicts {
+            page.one(&PROBE_PEERS, &[label("verdict", *verdict)], *number as f64);
+        }
+        let ways = ["tunnel", "underlay"];
+        for (way, counts) in ways.iter().zip(&self.packets) {
+            for (result, number) in ["answered", "lost"].iter().zip(counts) {
+                page.one(&PROBE_PACKETS, &[label("way", *way), label("result", *result)], *number as f64);
+            }
+        }
+        for (way, histogram) in ways.iter().zip(&self.rtt) {
+            page.histogram(&PROBE_RTT, label("way", *way), histogram);
+        }
+        if let Some(mtu) = self.mtu {
+            page.one(&PATH_MTU, &[], f64::from(mtu));
+        }
+    }
 }
 
 /// The agent's own process.
@@ -183,7 +233,7 @@ pub struct Dropped {
     /// The tunnel's device.
     pub device: String,
     /// `ip` or `ip6`, of the outer packets.
-    pub family: &'static str,
+    pub family: String,
     /// Packets dropped.
     pub packets: u64,
     /// Bytes of them.
@@ -234,10 +284,11 @@ pub fn page(counts: &Counts, board: &Troubles, around: &Surroundings) -> String 
         [(&SOURCE_PACKETS, (|d| d.packets) as fn(&Dropped) -> u64), (&SOURCE_BYTES, |d| d.bytes)]
     {
         for dropped in &around.dropped {
-            let labels = [label("device", &dropped.device), label("family", dropped.family)];
+            let labels = [label("device", &dropped.device), label("family", &dropped.family)];
             page.one(family, &labels, of(dropped) as f64);
         }
     }
+    around.probes.write(&mut page);
     if let Some(process) = &around.process {
         for (family, value) in [
             (&CPU, process.cpu_s),

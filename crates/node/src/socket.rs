@@ -24,6 +24,8 @@ use crate::status::{Status, json};
 
 /// How long the loop may take for an answer; a round of ten thousand peers takes a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer waits for the first probes after a start; those of healthy peers take milliseconds.
+const FIRST_PROBES: Duration = Duration::from_millis(2500);
 /// Distance of tries to open the socket.
 const REBIND: Duration = Duration::from_secs(5);
 /// A connection lives no longer.
@@ -50,6 +52,8 @@ pub struct Desk {
     pub inbox: Arc<Inbox>,
     /// Where the loop answers.
     pub answers: watch::Receiver<Option<Arc<Status>>>,
+    /// What is known of the paths to others.
+    pub probes: Arc<crate::probe::Board>,
 }
 
 /// Serves for ever; cancel by dropping, which removes the socket.
@@ -176,6 +180,10 @@ impl Desk {
     }
 
     async fn ask(&self) -> Option<Arc<Status>> {
+        let patience = tokio::time::Instant::now() + FIRST_PROBES;
+        while !self.probes.is_judged() && tokio::time::Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let mut answers = self.answers.clone();
         answers.mark_unchanged();
         self.inbox.ask();
@@ -200,13 +208,13 @@ pub fn ask(path: &Path) -> Result<Status, String> {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
             "the agent at {} has not answered for {} s; if that lasts, restart it",
             path.display(),
-            (PATIENCE + Duration::from_secs(1)).as_secs()
+            (PATIENCE + FIRST_PROBES).as_secs()
         ),
         _ => format!("ask the agent at {}: {error}", path.display()),
     };
     let exchange = || -> io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))?;
+        stream.set_read_timeout(Some(PATIENCE + FIRST_PROBES))?;
         stream.write_all(b"GET /v1/status HTTP/1.0\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;

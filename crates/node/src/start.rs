@@ -31,9 +31,9 @@ use crate::membership::Member;
 use crate::metrics::Ledger;
 use crate::reconcile::{Picture, Reconciler, Report};
 use crate::socket::{self, Desk};
-use crate::status::Status;
 use crate::status::gather::{History, gather};
-use crate::{log, outputs};
+use crate::status::{Status, probed};
+use crate::{log, metrics, outputs, probe};
 
 /// What `--version` prints.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -93,7 +93,8 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let inbox = Arc::new(Inbox::default());
     let board = Arc::new(Board::default());
     let ledger = Arc::new(Ledger::default());
-    let health = Arc::new(Health::new(board.clone(), ledger.clone()));
+    let probes = Arc::new(probe::Board::default());
+    let health = Arc::new(Health::new(board.clone(), ledger.clone(), probes.clone()));
     let (reports, seen) = watch::channel(Report::default());
     let (announced, standing) = watch::channel(Standing::default());
     let margin = Duration::from_secs(60 * u64::try_from(options.subnet_lease_renew_margin).unwrap_or(60));
@@ -118,7 +119,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     let (answer, answers) = watch::channel(None);
     let said = std::env::var("LODEN_SOCKET").ok();
     let waiting = Waiting {
-        desk: Arc::new(Desk { inbox: inbox.clone(), answers }),
+        desk: Arc::new(Desk { inbox: inbox.clone(), answers, probes: probes.clone() }),
         socket: socket::path(said.as_deref(), &options.subnet_file),
         inbox: inbox.clone(),
         board: board.clone(),
@@ -141,6 +142,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         blackhole: options.ip_blackhole_route,
     };
     let kernel = Host::open(&options, inbox.clone())?;
+    probe::run::start(&probes, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
     let mut outcome = Outlet::new(options, board, health);
@@ -159,8 +161,12 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         ledger.open().round(&inputs, &report, began.elapsed());
         inbox.watch_uplink(reconciler.uplink());
         outcome.publish(&inputs, &report);
+        if let Some(plan) = reconciler.probing(&inputs, &report) {
+            probes.plan(plan);
+        }
         if inputs.asked {
-            let status = outcome.status(&inputs, &report, reconciler.picture(), start.elapsed());
+            let picture = reconciler.picture();
+            let status = outcome.status(&inputs, &report, picture, &probes, start.elapsed());
             answer.send_replace(Some(Arc::new(status)));
         }
         reports.send_replace(report);
@@ -453,8 +459,18 @@ impl Outlet {
     }
 
     /// What somebody asked for.
-    fn status(&self, inputs: &Inputs, report: &Report, picture: Picture, uptime: Duration) -> Status {
-        gather(inputs, report, picture, &self.board.now(), &self.history, uptime)
+    fn status(
+        &self,
+        inputs: &Inputs,
+        report: &Report,
+        picture: Picture,
+        probes: &probe::Board,
+        uptime: Duration,
+    ) -> Status {
+        let mut status = gather(inputs, report, picture, &self.board.now(), &self.history, uptime);
+        status.probes = Some(probed::gather(probes, &inputs.view.names));
+        status.dropped = metrics::read::dropped();
+        status
     }
 
     /// Pods keep the MTU they were made with: an interface of theirs is in their own hands.

@@ -7,9 +7,12 @@
 
 pub mod gather;
 pub mod json;
+pub mod probed;
 pub mod show;
 #[cfg(test)]
 mod tests;
+
+pub use crate::metrics::Dropped;
 
 /// Version of the JSON.
 pub const VERSION: u32 = 1;
@@ -33,6 +36,10 @@ pub struct Status {
     pub backend: Option<Backend>,
     /// Other nodes.
     pub peers: Option<Peers>,
+    /// What probes of the paths to others came to.
+    pub probes: Option<Probes>,
+    /// What source checks of tunnels dropped.
+    pub dropped: Vec<Dropped>,
     /// The kernel's objects, wanted and actual.
     pub objects: Option<Objects>,
     /// What is wrong or was a short time ago, what is wrong now first.
@@ -139,6 +146,42 @@ pub struct LeftOut {
     pub reason: String,
 }
 
+/// Probes of the paths to other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// Why nothing is probed.
+    pub off: Option<String>,
+    /// Nodes that could be probed.
+    pub nodes: u32,
+    /// Those that were lately, the bad ones first.
+    pub paths: Vec<Path>,
+}
+
+/// The path to one other node, in one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// The node's name, where the registry has names.
+    pub node: Option<String>,
+    /// Its subnet.
+    pub subnet: String,
+    /// The address probed through the tunnel.
+    pub inner: String,
+    /// Its address between hosts.
+    pub public: String,
+    /// One word: see `probe::Verdict`.
+    pub verdict: String,
+    /// One sentence.
+    pub text: String,
+    /// Whether pods suffer by it.
+    pub bad: bool,
+    /// Round trip through the tunnel in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Largest packet that passed, in bytes.
+    pub mtu: Option<u32>,
+    /// Milliseconds since it was found so.
+    pub ago_ms: u64,
+}
+
 /// Wanted against actual.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
@@ -181,7 +224,7 @@ pub enum Verdict {
     Healthy,
     /// 1
     Unhealthy,
-    /// 2: no agent answered.
+    /// 2: no agent answered, or whether packets arrive is not known yet.
     Unknown,
 }
 
@@ -206,7 +249,28 @@ impl Verdict {
 }
 
 impl Status {
-    /// Healthy is a node that is ready and has nothing wrong with it now, no peer left out included.
+    /// What is most in the way of being healthy, in one sentence.
+    pub fn reason(&self) -> String {
+        let trouble = self.troubles.iter().find(|trouble| !trouble.over).map(|trouble| trouble.text.clone());
+        let peer = || {
+            let peer = self.peers.as_ref()?.left_out.first()?;
+            Some(format!("{} is left out: {}", peer.subnets, peer.reason))
+        };
+        let path = || {
+            let bad = self.probes.as_ref()?.paths.iter().find(|path| path.bad)?;
+            Some(format!("{}: {}", bad.subnet, bad.text))
+        };
+        let difference = || Some(self.objects.as_ref()?.differences.first()?.command.clone());
+        let found = self.silent.clone().or(trouble).or_else(peer).or_else(path).or_else(difference);
+        found.unwrap_or_else(|| match (self.ready, &self.probes) {
+            (false, _) => "the agent is not ready yet".to_owned(),
+            (true, Some(Probes { off: Some(off), .. })) => format!("paths are not probed: {off}"),
+            (true, _) => "no path has been probed yet".to_owned(),
+        })
+    }
+
+    /// Healthy is a node that is ready and has nothing wrong with it now, no peer left out included, and whose
+    /// packets were seen to come back from another node, if there is one.
     pub fn verdict(&self) -> Verdict {
         if self.agent.is_none() || self.silent.is_some() {
             return Verdict::Unknown;
@@ -214,6 +278,13 @@ impl Status {
         let peers = self.peers.as_ref().is_none_or(|peers| peers.left_out.is_empty());
         let objects = self.objects.as_ref().is_none_or(|objects| objects.differences.is_empty());
         let quiet = self.troubles.iter().all(|trouble| trouble.over);
-        if self.ready && peers && objects && quiet { Verdict::Healthy } else { Verdict::Unhealthy }
+        let paths = self.probes.as_ref().map_or(&[][..], |probes| &probes.paths);
+        if !(self.ready && peers && objects && quiet) || paths.iter().any(|path| path.bad) {
+            return Verdict::Unhealthy;
+        }
+        // An older agent tells nothing of probes.
+        let programmed = self.peers.as_ref().map_or(0, |peers| peers.programmed);
+        let lonely = self.probes.as_ref().map_or(programmed, |probes| probes.nodes) == 0;
+        if lonely || !paths.is_empty() { Verdict::Healthy } else { Verdict::Unknown }
     }
 }

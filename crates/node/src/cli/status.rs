@@ -1,30 +1,40 @@
 //! `loden status`: how this node is, by its agent, or by the kernel alone.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 
 use super::{cleanup, complain, print};
-use crate::status::{Status, json, show};
-use crate::{args, socket};
+use crate::status::{Status, Verdict, json, show};
+use crate::{args, metrics, socket};
+
+/// How long `--wait` waits unless it is told.
+const WAIT: Duration = Duration::from_secs(60);
+/// Distance of questions.
+const AGAIN: Duration = Duration::from_secs(1);
 
 const USAGE: &str = "\
-usage: loden status [--why] [-o table|json] [--socket PATH]
+usage: loden status [--wait[=SECONDS]] [--why] [-o table|json] [--socket PATH]
 
 Shows how this node is: store, lease, interface, backend, peers, kernel objects, troubles. Asks the agent
 through its socket, which is beside the subnet file (FLANNELD_SUBNET_FILE, else /run/flannel/subnet.env) or
 where LODEN_SOCKET says. Without an agent it shows what the kernel holds.
 
-  --why           show everything that was looked at in choosing the interface
+  --wait[=SECONDS]
+                  ask again until the node is healthy, at most so long (60 s)
+  --why           show everything that was looked at in choosing the interface, and a sentence for each path
   -o table        text for people (the default), coloured on a terminal unless NO_COLOR is set
   -o json         one JSON document, with a version
   --socket PATH   ask the agent with this socket
 
-Exit status: 0 healthy, 1 not healthy, 2 cannot tell.
+Exit status: 0 healthy: ready, nothing wrong, and packets were seen to come back from another node if there is
+one; 1 not healthy; 2 cannot tell: no agent answers, or no path has been probed.
 ";
 
 struct Wish {
     why: bool,
+    wait: Option<Duration>,
     json: bool,
     socket: Option<PathBuf>,
 }
@@ -42,11 +52,14 @@ pub fn main(words: &[String]) -> u8 {
     let options = args::from_environment();
     let said = std::env::var("LODEN_SOCKET").ok();
     let path = wish.socket.or_else(|| socket::path(said.as_deref(), &options.subnet_file));
-    let answer = match &path {
-        Some(path) => socket::ask(path),
-        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
+    let ask = || {
+        let answer = match &path {
+            Some(path) => socket::ask(path),
+            None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
+        };
+        answer.unwrap_or_else(|silent| alone(silent, Path::new(&options.subnet_file)))
     };
-    let status = answer.unwrap_or_else(|silent| alone(silent, Path::new(&options.subnet_file)));
+    let status = patiently(wish.wait.unwrap_or_default(), ask);
     if wish.json {
         print(&format!("{}\n", json::write(&status).to_indented()));
     } else {
@@ -58,7 +71,7 @@ pub fn main(words: &[String]) -> u8 {
 
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
-    let mut wish = Wish { why: false, json: false, socket: None };
+    let mut wish = Wish { why: false, wait: None, json: false, socket: None };
     let mut words = words.iter().map(String::as_str);
     while let Some(word) = words.next() {
         let (name, given) = match word.split_once('=') {
@@ -70,11 +83,8 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
         };
         match name {
             "--why" | "-why" => wish.why = true,
-            "-o" | "--output" => match value("table or json")? {
-                "table" => wish.json = false,
-                "json" => wish.json = true,
-                other => return Err(format!("-o {other:?} is no format; write table or json")),
-            },
+            "--wait" | "-wait" => wish.wait = Some(seconds(given)?),
+            "-o" | "--output" => wish.json = super::is_json(value("table or json")?)?,
             "--socket" => wish.socket = Some(PathBuf::from(value("a path")?)),
             "-h" | "-help" | "--help" | "help" => return Ok(None),
             other => return Err(format!("there is no {other:?} here")),
@@ -83,8 +93,35 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
     Ok(Some(wish))
 }
 
+/// The time to wait, 0 to a day.
+fn seconds(given: Option<&str>) -> Result<Duration, String> {
+    let Some(text) = given else { return Ok(WAIT) };
+    let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>().ok().filter(|s| *s <= 86_400);
+    let seconds = seconds.ok_or_else(|| format!("--wait={text:?} is no number of seconds, 0 to 86400"))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Asks until the answer is a healthy one or the time is over; says what it waits for, once each.
+fn patiently(limit: Duration, mut ask: impl FnMut() -> Status) -> Status {
+    let end = Instant::now() + limit;
+    let mut said = String::new();
+    loop {
+        let status = ask();
+        let left = end.saturating_duration_since(Instant::now());
+        if status.verdict() == Verdict::Healthy || left.is_zero() {
+            return status;
+        }
+        let reason = status.reason();
+        if said != reason {
+            complain(&format!("waiting: {reason}\n"));
+            said = reason;
+        }
+        std::thread::sleep(left.min(AGAIN));
+    }
+}
+
 /// What the kernel and the disk tell by themselves.
-fn alone(silent: String, subnet_file: &Path) -> Status {
+pub fn alone(silent: String, subnet_file: &Path) -> Status {
     let mut status = Status { silent: Some(silent), ..Status::default() };
     let ours = Kernel::open()
         .map_err(|error| error.to_string())
@@ -96,6 +133,7 @@ fn alone(silent: String, subnet_file: &Path) -> Status {
             silent.push_str(&format!("; the kernel cannot be read either: {error}"));
         }
     }
+    status.dropped = metrics::read::dropped();
     // A file that cannot be read is none.
     let text = std::fs::read_to_string(subnet_file).unwrap_or_default();
     status.subnet_env = text.lines().map(str::to_owned).collect();

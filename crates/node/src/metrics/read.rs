@@ -8,12 +8,18 @@ use kernel::Nft;
 use plan::sources;
 use plan::state::NftFamily;
 
-use super::{Dropped, Process, Surroundings};
+use super::{Dropped, Probes, Process, Surroundings};
 use crate::clock;
 
 /// Everything.
 pub fn surroundings() -> Surroundings {
-    Surroundings { now: SystemTime::now(), uptime: clock::uptime(), process: process(), dropped: dropped() }
+    Surroundings {
+        now: SystemTime::now(),
+        uptime: clock::uptime(),
+        process: process(),
+        dropped: dropped(),
+        probes: Probes::default(),
+    }
 }
 
 /// The counters of all source checks of this network namespace; none where nftables cannot be read.
@@ -26,7 +32,7 @@ pub fn dropped() -> Vec<Dropped> {
             let counters = nft.counters(&table).unwrap_or_default();
             all.push(Dropped {
                 device: device.to_string(),
-                family: word,
+                family: word.to_owned(),
                 packets: counters.iter().map(|c| c.packets).sum(),
                 bytes: counters.iter().map(|c| c.bytes).sum(),
             });

@@ -106,7 +106,13 @@ fn around() -> Surroundings {
             max_fds: 1024,
             ..Process::default()
         }),
-        dropped: vec![Dropped { device: "flannel.\"1\\".to_owned(), family: "ip", packets: 7, bytes: 700 }],
+        probes: Probes { mtu: Some(1450), verdicts: [("ok", 2)].into(), ..Probes::default() },
+        dropped: vec![Dropped {
+            device: "flannel.\"1\\".to_owned(),
+            family: "ip".to_owned(),
+            packets: 7,
+            bytes: 700,
+        }],
     }
 }
 

@@ -1,9 +1,11 @@
 //! Looking at the kernel: when, and what others were found to have done there.
 
-use plan::state::Scope;
+use plan::state::{Link, LinkKind, Scope};
 use plan::{Key, Object, State};
 
 use super::{Kernel, Reconciler, Report, drift};
+use crate::inputs::Inputs;
+use crate::probe;
 
 impl<K: Kernel> Reconciler<K> {
     /// Whether a notification says something else than we believe of an object that is ours or should be.
@@ -45,5 +47,32 @@ impl<K: Kernel> Reconciler<K> {
     pub(super) fn compare(&mut self, scope: &Scope, wanted: &State, report: &mut Report) {
         let Some(found) = &self.actual else { return };
         report.drift.extend(self.believed.drift(scope, found, wanted));
+    }
+
+    /// What is to be known to probe other nodes; `None` until packets may pass.
+    pub fn probing(&self, inputs: &Inputs, report: &Report) -> Option<probe::Plan> {
+        let ((_, backend), facts) = (self.conf.as_ref()?, self.facts.as_ref()?);
+        let own = inputs.own.clone().filter(|_| report.converged)?;
+        let devices = backend.own_devices(facts);
+        let links = devices.iter().filter_map(|device| self.assembly.wanted().link(*device));
+        let carrier = |link: &Link| match &link.kind {
+            LinkKind::Vxlan(vxlan) => Some(format!("UDP port {}", vxlan.port)),
+            LinkKind::Wireguard(wireguard) => Some(format!("UDP port {}", wireguard.port?)),
+            LinkKind::Ipip(_) => Some("IP protocol 4".to_owned()),
+            LinkKind::Tun(_) => Some("the tunnel's UDP port".to_owned()),
+            _ => None,
+        };
+        let tunnel = links.filter_map(|link| Some((link.name.to_string(), carrier(link)?))).next();
+        let (device, carried_by) = tunnel.map_or((None, String::new()), |(name, by)| (Some(name), by));
+        Some(probe::Plan {
+            kind: backend.kind(),
+            carried_by,
+            device,
+            mtu: report.mtu,
+            outer_mtu: facts.uplink.mtu,
+            own: Some(own),
+            peers: inputs.view.peers.clone(),
+            left_out: report.left_out.keys().cloned().collect(),
+        })
     }
 }

@@ -4,8 +4,8 @@ use model::Json;
 use model::gojson::GoInt;
 
 use super::{
-    Agent, Backend, Difference, Interface, Lease, LeftOut, Objects, Peers, Status, Step, Store, Trouble,
-    VERSION,
+    Agent, Backend, Difference, Dropped, Interface, Lease, LeftOut, Objects, Path, Peers, Probes, Status,
+    Step, Store, Trouble, VERSION,
 };
 
 /// The document.
@@ -21,6 +21,8 @@ pub fn write(status: &Status) -> Json {
         ("interface", one(&status.interface)),
         ("backend", one(&status.backend)),
         ("peers", one(&status.peers)),
+        ("probes", one(&status.probes)),
+        ("dropped", many(&status.dropped)),
         ("objects", one(&status.objects)),
         ("troubles", many(&status.troubles)),
         ("kernel", texts(&status.kernel)),
@@ -46,6 +48,8 @@ pub fn read(text: &[u8]) -> Result<Status, String> {
         interface: maybe(&json, "interface"),
         backend: maybe(&json, "backend"),
         peers: maybe(&json, "peers"),
+        probes: maybe(&json, "probes"),
+        dropped: list(&json, "dropped"),
         objects: maybe(&json, "objects"),
         troubles: list(&json, "troubles"),
         kernel: words(&json, "kernel"),
@@ -149,6 +153,20 @@ parts! {
     }
     Peers { programmed: put, int; left_out: |v: &Vec<LeftOut>| many(v), list; }
     LeftOut { node: put, maybe_text; subnets: put, text; reason: put, text; }
+    Probes { off: put, maybe_text; nodes: put, int; paths: |v: &Vec<Path>| many(v), list; }
+    Path {
+        node: put, maybe_text;
+        subnet: put, text;
+        inner: put, text;
+        public: put, text;
+        verdict: put, text;
+        text: put, text;
+        bad: put, flag;
+        rtt_us: put, |json: &Json, key| json.get_exact(key).and_then(Json::as_int);
+        mtu: put, |json: &Json, key| json.get_exact(key).and_then(Json::as_int);
+        ago_ms: put, int;
+    }
+    Dropped { device: put, text; family: put, text; packets: put, int; bytes: put, int; }
     Objects {
         wanted: put, int;
         actual: put, int;

@@ -38,6 +38,8 @@ pub fn show(status: &Status, why: bool, style: Style) -> Vec<Text> {
         }
     }
     page.peers(status);
+    page.probes(status, why);
+    page.dropped(status);
     page.objects(status);
     page.troubles(status);
     page.kernel(status);
@@ -140,7 +142,7 @@ impl Page {
             n => Text::of(Tone::Bad, format!(", {n} left out")),
         };
         let text = Text::plain(format!("{} in the kernel", peers.programmed)).join(left);
-        self.row("peers", text.and(Tone::Dim, " (not probed: whether packets arrive is not known here)"));
+        self.row("peers", text);
         let who = |peer: &LeftOut| match &peer.node {
             Some(node) => format!("{node} ({})", peer.subnets),
             None => peer.subnets.clone(),
@@ -149,6 +151,64 @@ impl Page {
             |peer: &LeftOut| self.style.cross().and(Tone::Plain, format!(" {}: {}", who(peer), peer.reason));
         let lines: Vec<Text> = peers.left_out.iter().map(line).collect();
         self.list(lines.into_iter());
+    }
+
+    fn probes(&mut self, status: &Status, why: bool) {
+        let Some(probes) = status.probes.as_ref().filter(|probes| probes.nodes > 0) else { return };
+        if let Some(off) = &probes.off {
+            self.row("paths", Text::of(Tone::Bad, format!("not probed: {off}")));
+            return;
+        }
+        let bad = probes.paths.iter().filter(|path| path.bad).count();
+        let verdict = match (probes.paths.len(), bad) {
+            (0, _) => Text::of(Tone::Bad, "not probed yet, so whether packets arrive is not known"),
+            (all, 0) => Text::plain(format!("{all} probed, all well")),
+            (all, bad) => Text::plain(format!("{all} probed, ")).and(Tone::Bad, format!("{bad} bad")),
+        };
+        self.row("paths", verdict);
+        let shown = probes.paths.iter().take(SHOWN);
+        let rows: Vec<Vec<Text>> = shown.map(|path| self.path(path)).collect();
+        for (row, path) in self.style.table(&rows, &[2, 3]).into_iter().zip(&probes.paths) {
+            // A table is indented by three.
+            self.lines.push(Text::plain(" ".repeat(LEFT - 1)).join(row));
+            if path.bad || why {
+                self.more(Text::of(Tone::Dim, format!("  {}", path.text)));
+            }
+        }
+        if let Some(more @ 1..) = probes.paths.len().checked_sub(SHOWN) {
+            self.more(Text::of(Tone::Dim, format!("and {more} more, see -o json")));
+        }
+    }
+
+    fn path(&self, path: &super::Path) -> Vec<Text> {
+        let mark = match (path.bad, path.verdict.as_str()) {
+            (true, _) => self.style.cross(),
+            (false, "ok") => self.style.tick(),
+            _ => Text::plain("?"),
+        };
+        let who = path.node.as_ref().map_or(path.public.clone(), |node| format!("{node} {}", path.public));
+        let rtt = path.rtt_us.map_or(String::new(), |us| lab::paint::time(us as f64, self.style));
+        let mtu = path.mtu.map_or(String::new(), |mtu| format!("{mtu} bytes"));
+        let word = Text::of(if path.bad { Tone::Bad } else { Tone::Dim }, path.verdict.replace('_', " "));
+        vec![
+            mark.and(Tone::Plain, format!(" {}", path.subnet)),
+            Text::plain(who),
+            Text::plain(rtt),
+            Text::plain(mtu),
+            word,
+        ]
+    }
+
+    fn dropped(&mut self, status: &Status) {
+        let shown: Vec<String> = status
+            .dropped
+            .iter()
+            .filter(|dropped| dropped.packets > 0 || status.dropped.len() == 1)
+            .map(|d| format!("{} packets ({} bytes) on {}", d.packets, d.bytes, d.device))
+            .collect();
+        if !shown.is_empty() {
+            self.row("strangers", Text::plain(format!("dropped {}", shown.join(", "))));
+        }
     }
 
     fn objects(&mut self, status: &Status) {
@@ -219,8 +279,12 @@ impl Page {
 
     fn foot(&mut self, status: &Status) {
         let verdict = match status.verdict() {
-            Verdict::Healthy => {
-                self.style.tick().and(Tone::Plain, " healthy, as far as this node's own state tells")
+            Verdict::Healthy if status.probes.as_ref().is_some_and(|probes| probes.nodes > 0) => {
+                self.style.tick().and(Tone::Plain, " healthy, and packets come back from other nodes")
+            }
+            Verdict::Healthy => self.style.tick().and(Tone::Plain, " healthy, with no other node to reach"),
+            Verdict::Unknown if status.agent.is_some() => {
+                Text::plain("? ready, but whether packets arrive at other nodes is not known yet")
             }
             Verdict::Unhealthy if status.ready => {
                 self.style.cross().and(Tone::Plain, " ready, but not all is well, see above")

@@ -2,6 +2,21 @@ use lab::paint::Style;
 
 use super::*;
 
+fn path(number: u8, rtt_us: Option<u64>) -> Path {
+    Path {
+        node: Some(format!("node-{number}")),
+        subnet: format!("10.244.{number}.0/24"),
+        inner: format!("10.244.{number}.0"),
+        public: format!("1.1.1.{number}"),
+        verdict: if rtt_us.is_some() { "ok" } else { "tunnel_dropped" }.to_owned(),
+        text: "packets of up to 1450 bytes come back".to_owned(),
+        bad: rtt_us.is_none(),
+        rtt_us,
+        mtu: rtt_us.map(|_| 1450),
+        ago_ms: 500,
+    }
+}
+
 fn healthy() -> Status {
     let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     let step = |candidate: &str, taken: bool, because: &str| Step {
@@ -48,6 +63,13 @@ fn healthy() -> Status {
             ]),
         }),
         peers: Some(Peers { programmed: 2, left_out: Vec::new() }),
+        probes: Some(Probes { off: None, nodes: 2, paths: vec![path(2, Some(412)), path(13, Some(1200))] }),
+        dropped: vec![Dropped {
+            device: "flannel.1".to_owned(),
+            family: "ip".to_owned(),
+            packets: 3,
+            bytes: 288,
+        }],
         objects: Some(Objects { wanted: 12, actual: 12, ..Objects::default() }),
         ..Status::default()
     }
@@ -70,6 +92,8 @@ fn unhealthy() -> Status {
         subnets: subnets.to_owned(),
         reason: reason.to_owned(),
     };
+    status.probes = Some(Probes { off: None, nodes: 1, paths: vec![path(3, None)] });
+    status.dropped = Vec::new();
     status.peers = Some(Peers {
         programmed: 1,
         left_out: vec![
@@ -137,11 +161,15 @@ loden v0.1.0 · process 4711 · up 2 h 3 min
              ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472
   rules      iptables-nft -t nat -S FLANNEL-POSTRTG
              iptables-nft -t filter -S FLANNEL-FWD
-  peers      2 in the kernel, none left out (not probed: whether packets arrive is not known here)
+  peers      2 in the kernel, none left out
+  paths      2 probed, all well
+             ✓ 10.244.2.0/24   node-2 1.1.1.2    412 µs  1450 bytes  ok
+             ✓ 10.244.13.0/24  node-13 1.1.1.13  1.2 ms  1450 bytes  ok
+  strangers  dropped 3 packets (288 bytes) on flannel.1
   objects    12 wanted, 12 there, no difference
   troubles   none
 
-✓ healthy, as far as this node's own state tells
+✓ healthy, and packets come back from other nodes
 "
     );
     assert!(screen(&healthy(), true).contains(
@@ -163,9 +191,12 @@ loden v0.1.0 · process 4711 · up 2 h 3 min
              ip link add flannel.1 type vxlan id 1 local 1.1.1.198 dev enp125s0f3 dstport 8472
   rules      iptables-nft -t nat -S FLANNEL-POSTRTG
              iptables-nft -t filter -S FLANNEL-FWD
-  peers      1 in the kernel, 2 left out (not probed: whether packets arrive is not known here)
+  peers      1 in the kernel, 2 left out
              ✗ node-b (10.244.2.0/24): its backend is \"host-gw\", ours is \"vxlan\"
              ✗ hello: is no subnet
+  paths      1 probed, 1 bad
+             ✗ 10.244.3.0/24  node-3 1.1.1.3      tunnel dropped
+               packets of up to 1450 bytes come back
   objects    12 wanted, 11 there, 1 difference
              ✗ ip route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink proto 76: no such device (ENODEV)
              put right just now: ip neigh replace 10.244.4.0 lladdr 02:00:00:00:00:04 dev flannel.1 nud permanent
@@ -242,7 +273,8 @@ fn the_verdict_is_the_worst_of_all() {
     assert_eq!(healthy().verdict(), Verdict::Healthy);
     assert_eq!(alone().verdict(), Verdict::Unknown);
     type Change = fn(&mut Status);
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 6] = [
+        ("a path", |s| s.probes = unhealthy().probes),
         ("not ready", |s| s.ready = false),
         ("a peer", |s| s.peers = unhealthy().peers),
         ("an object", |s| s.objects = unhealthy().objects),
@@ -254,6 +286,14 @@ fn the_verdict_is_the_worst_of_all() {
         change(&mut status);
         assert_eq!(status.verdict(), Verdict::Unhealthy, "{name}");
     }
+    let mut status = healthy();
+    status.probes = Some(Probes { nodes: 2, ..Probes::default() });
+    assert_eq!(status.verdict(), Verdict::Unknown, "no path was probed");
+    assert_eq!(status.reason(), "no path has been probed yet");
+    status.probes = None;
+    assert_eq!(status.verdict(), Verdict::Unknown, "an agent that does not probe");
+    status.peers = None;
+    assert_eq!(status.verdict(), Verdict::Healthy, "alone");
     let mut status = healthy();
     status.troubles = unhealthy().troubles.split_off(1);
     assert_eq!(status.verdict(), Verdict::Healthy, "what is over does not count");

@@ -23,6 +23,7 @@ mod machine;
 mod metrics;
 mod migrate;
 mod nat;
+mod probe;
 mod reservations;
 mod runtime;
 mod sources;

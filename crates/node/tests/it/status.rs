@@ -144,7 +144,7 @@ fn an_agent_that_hangs_is_not_waited_for() {
     let (code, text) = host.status(&[]);
     sh(&host.netns, &format!("kill -CONT {pid}"));
     assert_eq!(code, 2);
-    assert!(text.contains("has not answered for 6 s"), "{text}");
+    assert!(text.contains("has not answered for 7 s"), "{text}");
 }
 
 #[test]
@@ -207,4 +207,51 @@ fn strange_questions_get_an_answer() {
     } else {
         println!("SKIP nobody asks: the test's program cannot be read by others");
     }
+}
+
+#[test]
+fn waiting_ends_when_the_node_is_healthy() {
+    let world = World::new(1);
+    let host = &world.hosts[0];
+    let agent = host.agent(&[]);
+    // Nothing comes: the time is over and the reason is told.
+    let mut command = host.loden(&["status", "--wait=1"]);
+    command.env("FLANNELD_SUBNET_FILE", host.subnet_file()).env_remove("LODEN_SOCKET");
+    let output = host.netns.run(|| command.output()).unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{said}");
+    assert!(said.starts_with("waiting: "), "{said}");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| host.status(&["--wait"]));
+        agent.says("fetch network config");
+        host.put_config(VXLAN);
+        let (code, text) = waiting.join().unwrap();
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("✓ healthy, with no other node to reach"), "{text}");
+    });
+    for (words, want) in
+        [(&["--wait=soon"][..], 2), (&["--wait=99999999"], 2), (&["--wait=0"], 0), (&["--wait=5s"], 0)]
+    {
+        assert_eq!(host.status(words).0, want, "{words:?}");
+    }
+}
+
+#[test]
+fn no_screen_is_green_without_a_path_that_works() {
+    let world = World::with_config(3, VXLAN);
+    let _agents = world.start(&[]);
+    let (code, text) = world.hosts[0].status(&["--wait"]);
+    assert_eq!(code, 0, "{text}");
+    for part in [
+        "paths      ",
+        " probed, all well",
+        "1450 bytes",
+        "✓ healthy, and packets come back from other nodes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("1450 bytes")).collect();
+    let columns: std::collections::BTreeSet<usize> =
+        rows.iter().filter_map(|row| row.find("192.0.2.")).collect();
+    assert_eq!(columns.len(), 1, "aligned: {text}");
 }

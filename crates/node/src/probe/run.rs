@@ -1,0 +1,268 @@
+//! Sends the echoes, on a thread of its own: one packet at a time, less than one a second.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lab::icmp::{self, Answer, Listener, Pinger};
+use model::IpNet;
+
+use super::judge::{Heard, Observation, Outcome, Step, Verdict, classify};
+use super::{Board, Finding, Plan, Target, mesh};
+
+/// One packet each, on the average.
+const PACE: Duration = Duration::from_millis(1200);
+/// Packets that may go at once after a silence: the first look at a few nodes.
+const BURST: u32 = 20;
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// An agent that was heard and then not for so long is down: in a large cluster it has others to probe as well.
+const FORGOTTEN: Duration = Duration::from_secs(45);
+/// An agent whose own probes fail repeats them within this time.
+const RECENT: Duration = Duration::from_secs(20);
+/// A finding that was not confirmed for so long is no evidence of health.
+pub const STALE: Duration = Duration::from_secs(180);
+/// A port where hardly anybody listens; traceroute's.
+const PORT: u16 = 33_434;
+
+/// When requests last came from an address.
+type Ears = Arc<Mutex<BTreeMap<IpAddr, Instant>>>;
+
+/// Starts probing, until the process ends. `LODEN_PROBE=off` forbids it.
+pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
+    match said {
+        "" | "on" => {}
+        "off" => {
+            board.open().off = Some("LODEN_PROBE is off".to_owned());
+            return Ok(());
+        }
+        other => return Err(format!("LODEN_PROBE={other:?} is neither on nor off")),
+    }
+    let ears = Ears::default();
+    let heard = ears.clone();
+    let prober = Prober {
+        board: board.clone(),
+        ears,
+        tokens: BURST,
+        filled: Instant::now(),
+        failing: BTreeMap::new(),
+    };
+    let threads = [
+        ("ears", Box::new(move || listen(&heard)) as Box<dyn FnOnce() + Send>),
+        ("probes", Box::new(move || prober.run())),
+    ];
+    for (name, work) in threads {
+        let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        started.map_err(|error| format!("start a thread: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Notes who sends echo requests like ours. Without it one direction is not told from the other.
+fn listen(ears: &Ears) {
+    let Ok(mut listener) = Listener::open() else { return };
+    while let Ok(from) = listener.wait() {
+        ears.lock().unwrap_or_else(PoisonError::into_inner).insert(from, Instant::now());
+    }
+}
+
+struct Prober {
+    board: Arc<Board>,
+    ears: Ears,
+    tokens: u32,
+    filled: Instant,
+    /// Since when targets have been failing.
+    failing: BTreeMap<IpNet, Instant>,
+}
+
+impl Prober {
+    fn run(mut self) {
+        let mut turn = 0;
+        loop {
+            let plan = self.board.open().plan.clone();
+            let targets = plan.as_ref().map_or(Vec::new(), |plan| {
+                let bad: Vec<IpNet> = self.failing.keys().copied().collect();
+                mesh::targets(plan, turn, &bad)
+            });
+            self.failing.retain(|net, _| targets.iter().any(|target| target.net == *net));
+            let Some(plan) = plan.filter(|_| !targets.is_empty()) else {
+                self.board.open().waiting = 0;
+                self.board.wait(Duration::from_secs(60));
+                continue;
+            };
+            self.turn(&plan, &targets);
+            turn += 1;
+        }
+    }
+
+    /// Everybody once; who fails is looked at again at once.
+    fn turn(&mut self, plan: &Plan, targets: &[Target]) {
+        let known = |board: &Board, target: &Target| board.open().findings.contains_key(&target.net);
+        for target in targets {
+            let unknown = targets.iter().filter(|target| !known(&self.board, target)).count();
+            self.board.open().waiting = unknown;
+            for _ in 0..3 {
+                match self.examine(plan, target) {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(why) => {
+                        let mut inner = self.board.open();
+                        if inner.off.as_ref() != Some(&why) {
+                            tracing::warn!("probes are not sent: {why}");
+                        }
+                        (inner.off, inner.waiting) = (Some(why), 0);
+                        drop(inner);
+                        std::thread::sleep(Duration::from_secs(30));
+                        return;
+                    }
+                }
+            }
+        }
+        let mut inner = self.board.open();
+        (inner.waiting, inner.off) = (0, None);
+    }
+
+    /// Gives whether it came to what is published: bad news is believed the second time.
+    fn examine(&mut self, plan: &Plan, target: &Target) -> Result<bool, String> {
+        let mut seen = Observation { strange_source: strange_source(plan, target), ..Observation::default() };
+        let began = Instant::now();
+        while let Some(step) = seen.next(target, plan) {
+            self.wait_for_turn();
+            let outcome = send(step, plan, target)?;
+            self.tally(step, &outcome);
+            seen.note(step, outcome);
+        }
+        let since = self.failing.get(&target.net).copied().unwrap_or(began);
+        seen.heard = self.heard(target, since);
+        let (verdict, text) = classify(&seen, target, plan);
+        let failed_before = self.failing.contains_key(&target.net);
+        if verdict.is_bad() {
+            self.failing.insert(target.net, since);
+            let again = verdict != Verdict::AgentDown && !failed_before;
+            if again {
+                return Ok(false);
+            }
+        } else {
+            self.failing.remove(&target.net);
+        }
+        let finding = Finding {
+            target: *target,
+            verdict,
+            text,
+            rtt: seen.rtt(),
+            mtu: seen.largest(plan),
+            last: Instant::now(),
+        };
+        self.publish(finding);
+        Ok(true)
+    }
+
+    /// One line for each change of verdict.
+    fn publish(&self, finding: Finding) {
+        let net = finding.target.net;
+        let mut inner = self.board.open();
+        if inner.plan.as_ref().is_none_or(|plan| plan.peers.get(&finding.target.subnets).is_none()) {
+            return;
+        }
+        let before = inner.findings.insert(net, finding.clone()).map(|before| before.verdict);
+        drop(inner);
+        match (before, finding.verdict.is_bad()) {
+            (before, true) if before != Some(finding.verdict) => {
+                tracing::warn!("probe of {net}: {}: {}", finding.verdict.word(), finding.text);
+            }
+            (Some(before), false) if before.is_bad() => {
+                tracing::info!("probe of {net}: packets arrive again")
+            }
+            _ => {}
+        }
+    }
+
+    fn heard(&self, target: &Target, since: Instant) -> Heard {
+        let ears = self.ears.lock().unwrap_or_else(PoisonError::into_inner);
+        match ears.get(&target.inner) {
+            // What was on its way when it began to fail does not count.
+            Some(last) if *last > since + PATIENCE && last.elapsed() < RECENT => Heard::Now,
+            Some(last) if last.elapsed() > FORGOTTEN => Heard::Before,
+            Some(_) => Heard::Lately,
+            None => Heard::Never,
+        }
+    }
+
+    fn tally(&self, step: Step, outcome: &Outcome) {
+        let way = match step {
+            Step::Outer | Step::OuterFull => 1,
+            _ => 0,
+        };
+        let lost = match step {
+            Step::Datagram | Step::Unsummed => matches!(outcome, Outcome::Silence),
+            _ => !matches!(outcome, Outcome::Answered(_)),
+        };
+        let mut inner = self.board.open();
+        inner.tally.packets[way][usize::from(lost)] += 1;
+        if let (Step::Inner | Step::Outer, Outcome::Answered(rtt)) = (step, outcome) {
+            inner.tally.rtt[way].observe(*rtt);
+        }
+    }
+
+    /// A bucket of tokens, so that a look at a few new nodes needs no waiting.
+    fn wait_for_turn(&mut self) {
+        loop {
+            let gained = (self.filled.elapsed().as_millis() / PACE.as_millis()) as u32;
+            if gained > 0 {
+                self.tokens = (self.tokens + gained).min(BURST);
+                self.filled += PACE * gained;
+            }
+            if self.tokens > 0 {
+                self.tokens -= 1;
+                return;
+            }
+            std::thread::sleep(PACE.saturating_sub(self.filled.elapsed()));
+        }
+    }
+}
+
+/// The source our kernel would choose, if it is not of our subnet. Without a tunnel it is the host's own.
+fn strange_source(plan: &Plan, target: &Target) -> Option<IpAddr> {
+    let own = plan.own.as_ref()?.subnets.of(target.family())?;
+    plan.device.as_ref()?;
+    let socket = UdpSocket::bind((unspecified(target.inner), 0)).ok()?;
+    // Connecting a datagram socket sends nothing.
+    socket.connect((target.inner, PORT)).ok()?;
+    let source = socket.local_addr().ok()?.ip();
+    (!own.contains(&source)).then_some(source)
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    }
+}
+
+/// # Errors
+/// No socket may be opened: one sentence.
+fn send(step: Step, plan: &Plan, target: &Target) -> Result<Outcome, String> {
+    let (to, size) = match step {
+        Step::Inner | Step::Datagram | Step::Unsummed => (target.inner, None),
+        Step::InnerFull => (target.inner, Some(plan.mtu)),
+        Step::InnerSized(size) => (target.inner, Some(size)),
+        Step::Outer => (target.public, None),
+        Step::OuterFull => (target.public, Some(plan.outer_mtu)),
+    };
+    let answer = match step {
+        Step::Datagram => icmp::knock(to, PORT, true, PATIENCE),
+        Step::Unsummed => icmp::knock(to, PORT + 1, false, PATIENCE),
+        _ => {
+            let payload = size.map_or(icmp::MIN_PAYLOAD, |mtu| icmp::full_payload(to, mtu));
+            Pinger::open(to).and_then(|mut pinger| pinger.echo(payload, PATIENCE)).map(|(answer, _)| answer)
+        }
+    };
+    match answer {
+        Ok(Answer::Echo(took)) => Ok(Outcome::Answered(took)),
+        Ok(Answer::Refused(why)) => Ok(Outcome::Refused(why)),
+        Ok(Answer::Silence) => Ok(Outcome::Silence),
+        Err(error) => Err(format!("open a socket for echoes: {error}; it needs CAP_NET_RAW")),
+    }
+}
