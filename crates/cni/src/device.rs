@@ -36,18 +36,17 @@ pub fn taken(name: IfName, peer: IfName) -> Error {
     Error::internal(format!("container veth name ({name:?}) peer provided ({peer:?}) already exists"))
 }
 
-/// Makes a pair in one request: the near end as told and up, the far one already in the pod.
+/// Makes a pair in one request: the near end as told, the far one already in the pod.
 ///
 /// # Errors
 /// The pod's interface exists, the kernel's refusal.
-pub fn make_veth(rtnl: &mut Rtnl, mut new: NewLink<'_>) -> Result<(), Error> {
+pub fn make_veth(rtnl: &mut Rtnl, new: &NewLink<'_>) -> Result<(), Error> {
     let peer = new.end.name;
     let far = match &new.kind {
         NewKind::Veth(far) => far.name,
         _ => peer,
     };
-    new.up = true;
-    rtnl.create_link(&new).map_err(|e| match is_exists(&e) {
+    rtnl.create_link(new).map_err(|e| match is_exists(&e) {
         true => taken(far, peer),
         false => Error::internal(format!("failed to make veth pair: {e}")),
     })?;

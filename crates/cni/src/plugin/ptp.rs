@@ -77,10 +77,9 @@ fn make<'a>(
     }
     undo.push(move || device::delete_on_host(peer));
     let far = End { mtu: conf.mtu, netns: Some(netns.as_fd()), ..End::new(name) };
-    device::make_veth(
-        &mut host,
-        NewLink { end: End { mtu: conf.mtu, ..End::new(peer) }, ..NewLink::new(peer, NewKind::Veth(far)) },
-    )?;
+    let near = End { mtu: conf.mtu, ..End::new(peer) };
+    let pair = NewLink { end: near, up: true, ..NewLink::new(peer, NewKind::Veth(far)) };
+    device::make_veth(&mut host, &pair)?;
     let missing = || Error::internal(format!("failed to lookup {:?}", name.as_str()));
     let link = inside.link_by_name(name).map_err(internal)?.ok_or_else(missing)?;
     let port = link.lower.ok_or_else(missing)?;

@@ -104,8 +104,8 @@ impl<'a> Place<'a, '_> {
         undo: &mut Undo<'a>,
     ) -> Result<CniResult, Error> {
         let (call, conf) = (self.call, self.conf);
-        let pair = NewLink { end: near, ..NewLink::new(near.name, NewKind::Veth(far)) };
-        device::make_veth(&mut self.host, pair)?;
+        let pair = NewLink { end: near, up: true, ..NewLink::new(near.name, NewKind::Veth(far)) };
+        device::make_veth(&mut self.host, &pair)?;
         let inner = find(&mut self.inside, far.name)?;
         let outer = find(&mut self.host, near.name)?;
         let routes = result.routes.clone();

@@ -10,6 +10,8 @@ use super::{BridgeVlan, End, LinkChange, NewKind, NewLink, PortFlags, VlanOp};
 use crate::netlink::Message;
 
 const UP: u32 = libc::IFF_UP as u32;
+/// `IFLA_NUM_TX_QUEUES`, `IFLA_NUM_RX_QUEUES`
+const QUEUES: [u16; 2] = [31, 32];
 
 /// `struct ifinfomsg`
 fn header(family: i32, index: u32, flags: u32, mask: u32) -> [u8; 16] {
@@ -30,6 +32,9 @@ pub fn create(new: &NewLink<'_>) -> Message {
             m.attr_u32(attr, value);
         }
     }
+    if matches!(new.kind, NewKind::Veth(_)) {
+        one_queue(&mut m);
+    }
     if let NewKind::Macvlan { lower, .. } | NewKind::Ipvlan { lower, .. } | NewKind::Vlan { lower, .. } =
         new.kind
     {
@@ -39,7 +44,10 @@ pub fn create(new: &NewLink<'_>) -> Message {
         m.attr_text(libc::IFLA_INFO_KIND, new.kind.name());
         match &new.kind {
             NewKind::Veth(peer) => m.nest(libc::IFLA_INFO_DATA, |m| {
-                m.nest(VETH_PEER, |m| end(m, peer, 0));
+                m.nest(VETH_PEER, |m| {
+                    end(m, peer, 0);
+                    one_queue(m);
+                });
             }),
             NewKind::Bridge { vlan_filtering: true } => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.attr_u8(BR_VLAN_FILTERING, 1);
@@ -66,6 +74,14 @@ pub fn create(new: &NewLink<'_>) -> Message {
         };
     });
     m
+}
+
+/// A veth uses one queue. Unless told so the kernel makes one for each processor and puts the others away, for
+/// which it waits with its lock held, at each end (decision 0181).
+fn one_queue(m: &mut Message) {
+    for attr in QUEUES {
+        m.attr_u32(attr, 1);
+    }
 }
 
 fn end(m: &mut Message, end: &End<'_>, flags: u32) {

@@ -75,10 +75,12 @@ fn a_veth_is_born_in_two_namespaces_with_everything_set() {
 
     let in_pod = json_in(&pod, "ip -j -d link show eth0");
     let want = json!([{"ifname": "eth0", "ifindex": 77, "mtu": 1450, "txqlen": 500,
-        "address": "02:00:00:00:00:07", "operstate": "DOWN", "linkinfo": {"info_kind": "veth"}}]);
+        "address": "02:00:00:00:00:07", "operstate": "DOWN", "linkinfo": {"info_kind": "veth"},
+        "num_tx_queues": 1, "num_rx_queues": 1}]);
     assert_has(&in_pod, &want);
     let on_host = json_in(&host, "ip -j -d link show veth7");
-    assert_has(&on_host, &json!([{"master": "cni0", "mtu": 1450, "group": "9"}]));
+    let one = json!([{"master": "cni0", "mtu": 1450, "group": "9", "num_tx_queues": 1, "num_rx_queues": 1}]);
+    assert_has(&on_host, &one);
 
     let info = rtnl.link_by_name(name("veth7")).unwrap().unwrap();
     assert_eq!(info.link.master, Some(name("cni0")));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kernel::Netns;
 use kernel::link::{
-    BridgeVlan, End, LinkChange, LinkInfo, NewKind, NewLink, PortFlags, VlanOp, change, vlan,
+    self, BridgeVlan, End, LinkChange, LinkInfo, NewKind, NewLink, PortFlags, VlanOp, change, vlan,
 };
 use kernel::netlink::Message;
 use kernel::rtnl::Rtnl;
@@ -106,7 +106,8 @@ fn bridge_mac(name: IfName) -> Mac {
     Mac::local([byte(0), byte(1), byte(2), byte(3), byte(4), byte(5)])
 }
 
-/// Makes the pair in one request: the near end in the bridge and up, the far one already in the pod.
+/// Makes the pair in one request: the near end in the bridge, the far one already in the pod. Both are down: an
+/// end that is up without the other one is put to sleep by the kernel, which waits with its lock held.
 ///
 /// # Errors
 /// The pod's interface exists, the kernel's refusal.
@@ -121,12 +122,11 @@ pub fn make_veth(
     let far = End { mac: conf.mac, mtu: conf.mtu, netns: Some(netns.as_fd()), ..End::new(name) };
     let mut new = NewLink::new(peer, NewKind::Veth(far));
     new.end.mtu = conf.mtu;
-    new.up = true;
     new.master = Some(bridge.index);
-    device::make_veth(rtnl, new)
+    device::make_veth(rtnl, &new)
 }
 
-/// The pod's port as configured: hairpin, isolation, VLANs.
+/// The pod's port as configured: hairpin, isolation, up, VLANs.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -136,9 +136,14 @@ pub fn set_port(rtnl: &mut Rtnl, conf: &BridgeConf, port: u32) -> Result<(), Err
         isolated: conf.port_isolation.then_some(true),
         ..PortFlags::default()
     };
+    let mut messages: Vec<Message> = Vec::new();
     if flags != PortFlags::default() {
-        rtnl.set_port(port, &flags).map_err(internal)?;
+        messages.push(link::set_port(port, &flags));
     }
+    messages.extend(change(port, &LinkChange { up: Some(true), ..LinkChange::default() }));
+    let results = rtnl.run(&messages);
+    let set = results.into_iter().collect::<Result<(), _>>();
+    set.map_err(|e| internal(e).during(format!("set bridge port {port} up")))?;
     if conf.filters_vlans() { set_vlans(rtnl, conf, port) } else { Ok(()) }
 }
 
