@@ -4,6 +4,7 @@ mod cleanup;
 mod cni;
 mod config;
 mod docker_opts;
+mod doctor;
 mod status;
 
 use std::io::Write as _;
@@ -19,6 +20,7 @@ usage: loden COMMAND [ARGUMENT]...
 
   agent [FLAG]...     run the node agent; the flags are flanneld's, see `loden agent -help`
   status              show how this node is, and why (`loden status --help`)
+  doctor              say what is wrong with this host and how to mend it (`loden doctor --help`)
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
@@ -45,6 +47,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "config" => config::main(&words),
         "cni" => cni::main(&words),
         "status" => status::main(&words),
+        "doctor" => doctor::main(&words),
         "cleanup" => cleanup::main(&words),
         // Not for people at first hand: what the agent does for the backend udp.
         "tunnel" => tunnel::run::main(&words),
@@ -59,6 +62,35 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
             complain(&format!("loden: there is no command {other:?}\n\n{USAGE}"));
             2
         }
+    }
+}
+
+/// Words of a command line: flags as `--name value` or `--name=value`.
+struct Words<'a> {
+    rest: std::slice::Iter<'a, String>,
+    name: &'a str,
+    given: Option<&'a str>,
+}
+
+impl<'a> Words<'a> {
+    fn new(words: &'a [String]) -> Words<'a> {
+        Words { rest: words.iter(), name: "", given: None }
+    }
+
+    /// The next flag without its value, or the next word.
+    fn word(&mut self) -> Option<&'a str> {
+        let word = self.rest.next()?.as_str();
+        (self.name, self.given) = match word.split_once('=') {
+            Some((name, value)) if name.starts_with('-') => (name, Some(value)),
+            _ => (word, None),
+        };
+        Some(self.name)
+    }
+
+    /// The value of this flag.
+    fn value(&mut self, what: &str) -> Result<&'a str, String> {
+        let value = self.given.or_else(|| self.rest.next().map(String::as_str));
+        value.ok_or_else(|| format!("{} needs a value: {what}", self.name))
     }
 }
 

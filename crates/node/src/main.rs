@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod cniconf;
 mod distro;
+mod doctor;
 mod health;
 mod helpers;
 mod host;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 
-use super::{cleanup, complain, print};
+use super::{Words, cleanup, complain, print};
 use crate::status::{Status, Verdict, json, show};
 use crate::{args, metrics, socket};
 
@@ -72,20 +72,13 @@ pub fn main(words: &[String]) -> u8 {
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
     let mut wish = Wish { why: false, wait: None, json: false, socket: None };
-    let mut words = words.iter().map(String::as_str);
-    while let Some(word) = words.next() {
-        let (name, given) = match word.split_once('=') {
-            Some((name, value)) if name.starts_with('-') => (name, Some(value)),
-            _ => (word, None),
-        };
-        let mut value = |what: &str| {
-            given.or_else(|| words.next()).ok_or_else(|| format!("{name} needs a value: {what}"))
-        };
+    let mut words = Words::new(words);
+    while let Some(name) = words.word() {
         match name {
             "--why" | "-why" => wish.why = true,
-            "--wait" | "-wait" => wish.wait = Some(seconds(given)?),
-            "-o" | "--output" => wish.json = super::is_json(value("table or json")?)?,
-            "--socket" => wish.socket = Some(PathBuf::from(value("a path")?)),
+            "--wait" | "-wait" => wish.wait = Some(seconds(words.given)?),
+            "-o" | "--output" => wish.json = super::is_json(words.value("table or json")?)?,
+            "--socket" => wish.socket = Some(PathBuf::from(words.value("a path")?)),
             "-h" | "-help" | "--help" | "help" => return Ok(None),
             other => return Err(format!("there is no {other:?} here")),
         }

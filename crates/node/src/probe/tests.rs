@@ -262,6 +262,7 @@ fn who_cannot_be_reached_is_not_probed() {
     let targets = |plan: &Plan| mesh::targets(plan, 0, &[]).len();
     assert_eq!(targets(&plan("vxlan", 1, 1)), 0, "alone");
     assert_eq!(targets(&plan("extension", 1, 5)), 0, "what an extension's peers answer is not known");
+    assert_eq!(targets(&plan("ipsec", 1, 5)), 0, "an echo of the host would go in the clear");
     assert_eq!(targets(&Plan { own: None, ..plan("vxlan", 1, 5) }), 0, "without a lease");
     let left_out = ["10.244.2.0/24".to_owned()].into();
     assert_eq!(targets(&Plan { left_out, ..plan("vxlan", 1, 2) }), 0, "left out");

@@ -1,26 +1,27 @@
 //! What probes found, for people: from the prober's board to [`Probes`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use model::Subnets;
 
 use super::{Path, Probes};
 use crate::probe::run::STALE;
-use crate::probe::{Board, Finding};
+use crate::probe::{Board, Finding, Plan, mesh};
 
 /// What is known now. What was found long ago is not.
 pub fn gather(board: &Board, names: &BTreeMap<Subnets, Box<str>>) -> Probes {
     let inner = board.open();
     let own = inner.plan.as_ref().and_then(|plan| Some(plan.own.as_ref()?.subnets));
-    let others = |plan: &std::sync::Arc<crate::probe::Plan>| {
-        let can_be_probed = crate::probe::mesh::knows(plan.kind);
-        plan.others().filter(|peer| can_be_probed && Some(peer.subnets) != own).count()
-    };
+    let others = |plan: &Arc<Plan>| plan.others().filter(|peer| Some(peer.subnets) != own).count();
+    let unknown = inner.plan.as_ref().filter(|plan| !mesh::knows(plan.kind));
+    let unknown =
+        unknown.map(|plan| format!("no address of the backend {} answers the host itself", plan.kind));
     let fresh = inner.findings.values().filter(|finding| finding.last.elapsed() < STALE);
     let mut paths: Vec<Path> = fresh.map(|finding| path(finding, names)).collect();
     paths.sort_by_key(|path| !path.bad);
     Probes {
-        off: inner.off.clone(),
+        off: inner.off.clone().or(unknown),
         nodes: inner.plan.as_ref().map_or(0, |plan| u32::try_from(others(plan)).unwrap_or(u32::MAX)),
         paths,
     }

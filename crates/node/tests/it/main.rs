@@ -9,6 +9,7 @@ mod changing;
 mod cleanup;
 mod docker;
 mod docker_opts;
+mod doctor;
 mod extension;
 mod faults;
 mod firewalld;

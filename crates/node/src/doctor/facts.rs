@@ -1,0 +1,178 @@
+//! What the checks look at.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::{Family, Mac};
+
+use super::ruleset::Ruleset;
+
+/// One host. `None` and what is empty was not there, or could not be looked at (then it is in `missing`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// What could not be looked at, and why.
+    pub missing: Vec<String>,
+    /// Kernel parameters by path below `/proc/sys`.
+    pub sysctls: BTreeMap<String, String>,
+    /// Kinds of device this kernel makes, of those asked for; `None` when nobody may try.
+    pub kinds: Option<BTreeMap<String, bool>>,
+    /// Devices.
+    pub devices: Vec<Device>,
+    /// Addresses.
+    pub addresses: Vec<Address>,
+    /// Routes of the main table.
+    pub routes: Vec<Route>,
+    /// Policy rules, as `ip rule` shows them, but for the three that are always there.
+    pub rules: Vec<String>,
+    /// Neighbours with a hardware address: device, address, hardware address.
+    pub neighbours: Vec<(String, IpAddr, Mac)>,
+    /// UDP ports that a process listens on.
+    pub udp: Vec<u16>,
+    /// Packet rules.
+    pub ruleset: Ruleset,
+    /// `subnet.env`.
+    pub subnet_env: Option<String>,
+    /// Where it is.
+    pub subnet_file: String,
+    /// CNI configurations by file name, in the order runtimes look.
+    pub cni_confs: Vec<(String, String)>,
+    /// Names of CNI programs; `None` without the directory.
+    pub cni_programs: Option<Vec<String>>,
+    /// Addresses in the store of the plugin host-local, by network.
+    pub reserved: BTreeMap<String, usize>,
+    /// NetworkManager runs, and its configuration.
+    pub network_manager: Option<String>,
+    /// systemd-networkd runs, and its configuration: name and text.
+    pub networkd: Option<Vec<(String, String)>>,
+    /// `ufw.conf` and `default/ufw`.
+    pub ufw: Option<String>,
+    /// Docker's options as written by `mk-docker-opts`.
+    pub docker_options: Option<String>,
+    /// Certificates: file, first and last second of their time since 1970.
+    pub certificates: Vec<(String, u64, u64)>,
+    /// Seconds since 1970, and of the newest file the agent wrote.
+    pub now: u64,
+    /// See `now`.
+    pub written: u64,
+    /// Free bytes and nodes of files, by directory.
+    pub space: Vec<(String, u64, u64)>,
+    /// What the agent says, or why it says nothing.
+    pub agent: Option<crate::status::Status>,
+}
+
+/// A device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Device {
+    /// Name.
+    pub name: String,
+    /// Kind as the kernel names it; empty for a physical one.
+    pub kind: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// It has a carrier.
+    pub carrier: bool,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// Bridge it is a port of.
+    pub master: Option<String>,
+    /// Network identifier, port and own address, of VXLAN.
+    pub vxlan: Option<(u32, u16, Option<IpAddr>)>,
+}
+
+/// An address.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Address {
+    /// Its device.
+    pub dev: String,
+    /// Address and prefix length.
+    pub net: IpNet,
+    /// Duplicate address detection has found it elsewhere.
+    pub duplicate: bool,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNet,
+    /// Device.
+    pub dev: Option<String>,
+    /// Gateway.
+    pub gateway: Option<IpAddr>,
+    /// Metric.
+    pub metric: u32,
+    /// `RTN_…`
+    pub kind: u8,
+    /// `RTPROT_…`
+    pub protocol: u8,
+}
+
+impl Facts {
+    /// A key of `subnet.env`.
+    pub fn env(&self, key: &str) -> Option<&str> {
+        let lines = self.subnet_env.as_deref()?.lines();
+        lines
+            .filter_map(|line| line.split_once('='))
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value.trim())
+    }
+
+    /// The networks of all pods, and the subnet of those of this node.
+    pub fn networks(&self) -> Vec<IpNet> {
+        let keys = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"].into_iter();
+        keys.filter_map(|key| self.env(key))
+            .flat_map(|text| text.split(','))
+            .filter_map(|net| net.parse().ok())
+            .collect()
+    }
+
+    /// This node's subnet of a family.
+    pub fn subnet(&self, family: Family) -> Option<IpNet> {
+        let key = if family == Family::V4 { "FLANNEL_SUBNET" } else { "FLANNEL_IPV6_SUBNET" };
+        self.env(key)?.parse::<IpNet>().ok().map(|net| net.trunc())
+    }
+
+    /// A device by name.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// Tunnel devices of flannel's and ours.
+    pub fn tunnels(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter().filter(|device| device.name.starts_with("flannel"))
+    }
+
+    /// Addresses of a device.
+    pub fn of<'a>(&'a self, dev: &'a str) -> impl Iterator<Item = &'a Address> {
+        self.addresses.iter().filter(move |address| address.dev == dev)
+    }
+
+    /// A kernel parameter that is a number.
+    pub fn number(&self, path: &str) -> Option<i64> {
+        self.sysctls.get(path)?.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Default routes of a family that lead through a device, the preferred first.
+    pub fn defaults(&self, family: Family) -> Vec<&Route> {
+        let mut all: Vec<&Route> = self
+            .routes
+            .iter()
+            .filter(|r| r.dst.prefix_len() == 0 && Family::of_net(r.dst) == family && r.kind == 1)
+            .collect();
+        all.sort_by_key(|route| route.metric);
+        all
+    }
+
+    /// The device between hosts: that of the tunnel's own address, else that of the default route.
+    pub fn uplink(&self) -> Option<&Device> {
+        let local = self.tunnels().find_map(|tunnel| tunnel.vxlan?.2);
+        let of_local =
+            local.and_then(|ip| self.addresses.iter().find(|a| a.net.addr() == ip)).map(|a| a.dev.as_str());
+        let default = || Family::BOTH.into_iter().find_map(|f| self.defaults(f).first()?.dev.as_deref());
+        let told = self.agent.as_ref().and_then(|agent| agent.interface.as_ref()?.name.as_deref());
+        self.device(told.or(of_local).or_else(default)?)
+    }
+}
