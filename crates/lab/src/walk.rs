@@ -125,10 +125,7 @@ pub fn follow(stations: &[Station<'_>], to: IpAddr, payload: usize, vxlan_port: 
     if let Answer::Refused(why) = pinger.until_answered(PATIENCE)? {
         return Err(io::Error::other(why));
     }
-    let listeners = Listeners::open(stations)?;
-    let (answer, tag) = pinger.echo(payload, PATIENCE)?;
-    let sights = listeners.take(|bytes| bytes.windows(tag.len()).any(|w| w == tag))?;
-    let (there, back) = sort(stations, sights, vxlan_port);
+    let ((there, back), answer) = send(stations, &mut pinger, payload, PATIENCE, vxlan_port)?;
     match answer {
         Answer::Echo(_) => Ok((there, back)),
         Answer::Refused(why) => Err(io::Error::other(why)),
@@ -138,6 +135,37 @@ pub fn follow(stations: &[Station<'_>], to: IpAddr, payload: usize, vxlan_port: 
             Err(io::Error::other(format!("no answer; the packet was last seen {last}")))
         }
     }
+}
+
+/// As [`follow`] where an answer may not come: gives how far the packet came, and what came of it.
+///
+/// # Errors
+/// The kernel's.
+pub fn attempt(
+    stations: &[Station<'_>],
+    to: IpAddr,
+    payload: usize,
+    vxlan_port: u16,
+) -> io::Result<(Hops, Answer)> {
+    const BRIEF: Duration = Duration::from_secs(1);
+    let from = stations.first().ok_or_else(|| io::Error::other("a way needs a first station"))?;
+    let mut pinger = inside(from.net, || Pinger::open(to))?;
+    // Neighbours are resolved by the first, as in `follow`; what comes of it does not matter.
+    pinger.echo(crate::icmp::MIN_PAYLOAD, BRIEF)?;
+    send(stations, &mut pinger, payload, BRIEF, vxlan_port)
+}
+
+fn send(
+    stations: &[Station<'_>],
+    pinger: &mut Pinger,
+    payload: usize,
+    patience: Duration,
+    vxlan_port: u16,
+) -> io::Result<(Hops, Answer)> {
+    let listeners = Listeners::open(stations)?;
+    let (answer, tag) = pinger.echo(payload, patience)?;
+    let sights = listeners.take(|bytes| bytes.windows(tag.len()).any(|w| w == tag))?;
+    Ok((sort(stations, sights, vxlan_port), answer))
 }
 
 /// Decodes, splits into there and back, and orders by time. The kernel stamps a frame once for a

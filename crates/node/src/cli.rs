@@ -6,6 +6,7 @@ mod config;
 mod docker_opts;
 mod doctor;
 mod status;
+mod trace;
 
 use std::io::Write as _;
 
@@ -21,6 +22,7 @@ usage: loden COMMAND [ARGUMENT]...
   agent [FLAG]...     run the node agent; the flags are flanneld's, see `loden agent -help`
   status              show how this node is, and why (`loden status --help`)
   doctor              say what is wrong with this host and how to mend it (`loden doctor --help`)
+  trace [FROM] TO     follow a packet by the kernel's tables and by a real one (`loden trace --help`)
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
   config put FILE     check a network configuration and write it to the store; - reads standard input
@@ -48,6 +50,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "cni" => cni::main(&words),
         "status" => status::main(&words),
         "doctor" => doctor::main(&words),
+        "trace" => trace::main(&words),
         "cleanup" => cleanup::main(&words),
         // Not for people at first hand: what the agent does for the backend udp.
         "tunnel" => tunnel::run::main(&words),

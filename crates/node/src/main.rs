@@ -26,6 +26,7 @@ mod sim;
 mod socket;
 mod start;
 mod status;
+mod trace;
 mod tunnels;
 mod wgkey;
 

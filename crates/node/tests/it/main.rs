@@ -31,6 +31,7 @@ mod sources;
 mod status;
 mod table;
 mod tencent;
+mod trace;
 mod traffic;
 mod troubles;
 mod tutorials;

@@ -1,0 +1,167 @@
+//! `loden trace`: which way a packet should take from here, and which it takes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use kernel::{Netns, Rtnl};
+use lab::icmp::{self, Answer};
+use lab::proto::Hop;
+use lab::walk::{self, Station};
+use model::Family;
+use std::os::fd::AsFd as _;
+
+use super::{Words, complain, print};
+use crate::trace::{Model, Sight, Walk, compare, model as tables, show};
+
+const USAGE: &str = "\
+usage: loden trace [SOURCE] DESTINATION [-o table|json]
+
+Follows a packet from this host, or from a pod on it, to an address: by the kernel's tables (route, neighbour, forwarding
+entry, outer route) and by a real ICMP echo that packet sockets see on every device. The first hop where the two part is
+named. What happens beyond this host is seen from the host there.
+
+  SOURCE        `host` (the default), the address of a pod of this host, or the path of a network namespace
+  DESTINATION   an address
+  -o table|json text for people (the default), or one JSON document, with a version
+
+Exit status: 0 the packet took that way and came back, 1 it did not, 2 it could not be tried.
+";
+
+/// Runs the command; gives the exit status.
+pub fn main(words: &[String]) -> u8 {
+    let wish = match parse(words) {
+        Ok(Some(wish)) => wish,
+        Ok(None) => return print(USAGE),
+        Err(error) => {
+            complain(&format!("loden trace: {error}\n\n{USAGE}"));
+            return 2;
+        }
+    };
+    match run(&wish) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("loden trace: {error}\n"));
+            2
+        }
+    }
+}
+
+struct Wish {
+    source: String,
+    to: IpAddr,
+    json: bool,
+}
+
+/// `None` for help.
+fn parse(words: &[String]) -> Result<Option<Wish>, String> {
+    let (mut json, mut ends) = (false, Vec::new());
+    let mut words = Words::new(words);
+    while let Some(name) = words.word() {
+        match name {
+            "-o" | "--output" => json = super::is_json(words.value("table or json")?)?,
+            "-h" | "-help" | "--help" | "help" => return Ok(None),
+            flag if flag.starts_with('-') => return Err(format!("there is no {flag:?} here")),
+            end => ends.push(end),
+        }
+    }
+    let (source, to) = match ends.as_slice() {
+        [to] => ("host", *to),
+        [source, to] => (*source, *to),
+        [_, _, port, ..] => return Err(format!("{port:?}: only ICMP echo is sent, ports are not traced")),
+        [] => return Err("it needs a destination".to_owned()),
+    };
+    let to = to.parse().map_err(|_| format!("{to:?} is not an address"))?;
+    Ok(Some(Wish { source: source.to_owned(), to, json }))
+}
+
+fn run(wish: &Wish) -> Result<u8, String> {
+    let host = Netns::current().map_err(|error| error.to_string())?;
+    let pod = pod(&wish.source)?;
+    let mut model = Model::default();
+    let ask = |error: kernel::Error| error.to_string();
+    let mut rtnl = Rtnl::open().map_err(ask)?;
+    if let Some(pod) = &pod {
+        let mut inside = Rtnl::open_in(pod.as_fd()).map_err(ask)?;
+        let mut first = Model::default();
+        tables::follow(&mut inside, "pod", wish.to, &mut first).map_err(ask)?;
+        model.steps.append(&mut first.steps);
+        (model.broken, model.mtu) = (first.broken, first.mtu);
+        if let Some(gateway) = first.gateway {
+            tables::enter(&mut rtnl, gateway, &mut model).map_err(ask)?;
+        }
+    }
+    if model.broken.is_none() {
+        tables::follow(&mut rtnl, "host", wish.to, &mut model).map_err(ask)?;
+    }
+    let mut stations = Vec::new();
+    if let Some(pod) = &pod {
+        stations.push(Station { place: "pod".to_owned(), net: pod });
+    }
+    stations.push(Station { place: "host".to_owned(), net: &host });
+    let port = model.port.unwrap_or(8472);
+    let tried = walk::attempt(&stations, wish.to, icmp::MIN_PAYLOAD, port);
+    let ((there, back), answer) =
+        tried.map_err(|error| format!("send an echo: {error}; it needs CAP_NET_RAW"))?;
+    let walk = Walk {
+        there: sights(there),
+        back: sights(back),
+        answered: matches!(answer, Answer::Echo(_)),
+        refused: if let Answer::Refused(why) = answer { Some(why) } else { None },
+    };
+    let verdict = compare(&model, &walk);
+    let to = wish.to.to_string();
+    if wish.json {
+        print(&format!("{}\n", show::json(&wish.source, &to, &model, &walk, &verdict).to_indented()));
+    } else {
+        let style = lab::style(false);
+        print(&style.lines(&show::show(&wish.source, &to, &model, &walk, &verdict, style)));
+    }
+    Ok(if verdict.fine { 0 } else { 1 })
+}
+
+fn sights(hops: Vec<Hop>) -> Vec<Sight> {
+    hops.into_iter().map(|hop| Sight { place: hop.place, device: hop.device, at_us: hop.at_us }).collect()
+}
+
+/// The namespace of a source; `None` for the host itself.
+fn pod(source: &str) -> Result<Option<Netns>, String> {
+    if source == "host" {
+        return Ok(None);
+    }
+    if source.starts_with('/') {
+        return Netns::open(Path::new(source)).map(Some).map_err(|error| error.to_string());
+    }
+    let address: IpAddr = source.parse().map_err(|_| {
+        format!("{source:?} is neither `host`, nor an address, nor the path of a network namespace")
+    })?;
+    let has =
+        |rtnl: &mut Rtnl| rtnl.addresses(None).is_ok_and(|all| all.iter().any(|a| a.net.addr() == address));
+    if Rtnl::open().is_ok_and(|mut rtnl| has(&mut rtnl)) {
+        return Ok(None);
+    }
+    for path in namespaces() {
+        let Ok(netns) = Netns::open(&path) else { continue };
+        if Rtnl::open_in(netns.as_fd()).is_ok_and(|mut rtnl| has(&mut rtnl)) {
+            return Ok(Some(netns));
+        }
+    }
+    let family = Family::of(address);
+    Err(format!("no pod of this host has the {family} address {address}; trace it on the host that has it"))
+}
+
+/// Every namespace once: those with a name, and those of processes.
+fn namespaces() -> Vec<PathBuf> {
+    let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let named = ["/run/netns", "/run/docker/netns"].into_iter().flat_map(entries);
+    let processes = entries("/proc").map(|process| process.join("ns/net"));
+    let mut unique = BTreeMap::new();
+    for path in named.chain(processes) {
+        if let Ok(data) = fs::metadata(&path) {
+            unique.entry((data.dev(), data.ino())).or_insert(path);
+        }
+    }
+    unique.into_values().collect()
+}
