@@ -36,7 +36,9 @@ fn native(tally: &mut Tally) -> Result<bool, String> {
     crate::run("cargo", &["build", "--workspace", "--bins", "-j2"])?;
     let arguments = ["test", "--workspace", "-j2", "--no-fail-fast", "--", "--show-output"];
     say(&format!("+ cargo {}\n", arguments.join(" ")));
-    let mut child = Command::new("cargo")
+    let mut cargo = Command::new("cargo");
+    crate::require_fast_path(&mut cargo);
+    let mut child = cargo
         .args(arguments)
         .stdout(Stdio::piped())
         .spawn()

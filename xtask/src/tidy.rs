@@ -10,6 +10,7 @@ use crate::say;
 const ARROWS: &[(&str, &[&str])] = &[
     ("apidouble", &[]),
     ("benches", &["apidouble", "kernel", "model", "plan"]),
+    ("fastpath", &[]),
     ("model", &[]),
     ("plan", &["model"]),
     ("kernel", &["model", "plan"]),
@@ -21,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("packaging", &[]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),
-    ("node", &["kernel", "lab", "model", "plan", "store", "tunnel"]),
+    ("node", &["fastpath", "kernel", "lab", "model", "plan", "store", "tunnel"]),
 ];
 
 /// What a plugin call must not pay for.
@@ -31,6 +32,8 @@ const NOT_IN_CNI: &[&str] = &["tokio", "hyper", "rustls", "ring", "aws-lc-rs", "
 const PURE: &[&str] = &[
     "crates/model/src/",
     "crates/plan/src/",
+    "crates/fastpath/src/layout",
+    "crates/node/src/fast/ports",
     "crates/sim/src/",
     "crates/tunnel/src/packet",
     "crates/tunnel/src/peers",

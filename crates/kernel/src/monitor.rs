@@ -17,7 +17,7 @@ use crate::link;
 use crate::netlink::{MULTICAST_BUFFER, Protocol, Received, Reply, Socket};
 use crate::nft::message;
 use crate::read::{self, Names};
-use crate::rtnl::{Rtnl, addr, neigh, nexthop, route, rule};
+use crate::rtnl::{Rtnl, addr, neigh, nexthop, route, rule, tc};
 use crate::{Errno, Error, Netns, sys};
 
 /// Datagrams taken in one go before events are handed out.
@@ -40,6 +40,8 @@ pub enum Event {
     Rule(Family),
     /// Anything in an nftables table, or the table itself.
     Nft(TableKey),
+    /// A queueing discipline of the device with this index came or went; only from [`Monitor::open_with_qdiscs`].
+    Qdisc(u32),
     /// Events were lost: everything may have changed.
     Overrun,
 }
@@ -79,6 +81,14 @@ impl Monitor {
         Monitor::with_buffer(MULTICAST_BUFFER)
     }
 
+    /// As [`Monitor::open`], and tells of queueing disciplines too.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`].
+    pub fn open_with_qdiscs() -> Result<Monitor, Error> {
+        Monitor::listen(MULTICAST_BUFFER, &[libc::RTNLGRP_TC])
+    }
+
     /// Listens in another namespace.
     ///
     /// # Errors
@@ -92,6 +102,10 @@ impl Monitor {
     /// # Errors
     /// As [`Monitor::open`].
     pub fn with_buffer(bytes: i32) -> Result<Monitor, Error> {
+        Monitor::listen(bytes, &[])
+    }
+
+    fn listen(bytes: i32, more: &[u32]) -> Result<Monitor, Error> {
         let groups = [
             libc::RTNLGRP_LINK,
             libc::RTNLGRP_NEIGH,
@@ -102,6 +116,7 @@ impl Monitor {
             libc::RTNLGRP_IPV4_RULE,
             libc::RTNLGRP_IPV6_RULE,
         ];
+        let groups = [&groups, more].concat();
         // Kernels before 5.3 have no nexthops to tell of.
         let all: Vec<u32> = groups.iter().copied().chain([libc::RTNLGRP_NEXTHOP]).collect();
         let route = Socket::with_groups(Protocol::Route, &all, bytes)
@@ -198,6 +213,10 @@ fn route_event(reply: &Reply<'_>, rtnl: &mut Rtnl, names: &mut Names, push: &mut
             if reply.kind == libc::RTM_DELLINK { names.remove(&index) } else { names.insert(index, name) };
         before.filter(|n| *n != name).into_iter().for_each(|old| push(Event::Link(old, index)));
         push(Event::Link(name, index));
+        return;
+    }
+    if let Some(index) = tc::changed(reply) {
+        push(Event::Qdisc(index));
         return;
     }
     // A device we cannot name is gone again, and said so by itself.

@@ -441,6 +441,14 @@ impl Rtnl {
         Ok(all)
     }
 
+    /// Queueing disciplines of all devices.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn all_qdiscs(&mut self) -> Result<Vec<tc::QdiscInfo>, Error> {
+        self.dump(&tc::dump(0), "queueing disciplines", tc::decode)
+    }
+
     /// Deletes a policy rule; false if it was not there.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! allocate subnets themselves. Does not know which backends exist.
 
 mod check;
+mod fast;
 mod ipsec;
 mod secret;
 mod tencent;
@@ -20,6 +21,7 @@ use crate::addr::{Family, parse_cidr, parse_ip};
 use crate::gojson::{Fields, Json, SyntaxError, TypeError};
 
 pub use check::Range;
+pub use fast::FastPath;
 pub use ipsec::IpsecConf;
 pub use secret::Secret;
 pub use tencent::TencentConf;

@@ -19,7 +19,7 @@ mod testing;
 pub mod wireguard;
 
 pub use addr::{Family, IfName, Mac};
-pub use config::{ConfError, NetConf, VxlanConf, WireguardConf};
+pub use config::{ConfError, FastPath, NetConf, VxlanConf, WireguardConf};
 pub use gojson::Json;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lease::{Lease, LeaseAttrs, Subnets};

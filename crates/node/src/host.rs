@@ -385,6 +385,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
             }
         }
         Event::Rule(_) => some(true, false),
+        Event::Qdisc(_) => News::default(),
         Event::Nft(table) => News {
             // Another agent may have taken flannel's name, or left it.
             host: rules::table_keys().contains(&table),

@@ -120,6 +120,13 @@ pub fn dump(dev: u32) -> Message {
     m
 }
 
+/// The device that a notification about a discipline, old or new, is about.
+pub fn changed(reply: &Reply<'_>) -> Option<u32> {
+    let about = [libc::RTM_NEWQDISC, libc::RTM_DELQDISC].contains(&reply.kind);
+    let index = reply.payload.get(4..8).filter(|_| about)?;
+    Some(u32::from_ne_bytes(index.try_into().ok()?))
+}
+
 /// A discipline from an `RTM_NEWQDISC` message.
 pub fn decode(reply: &Reply<'_>) -> Option<QdiscInfo> {
     if reply.kind != libc::RTM_NEWQDISC {
