@@ -7,6 +7,7 @@ use std::fmt;
 
 use std::path::PathBuf;
 
+use model::FastPath;
 use model::goflag::{self, Flag, Kind, Stop, Value};
 use store::etcd::{EtcdOptions, TlsFiles};
 use store::kube::{KubeOptions, Proxies};
@@ -61,6 +62,8 @@ pub struct Options {
     pub iptables_resync: i64,
     pub iptables_forward_rules: bool,
     pub ip_blackhole_route: bool,
+    /// `None` leaves it to the network configuration; an extension.
+    pub fast_path: Option<FastPath>,
     pub version: bool,
     pub v: i64,
 }
@@ -69,7 +72,7 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'sta
     Flag { name, kind, default, help }
 }
 
-/// Every flag of flanneld v0.28.
+/// Every flag of flanneld v0.28, and `fast-path`.
 pub const FLAGS: &[Flag] = &[
     flag(
         "etcd-endpoints",
@@ -149,6 +152,12 @@ pub const FLAGS: &[Flag] = &[
         "true",
         "clear the node's NetworkUnavailable condition, with kube-subnet-mgr",
     ),
+    flag(
+        "fast-path",
+        Kind::Text,
+        "",
+        "carry established flows between pods past bridge and netfilter: off, auto, on; empty: as FastPath of the backend",
+    ),
     flag("v", Kind::Int, "0", "log level; 2 and more show details"),
     flag("vmodule", Kind::Text, "", "accepted for compatibility: log levels of files"),
     flag("log_backtrace_at", Kind::Text, "", "accepted for compatibility: file and line of a stack trace"),
@@ -209,6 +218,13 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
             options.subnet_lease_renew_margin
         );
         return Outcome::Print { text, status: 1 };
+    }
+    let fast = parsed.settings.iter().rev().find(|(name, _)| *name == "fast-path");
+    if let Some((_, Value::Text(word))) = fast
+        && !word.is_empty()
+        && let Err(why) = FastPath::of(word)
+    {
+        return Outcome::Print { text: format!("invalid value for flag -fast-path: {why}\n"), status: 1 };
     }
     if !options.version && options.etcd_username.is_empty() != options.etcd_password.is_empty() {
         warnings.push("only one of --etcd-username and --etcd-password is set: neither is used".to_owned());
@@ -305,6 +321,7 @@ impl Options {
             iptables_resync: int("iptables-resync"),
             iptables_forward_rules: on("iptables-forward-rules"),
             ip_blackhole_route: on("ip-blackhole-route"),
+            fast_path: FastPath::of(&text("fast-path")).ok(),
             version: on("version"),
             v: int("v"),
         }
@@ -351,6 +368,7 @@ impl fmt::Debug for Options {
             .field("kubeconfig-file", &self.kubeconfig_file)
             .field("net-config-path", &self.net_config_path)
             .field("set-node-network-unavailable", &self.set_node_network_unavailable)
+            .field("fast-path", &self.fast_path)
             .field("v", &self.v)
             .finish()
     }

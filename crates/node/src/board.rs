@@ -48,6 +48,8 @@ pub enum Topic {
     MetricsPort,
     /// Bridged packets do not pass the host's rules.
     BridgeNetfilter,
+    /// The fast path was asked for and is not there.
+    FastPath,
 }
 
 /// How a topic is logged.
@@ -82,6 +84,7 @@ impl Topic {
             Topic::HealthPort => "health_port",
             Topic::MetricsPort => "metrics_port",
             Topic::BridgeNetfilter => "bridge_netfilter",
+            Topic::FastPath => "fast_path",
         }
     }
 
@@ -103,6 +106,7 @@ impl Topic {
             Topic::StateFile => "save the last good state",
             Topic::HealthPort => "listen for health checks",
             Topic::MetricsPort => "listen for metrics",
+            Topic::FastPath => "carry packets over the fast path",
             Topic::BridgeNetfilter => "show bridged packets to the host's rules",
         }
     }
@@ -115,7 +119,8 @@ impl Topic {
             | Topic::LastGood
             | Topic::ConfigChange
             | Topic::StateFile
-            | Topic::BridgeNetfilter => Voice::Warning,
+            | Topic::BridgeNetfilter
+            | Topic::FastPath => Voice::Warning,
             _ => Voice::Error,
         }
     }

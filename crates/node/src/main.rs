@@ -10,6 +10,7 @@ mod clock;
 mod cniconf;
 mod distro;
 mod doctor;
+mod fast;
 mod health;
 mod helpers;
 mod host;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::args::{self, Options, Outcome};
 use crate::board::{Board, Topic};
 use crate::cniconf::CniConf;
+use crate::fast::Fast;
 use crate::health::{self, Health, Offer};
 use crate::host::{self, Host};
 use crate::inputs::{Inbox, Inputs};
@@ -145,6 +146,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     probe::run::start(&probes, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
+    let mut fast = Fast::new(options.fast_path, board.clone());
     let mut outcome = Outlet::new(options, board, health);
     let mut reconciler = Reconciler::new(kernel, choice, iptables_resync_ms);
     let start = Instant::now();
@@ -160,6 +162,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         let report = reconciler.round(&inputs, now_ms);
         ledger.open().round(&inputs, &report, began.elapsed());
         inbox.watch_uplink(reconciler.uplink());
+        fast.follow(inputs.conf.as_ref(), reconciler.uplink());
         outcome.publish(&inputs, &report);
         if let Some(plan) = reconciler.probing(&inputs, &report) {
             probes.plan(plan);
@@ -167,6 +170,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         if inputs.asked {
             let picture = reconciler.picture();
             let status = outcome.status(&inputs, &report, picture, &probes, start.elapsed());
+            let status = Status { fast_path: fast.shown(), ..status };
             answer.send_replace(Some(Arc::new(status)));
         }
         reports.send_replace(report);

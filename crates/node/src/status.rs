@@ -34,6 +34,8 @@ pub struct Status {
     pub interface: Option<Interface>,
     /// How packets go to other hosts.
     pub backend: Option<Backend>,
+    /// The fast path; `None` where it is off.
+    pub fast_path: Option<FastPath>,
     /// Other nodes.
     pub peers: Option<Peers>,
     /// What probes of the paths to others came to.
@@ -124,6 +126,31 @@ pub struct Backend {
     pub devices: Vec<String>,
     /// Where its packet rules are, as the commands that show them.
     pub rules: Vec<String>,
+}
+
+/// What goes past bridge, netfilter and tunnel device. Packets are counted since the programs were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastPath {
+    /// Packets take it where they may.
+    pub on: bool,
+    /// Why not, in one sentence.
+    pub why: Option<String>,
+    /// Devices with the programs.
+    pub devices: Vec<String>,
+    /// Devices of pods without, and why.
+    pub left_out: Vec<String>,
+    /// Directions of connections remembered.
+    pub flows: u64,
+    /// Packets that took it.
+    pub fast_packets: u64,
+    /// TCP and UDP packets between pods that took the kernel's own path.
+    pub slow_packets: u64,
+    /// Times a connection was asked for and was not established, not assured, or had NAT.
+    pub untracked: u64,
+    /// Packets longer than an MTU on the way.
+    pub too_big: u64,
+    /// Flows there was no room for.
+    pub full: u64,
 }
 
 /// Other nodes.

@@ -19,6 +19,7 @@ use plan::state::{GUARD_PRIORITY, NftFamily, Scope, TableKey};
 use plan::{Object, State, Step, backend, diff, rules, sources};
 
 use super::{complain, print};
+use crate::fast;
 use crate::helpers::charon;
 use crate::tunnels::Tunnels;
 use act::Act;
@@ -29,7 +30,7 @@ usage: loden cleanup [--dry-run] [--network CIDR]... [--only] [--files] [--cni] 
 Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all
 that is on them, the tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables
 flannel-ipv4, flannel-ipv6 and loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec
-policies of the cluster's network and charon's connections for it. Pods on this host lose their way to
+policies of the cluster's network and charon's connections for it, and the fast path. Pods on this host lose their way to
 other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is named
 at the end, with the flag that removes it.
 
@@ -212,6 +213,10 @@ fn agents(kernel: &mut Kernel, networks: &[IpNet], tunnels: &mut Tunnels) -> Res
     let tunnels = tunnels.read().into_iter().filter(ends);
     acts.extend(tunnels.map(|tunnel| act(Step::Delete(tunnel))));
     acts.extend(links.map(act));
+    for pins in fast::left(networks) {
+        let (dir, files) = pins.files();
+        acts.extend(files.into_iter().map(Act::File).chain([Act::Dir(dir.to_owned())]));
+    }
     Ok(acts)
 }
 

@@ -4,8 +4,8 @@ use model::Json;
 use model::gojson::GoInt;
 
 use super::{
-    Agent, Backend, Difference, Dropped, Interface, Lease, LeftOut, Objects, Path, Peers, Probes, Status,
-    Step, Store, Trouble, VERSION,
+    Agent, Backend, Difference, Dropped, FastPath, Interface, Lease, LeftOut, Objects, Path, Peers, Probes,
+    Status, Step, Store, Trouble, VERSION,
 };
 
 /// The document.
@@ -20,6 +20,7 @@ pub fn write(status: &Status) -> Json {
         ("lease", one(&status.lease)),
         ("interface", one(&status.interface)),
         ("backend", one(&status.backend)),
+        ("fast_path", one(&status.fast_path)),
         ("peers", one(&status.peers)),
         ("probes", one(&status.probes)),
         ("dropped", many(&status.dropped)),
@@ -47,6 +48,7 @@ pub fn read(text: &[u8]) -> Result<Status, String> {
         lease: maybe(&json, "lease"),
         interface: maybe(&json, "interface"),
         backend: maybe(&json, "backend"),
+        fast_path: maybe(&json, "fast_path"),
         peers: maybe(&json, "peers"),
         probes: maybe(&json, "probes"),
         dropped: list(&json, "dropped"),
@@ -150,6 +152,18 @@ parts! {
         mtu: put, int;
         devices: |v: &Vec<String>| texts(v), words;
         rules: |v: &Vec<String>| texts(v), words;
+    }
+    FastPath {
+        on: put, flag;
+        why: put, maybe_text;
+        devices: |v: &Vec<String>| texts(v), words;
+        left_out: |v: &Vec<String>| texts(v), words;
+        flows: put, int;
+        fast_packets: put, int;
+        slow_packets: put, int;
+        untracked: put, int;
+        too_big: put, int;
+        full: put, int;
     }
     Peers { programmed: put, int; left_out: |v: &Vec<LeftOut>| many(v), list; }
     LeftOut { node: put, maybe_text; subnets: put, text; reason: put, text; }

@@ -37,6 +37,7 @@ pub fn show(status: &Status, why: bool, style: Style) -> Vec<Text> {
             page.list(more.iter().map(|command| Text::of(Tone::Dim, command)));
         }
     }
+    page.fast_path(status);
     page.peers(status);
     page.probes(status, why);
     page.dropped(status);
@@ -133,6 +134,30 @@ impl Page {
         if !why && hidden {
             self.more(Text::of(Tone::Dim, "all that was looked at: loden status --why"));
         }
+    }
+
+    fn fast_path(&mut self, status: &Status) {
+        let Some(fast) = &status.fast_path else { return };
+        let line = match (&fast.why, fast.on) {
+            (Some(why), _) => Text::of(Tone::Bad, format!("off: {why}")),
+            (None, false) => Text::plain("not yet"),
+            (None, true) => Text::plain(format!(
+                "on {}: {} flows, {} packets fast and {} slow",
+                fast.devices.join(", "),
+                fast.flows,
+                fast.fast_packets,
+                fast.slow_packets
+            )),
+        };
+        self.row("fast path", line);
+        let fallbacks = [
+            (fast.untracked, "of connections not established, or with NAT"),
+            (fast.too_big, "longer than an MTU on the way"),
+            (fast.full, "of flows there was no room for"),
+        ];
+        let fallbacks = fallbacks.iter().filter(|(times, _)| *times > 0);
+        self.list(fallbacks.map(|(times, what)| Text::of(Tone::Dim, format!("slow: {times} {what}"))));
+        self.list(fast.left_out.iter().map(|device| Text::of(Tone::Dim, format!("without: {device}"))));
     }
 
     fn peers(&mut self, status: &Status) {

@@ -11,6 +11,7 @@ mod docker;
 mod docker_opts;
 mod doctor;
 mod extension;
+mod fast;
 mod faults;
 mod firewalld;
 mod golden;

@@ -256,6 +256,14 @@ impl Host {
         self.agent_by(command, flags, env)
     }
 
+    /// An agent started by another program, which is given its words.
+    pub fn agent_under(&self, under: &[&str], flags: &[&str], env: &[(&str, &str)]) -> Agent {
+        let Some((first, more)) = under.split_first() else { return self.agent_in(flags, env) };
+        let mut command = Command::new(first);
+        command.args(more).args([env!("CARGO_BIN_EXE_loden"), "agent"]);
+        self.agent_by(command, flags, env)
+    }
+
     fn agent_by(&self, mut command: Command, flags: &[&str], env: &[(&str, &str)]) -> Agent {
         let log = self.dir.join("log");
         let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();

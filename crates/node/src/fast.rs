@@ -1,0 +1,182 @@
+//! The fast path's place in the agent: two threads of their own, started when it is first wanted. One listens to the
+//! kernel, the other ties programs to devices, voids flows when anything changed, and says every few seconds that
+//! the agent is alive. The loop only tells what is wanted and never waits (decision 0217).
+
+mod ports;
+mod worker;
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kernel::monitor::{Event, Monitor};
+use model::{FastPath, IfName, Ipv4Net, NetConf, VxlanConf};
+use plan::Key;
+use plan::backend;
+
+use crate::board::{Board, Topic};
+use crate::status;
+use worker::Worker;
+pub use worker::left;
+
+/// What the loop knows and the fast path needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// What is wanted; never [`FastPath::Off`].
+    mode: FastPath,
+    network: Ipv4Net,
+    uplink: IfName,
+    /// The tunnel device, with the backend vxlan.
+    vxlan: Option<IfName>,
+}
+
+/// What the worker hears.
+enum Signal {
+    /// Something else is wanted; `None` ends the fast path.
+    Wish(Option<Wish>),
+    /// The kernel changed: flows are void.
+    Changed,
+    /// The same, and devices are to be looked at.
+    Devices,
+    /// Somebody wants to read [`Shown`], and waits for the answer.
+    Count(Sender<()>),
+}
+
+/// How long the loop waits for figures.
+const COUNTING: Duration = Duration::from_millis(100);
+
+/// What is told of it.
+type Shown = Arc<Mutex<status::FastPath>>;
+
+/// The loop's handle.
+pub struct Fast {
+    flag: Option<FastPath>,
+    board: Arc<Board>,
+    shown: Shown,
+    wish: Option<Result<Option<Wish>, String>>,
+    worker: Option<Sender<Signal>>,
+}
+
+impl Fast {
+    /// Nothing is started yet. A `flag` counts before the configuration.
+    pub fn new(flag: Option<FastPath>, board: Arc<Board>) -> Fast {
+        Fast { flag, board, shown: Arc::default(), wish: None, worker: None }
+    }
+
+    /// To be told after each round.
+    pub fn follow(&mut self, conf: Option<&NetConf>, uplink: Option<IfName>) {
+        let Some(conf) = conf else { return };
+        let wish = self.wish_of(conf, uplink);
+        if self.wish.as_ref() == Some(&wish) {
+            return;
+        }
+        let first = self.wish.replace(wish.clone()).is_none();
+        let said = wish.as_ref().err().cloned();
+        match &said {
+            Some(why) if self.flag != Some(FastPath::Auto) => self.board.set(Topic::FastPath, why.clone()),
+            _ => self.board.clear(&Topic::FastPath),
+        }
+        lock(&self.shown).why = said;
+        let wish = wish.ok().flatten();
+        if wish.is_none() && self.worker.is_none() {
+            // An agent before us may have left programs.
+            if first && let Some(net) = conf.network {
+                worker::clear(net);
+            }
+            return;
+        }
+        self.send(Signal::Wish(wish));
+    }
+
+    fn send(&mut self, signal: Signal) {
+        if self.worker.is_none() {
+            let (sender, signals) = channel();
+            let worker = Worker::new(self.shown.clone(), self.board.clone());
+            let listening = sender.clone();
+            let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+                std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+            };
+            let started = spawn("fast path", Box::new(move || worker.run(&signals)))
+                .and_then(|()| spawn("fast news", Box::new(move || listen(&listening))));
+            if let Err(error) = started {
+                return self.board.set(Topic::FastPath, format!("start a thread: {error}"));
+            }
+            self.worker = Some(sender);
+        }
+        if let Some(worker) = &self.worker {
+            // The worker ends with the process.
+            let _ = worker.send(signal);
+        }
+    }
+
+    /// How it is, for `loden status`; `None` where it is off.
+    pub fn shown(&mut self) -> Option<status::FastPath> {
+        let off = matches!(self.wish, None | Some(Ok(None)));
+        if !off && self.worker.is_some() {
+            let (done, counted) = channel();
+            self.send(Signal::Count(done));
+            // It may be busy with devices; then the figures are those of before.
+            let _ = counted.recv_timeout(COUNTING);
+        }
+        (!off).then(|| lock(&self.shown).clone())
+    }
+
+    /// What a configuration wants; an error is why it cannot have it.
+    fn wish_of(&self, conf: &NetConf, uplink: Option<IfName>) -> Result<Option<Wish>, String> {
+        let mode = match self.flag {
+            Some(mode) => mode,
+            None => FastPath::decode(&conf.backend).map_err(|error| error.to_string())?,
+        };
+        if mode == FastPath::Off {
+            return Ok(None);
+        }
+        let vxlan = match conf.backend_type.to_ascii_lowercase().as_str() {
+            "vxlan" => {
+                let vni = VxlanConf::decode(&conf.backend).map_err(|error| error.to_string())?.vni;
+                Some(IfName::new(&format!("flannel.{vni}")).map_err(|error| error.to_string())?)
+            }
+            "host-gw" => None,
+            other => return Err(format!("the backend {other} has no fast path, vxlan and host-gw have")),
+        };
+        let network =
+            conf.network.ok_or("the fast path is for IPv4, which the network configuration has not")?;
+        Ok(uplink.map(|uplink| Wish { mode, network, uplink, vxlan }))
+    }
+}
+
+fn lock(shown: &Shown) -> std::sync::MutexGuard<'_, status::FastPath> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells the worker what the kernel tells.
+fn listen(worker: &Sender<Signal>) {
+    loop {
+        let heard = Monitor::open_with_qdiscs().and_then(|mut monitor| {
+            let _ = worker.send(Signal::Devices);
+            while let Some(event) = monitor.next()? {
+                if let Some(signal) = meaning(&event)
+                    && worker.send(signal).is_err()
+                {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        });
+        let Err(error) = heard else { return };
+        tracing::warn!("follow the kernel's notifications for the fast path: {error}; again in 1 s");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// What an event means for flows. Neighbours and forwarding entries of others come and go by themselves; what they
+/// change is noticed when a flow is carried over the slow path again, within its lifetime.
+fn meaning(event: &Event) -> Option<Signal> {
+    match event {
+        Event::Link(..) | Event::Addr(_) | Event::Qdisc(_) | Event::Overrun => Some(Signal::Devices),
+        Event::Route(..) | Event::Rule(_) | Event::Nft(_) => Some(Signal::Changed),
+        Event::Object(Key::Neigh(dev, _) | Key::Fdb(dev, _), now) => {
+            (now.is_some() || backend::is_our_device(*dev)).then_some(Signal::Changed)
+        }
+        Event::Object(..) => Some(Signal::Changed),
+    }
+}
