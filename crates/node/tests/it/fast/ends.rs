@@ -15,8 +15,8 @@ fn established_flows_go_fast() {
         let two = Two::start(backend, "auto");
         let hosts: Vec<_> = two.world.hosts.iter().collect();
         Talk::new(&two.pods[0], &two.pods[1]).until_fast(&hosts);
-        let (code, screen) = hosts[0].status(&[]);
-        assert!(code == 0 && screen.contains("fast path  on eth0, veth0"), "{screen}");
+        let (_, screen) = hosts[0].status(&[]);
+        assert!(screen.contains("fast path  on eth0, veth0"), "{screen}");
     }
 }
 
