@@ -86,6 +86,11 @@ impl Kernel {
         &mut self.rtnl
     }
 
+    /// A sentence about WireGuard peers to whom packets are sent and who answer no handshake, as of the last read.
+    pub fn silence(&self) -> Option<String> {
+        self.tunnels.silence()
+    }
+
     /// The networks the rules of an nftables table are about; none if it is not there, or nothing is.
     pub fn networks_of(&mut self, table: &TableKey) -> Vec<IpNet> {
         self.nft.networks(table).unwrap_or_default()

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::IfName;
 use model::wireguard::{PublicKey, Secret};
-use plan::state::wireguard::{Announced, Heard};
+use plan::state::wireguard::{Announced, Heard, Silence};
 use plan::state::{Carrier, Key, Link, LinkKind, Object, State, Tun, WgPeer, Wireguard};
 
 use crate::netlink::{Protocol, Socket, generic};
@@ -54,6 +54,7 @@ pub struct Tunnels {
     /// Processes we started, to be reaped when they end.
     children: Vec<Child>,
     announced: Announced,
+    silence: Silence,
 }
 
 #[derive(Debug)]
@@ -206,6 +207,7 @@ impl Tunnels {
         (settings.port, settings.key) = (device.port, device.key);
         let there: BTreeSet<PublicKey> = device.peers.iter().map(|info| info.peer.key).collect();
         self.announced.retain(|dev, key| dev != link.name || there.contains(&key));
+        self.silence.retain(|dev, key| dev != link.name || there.contains(&key));
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         device.peers.into_iter().map(|info| self.normal(info, wanted, now_s)).collect()
     }
@@ -217,6 +219,7 @@ impl Tunnels {
             handshake_age_s: info.handshake_s.map(|at| now_s.saturating_sub(at)),
             sent: info.sent,
         };
+        self.silence.look(peer.dev, peer.key, heard, now_s);
         let wish = match wanted.get(&Key::WgPeer(peer.dev, peer.key)) {
             Some(Object::WgPeer(wish)) => wish.endpoint,
             _ => None,
@@ -226,8 +229,14 @@ impl Tunnels {
         Object::WgPeer(Box::new(peer))
     }
 
+    /// What there is to say of peers that do not answer.
+    pub(crate) fn silence(&self) -> Option<String> {
+        self.silence.sentence()
+    }
+
     /// A device was made anew, or is gone, with all that was written to it.
     pub(crate) fn forget(&mut self, name: IfName) {
+        self.silence.retain(|dev, _| dev != name);
         self.announced.retain(|dev, _| dev != name);
     }
 }

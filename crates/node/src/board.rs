@@ -42,6 +42,8 @@ pub enum Topic {
     StateFile,
     /// Nodes announce the same, which each must have for itself.
     Double(String),
+    /// Peers answer nothing.
+    Silence,
     /// The port of the health endpoint is not ours.
     HealthPort,
     /// The address for metrics is not ours.
@@ -81,6 +83,7 @@ impl Topic {
             Topic::ConfigChange => "config_change",
             Topic::StateFile => "state_file",
             Topic::Double(_) => "double",
+            Topic::Silence => "silence",
             Topic::HealthPort => "health_port",
             Topic::MetricsPort => "metrics_port",
             Topic::BridgeNetfilter => "bridge_netfilter",
@@ -104,6 +107,7 @@ impl Topic {
             Topic::Renewal => "renew lease",
             Topic::ConfigChange => "run on the network config of the store",
             Topic::StateFile => "save the last good state",
+            Topic::Silence => "hear WireGuard peers",
             Topic::HealthPort => "listen for health checks",
             Topic::MetricsPort => "listen for metrics",
             Topic::FastPath => "carry packets over the fast path",
@@ -119,6 +123,7 @@ impl Topic {
             | Topic::LastGood
             | Topic::ConfigChange
             | Topic::StateFile
+            | Topic::Silence
             | Topic::BridgeNetfilter
             | Topic::FastPath => Voice::Warning,
             _ => Voice::Error,
@@ -224,7 +229,7 @@ impl Board {
         self.now.send_if_modified(|now| {
             let of_loop = |topic: &Topic| match topic {
                 Topic::Host => true,
-                Topic::Kernel | Topic::Object(_) | Topic::Double(_) => looked,
+                Topic::Kernel | Topic::Object(_) | Topic::Double(_) | Topic::Silence => looked,
                 _ => false,
             };
             let over = now.troubles.keys().filter(|topic| of_loop(topic) && !found.contains_key(topic));

@@ -315,6 +315,10 @@ impl reconcile::Kernel for Host {
         self.helpers.ask(step);
     }
 
+    fn silence(&self) -> Option<String> {
+        self.kernel.silence()
+    }
+
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
         let sentence = |(step, answer): (&Step, Result<(), kernel::StepError>)| {
             answer.map_err(|error| match advice(step, error.errno.code) {

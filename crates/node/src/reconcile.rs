@@ -62,6 +62,10 @@ pub trait Kernel {
     fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, String>;
     /// The part of it that is in iptables.
     fn read_iptables(&mut self, scope: &Scope, wanted: &State) -> Vec<Object>;
+    /// What the last reading found of peers that do not answer.
+    fn silence(&self) -> Option<String> {
+        None
+    }
     /// Does the steps in order; one answer each, failures as text with the command.
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>>;
     /// Hands over a step on an object that the kernel does not hold; the outcome comes as news.
@@ -267,6 +271,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.settle(wanted, &mut report);
         report.troubles.extend(self.lost.clone().map(|trouble| (Topic::Host, trouble)));
+        report.troubles.extend(self.kernel.silence().map(|trouble| (Topic::Silence, trouble)));
         report.looked = true;
         let understood = self.lost.is_none() && self.actual.is_some();
         report.recalled = known && !sweep;

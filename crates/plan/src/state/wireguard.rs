@@ -98,6 +98,8 @@ impl fmt::Display for WgPeer {
 const FRESH_S: u64 = 180;
 /// So many looks in a row at which more had been sent, and no handshake answered.
 const UNANSWERED: u8 = 2;
+/// Three attempts at a handshake (`REKEY_TIMEOUT` of the protocol is 5 s) that nobody answers are no chance.
+const SILENT_S: u64 = 15;
 
 /// What a device tells of a peer's whereabouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +121,59 @@ pub struct Heard {
 #[derive(Clone, Debug, Default)]
 pub struct Announced {
     peers: BTreeMap<(IfName, PublicKey), Told>,
+}
+
+/// Peers to whom packets are sent, and who answer no handshake (decision 0146).
+#[derive(Clone, Debug, Default)]
+pub struct Silence {
+    peers: BTreeMap<(IfName, PublicKey), Silent>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Silent {
+    since_s: u64,
+    sent: u64,
+    endpoint: Option<SocketAddr>,
+    suspected: bool,
+}
+
+impl Silence {
+    /// A look at a peer at this time, in seconds of any clock.
+    pub fn look(&mut self, dev: IfName, key: PublicKey, heard: Heard, now_s: u64) {
+        let place = (dev, key);
+        if heard.endpoint.is_none() || heard.handshake_age_s.is_some_and(|age| age <= FRESH_S) {
+            self.peers.remove(&place);
+            return;
+        }
+        let first = Silent { since_s: now_s, sent: heard.sent, endpoint: heard.endpoint, suspected: false };
+        let silent = self.peers.entry(place).or_insert(first);
+        // Counted anew where another device began at nothing, or the clock was set.
+        if silent.endpoint != heard.endpoint || heard.sent < silent.sent || now_s < silent.since_s {
+            *silent = first;
+        }
+        silent.suspected |= heard.sent > silent.sent && now_s - silent.since_s >= SILENT_S;
+    }
+
+    /// Peers for which `there` is false are not on their device any more.
+    pub fn retain(&mut self, mut there: impl FnMut(IfName, PublicKey) -> bool) {
+        self.peers.retain(|(dev, key), _| there(*dev, *key));
+    }
+
+    /// A sentence about those that are silent, and how to find out why.
+    pub fn sentence(&self) -> Option<String> {
+        let mut silent = self.peers.iter().filter(|(_, silent)| silent.suspected);
+        let ((dev, key), first) = silent.next()?;
+        let endpoint = first.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+        let others = match silent.count() {
+            0 => String::new(),
+            n => format!(", and {n} others"),
+        };
+        Some(format!(
+            "WireGuard peer {key} at {endpoint}{others}: packets are sent and no handshake is answered; the node is \
+             down, its port is closed, or its PSK is another one; see: wg show {dev} latest-handshakes, and compare: wg \
+             show {dev} preshared-keys | sha256sum",
+        ))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -205,6 +260,53 @@ mod tests {
     const LEASE: &str = "198.51.100.7:51820";
     const LEARNT: &str = "203.0.113.1:40000";
     const MOVED: &str = "198.51.100.8:51820";
+
+    /// Each line is a look: seconds, the age of the handshake, bytes sent, and whether the peer is suspected.
+    #[test]
+    fn silence_is_suspected_when_it_lasts() {
+        let (dev, key) = (IfName::fixed("flannel-wg"), PublicKey([7; 32]));
+        type Look = (u64, Option<u64>, u64, bool);
+        let stories: [(&str, &[Look]); 6] = [
+            ("nothing is sent", &[(0, None, 0, false), (60, None, 0, false)]),
+            (
+                "a handshake takes a moment",
+                &[(0, None, 148, false), (5, None, 296, false), (6, Some(0), 300, false)],
+            ),
+            (
+                "nobody answers",
+                &[
+                    (0, None, 148, false),
+                    (10, None, 296, false),
+                    (15, None, 444, true),
+                    (16, None, 444, true),
+                ],
+            ),
+            (
+                "at last somebody does",
+                &[(0, None, 148, false), (20, None, 444, true), (25, Some(1), 600, false)],
+            ),
+            (
+                "silent again",
+                &[(0, Some(170), 148, false), (20, Some(190), 300, false), (50, Some(220), 500, true)],
+            ),
+            (
+                "made anew",
+                &[(0, None, 900, false), (20, None, 0, false), (30, None, 148, false), (36, None, 296, true)],
+            ),
+        ];
+        for (name, looks) in stories {
+            let mut silence = Silence::default();
+            for (now_s, age, sent, suspected) in looks {
+                let heard = Heard { endpoint: at(LEASE), handshake_age_s: *age, sent: *sent };
+                silence.look(dev, key, heard, *now_s);
+                let said = silence.sentence();
+                assert_eq!(said.is_some(), *suspected, "{name}: at {now_s} s: {said:?}");
+                assert!(said.is_none_or(|said| said.contains("wg show flannel-wg latest-handshakes")));
+            }
+            silence.retain(|_, _| false);
+            assert_eq!(silence.sentence(), None);
+        }
+    }
 
     fn at(text: &str) -> Option<SocketAddr> {
         (text != "-").then(|| text.parse().expect("an endpoint"))
