@@ -65,33 +65,57 @@ fn a_name_that_is_no_bridge() {
     assert!(!ip_in(&netns, "link show").contains("eth0"));
 }
 
+/// A small disk without room left, which is not left mounted when a test fails.
+struct FullDisk(String);
+
+impl FullDisk {
+    fn at(dir: &str) -> FullDisk {
+        mount(&["-t", "tmpfs", "-o", "size=16k", "none", dir]);
+        let mut n = 0;
+        while std::fs::write(format!("{dir}/fill{n}"), [b'x'; 4096]).is_ok() {
+            n += 1;
+        }
+        FullDisk(dir.to_owned())
+    }
+
+    /// `rw` or `ro`.
+    fn remount(&self, how: &str) {
+        mount(&["-o", &format!("remount,{how}"), &self.0]);
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg(&self.0).status();
+        // A second panic would end the process without a word about the first.
+        assert!(std::thread::panicking() || done.is_ok_and(|s| s.success()), "umount {}", self.0);
+    }
+}
+
+fn mount(args: &[&str]) {
+    assert!(Command::new("mount").args(args).status().unwrap().success(), "{args:?}");
+}
+
 #[test]
 fn a_full_and_a_read_only_disk() {
     let host = Host::new();
     let chain = conflist(&host, "1.0.0");
     let (_netns, pod) = pod("c1");
-    let mount =
-        |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "{args:?}");
     for (name, place) in [("networks", "address store"), ("flannel", "writable"), ("state", "writable")] {
         let dir = host.path(name);
         std::fs::create_dir_all(&dir).unwrap();
-        mount(&["-t", "tmpfs", "-o", "size=16k", "none", &dir]);
-        let unmount = || assert!(Command::new("umount").arg(&dir).status().unwrap().success());
-        let mut n = 0;
-        while std::fs::write(format!("{dir}/fill{n}"), [b'x'; 4096]).is_ok() {
-            n += 1;
-        }
+        let disk = FullDisk::at(&dir);
         let (code, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
         assert_eq!(code, 5, "{name}: {text}");
         assert!(text.contains("No space left on device") && text.contains(place), "{name}: {text}");
         assert!(host.links().iter().all(|name| !name.starts_with("veth")));
-        mount(&["-o", "remount,ro", &dir]);
+        disk.remount("ro");
         let (code, text) = host.call("flannel", "ADD", &pod, &chain[0].1).error();
         assert_eq!(code, 5, "{name}: {text}");
         assert!(text.contains("Read-only file system"), "{name}: {text}");
         // A file of the attachment that cannot be removed is told; one that is not there is no error.
         assert!(host.call("flannel", "DEL", &pod, &chain[0].1).ok, "{name}");
-        unmount();
+        drop(disk);
         nothing_left(&host);
     }
 }
@@ -128,8 +152,6 @@ fn disks_that_are_full_or_read_only() {
             rows.extend([(kind, members, "state"), (kind, members, "networks")]);
         }
     }
-    let mount =
-        |args: &[&str]| assert!(Command::new("mount").args(args).status().unwrap().success(), "{args:?}");
     for (plugin, members, place) in rows {
         let host = Host::new();
         crate::children::wire(&host);
@@ -172,16 +194,12 @@ fn disks_that_are_full_or_read_only() {
         let before = links();
         let dir = host.path(place);
         std::fs::create_dir_all(&dir).unwrap();
-        mount(&["-t", "tmpfs", "-o", "size=16k", "none", &dir]);
-        let mut n = 0;
-        while std::fs::write(format!("{dir}/fill{n}"), [b'x'; 4096]).is_ok() {
-            n += 1;
-        }
+        let disk = FullDisk::at(&dir);
         // Files without content fit on a full disk, and a lock is no more than that.
         let holds_locks_only = plugin == "firewall";
         let states = [("rw", "No space left on device"), ("ro", "Read-only file system")];
         for (how, want) in states.into_iter().filter(|(how, _)| *how == "ro" || !holds_locks_only) {
-            mount(&["-o", &format!("remount,{how}"), &dir]);
+            disk.remount(how);
             let what = format!("{plugin}: {place} {how}");
             let (code, text) = host.call(plugin, "ADD", &pod, &conf).error();
             assert_eq!(code, 5, "{what}: {text}");
@@ -197,7 +215,7 @@ fn disks_that_are_full_or_read_only() {
             let fine = |f: &String| f.ends_with("lock") || f.contains("last_reserved_ip");
             assert!(left.iter().all(fine), "{what}: {left:?}");
         }
-        assert!(Command::new("umount").arg(&dir).status().unwrap().success());
+        drop(disk);
         // With a disk that can be written all is well.
         host.call(plugin, "ADD", &pod, &conf).expect(plugin);
         host.call(plugin, "DEL", &pod, &conf).expect(plugin);
