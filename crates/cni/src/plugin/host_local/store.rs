@@ -15,6 +15,7 @@
 //! foreign writer within the same tick of the clock cannot make us forget a reservation.
 
 mod index;
+mod spare;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ use crate::lock;
 use crate::record::overwrite;
 use crate::skel::Call;
 use index::{Head, Index, Stamp};
+use spare::Spare;
 
 /// An empty reservation this old is the remains of a crash (B-03), not a writer at work.
 const EMPTY_IS_DEAD: Duration = Duration::from_secs(60);
@@ -117,6 +119,7 @@ fn inhabited() -> BTreeSet<u64> {
 pub struct Store {
     dir: PathBuf,
     index: Index,
+    spare: Spare,
     /// Whose part of the index this call needs.
     container_id: String,
     boot: String,
@@ -191,6 +194,7 @@ impl Store {
         let head = index.head().filter(|head| Some(head.stamp) == stamp(&dir));
         let mut store = Store {
             dir,
+            spare: Spare::of(index.place()),
             index,
             container_id: call.env.container_id.clone(),
             boot,
@@ -315,6 +319,9 @@ impl Store {
         // and linking fails if the name exists, as O_EXCL does.
         let temporary = self.dir.join(format!("{TEMPORARY}{}", std::process::id()));
         let write = || {
+            if let Some(done) = self.spare.give(&path, owner.content().as_bytes()) {
+                return done;
+            }
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(owner.content().as_bytes())?;
@@ -347,7 +354,7 @@ impl Store {
     /// The file is there and cannot be removed.
     pub fn free(&mut self, ip: IpAddr) -> Result<(), Error> {
         let path = self.file(ip);
-        match fs::remove_file(&path) {
+        match self.spare.keep(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("release", &path, &e)),
             _ => {}
         }

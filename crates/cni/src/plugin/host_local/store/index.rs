@@ -49,6 +49,11 @@ impl Index {
         Index(state_dir.join("ipam").join(format!("{place}.parts")))
     }
 
+    /// Its directory, which may not be there yet.
+    pub fn place(&self) -> &Path {
+        &self.0
+    }
+
     /// `None` if there is none that can be read.
     pub fn head(&self) -> Option<Head> {
         let text = fs::read_to_string(self.0.join("head")).ok()?;
