@@ -25,7 +25,7 @@ use crate::status::{Status, json};
 /// How long the loop may take for an answer; a round of ten thousand peers takes a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer waits for the first probes after a start; those of healthy peers take milliseconds.
-const FIRST_PROBES: Duration = Duration::from_millis(2500);
+const FIRST_PROBES: Duration = Duration::from_millis(4500);
 /// Distance of tries to open the socket.
 const REBIND: Duration = Duration::from_secs(5);
 /// A connection lives no longer.

@@ -15,6 +15,8 @@ use super::{Board, Finding, Plan, Target, mesh};
 const PACE: Duration = Duration::from_millis(1200);
 /// Packets that may go at once after a silence: the first look at a few nodes.
 const BURST: u32 = 20;
+/// A node that comes is let alone for so long: until the others know of it, they drop what it sends.
+const GRACE: Duration = Duration::from_secs(2);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// An agent that was heard and then not for so long is down: in a large cluster it has others to probe as well.
@@ -47,6 +49,7 @@ pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
         tokens: BURST,
         filled: Instant::now(),
         failing: BTreeMap::new(),
+        met: BTreeMap::new(),
     };
     let threads = [
         ("ears", Box::new(move || listen(&heard)) as Box<dyn FnOnce() + Send>),
@@ -74,6 +77,8 @@ struct Prober {
     filled: Instant,
     /// Since when targets have been failing.
     failing: BTreeMap<IpNet, Instant>,
+    /// When targets were first met.
+    met: BTreeMap<IpNet, Instant>,
 }
 
 impl Prober {
@@ -98,10 +103,13 @@ impl Prober {
 
     /// Everybody once; who fails is looked at again at once.
     fn turn(&mut self, plan: &Plan, targets: &[Target]) {
-        let known = |board: &Board, target: &Target| board.open().findings.contains_key(&target.net);
+        let known = |board: &Board, net: IpNet| board.open().findings.contains_key(&net);
+        self.met.retain(|net, _| targets.iter().any(|target| target.net == *net) || known(&self.board, *net));
         for target in targets {
-            let unknown = targets.iter().filter(|target| !known(&self.board, target)).count();
+            let met = *self.met.entry(target.net).or_insert_with(Instant::now);
+            let unknown = targets.iter().filter(|target| !known(&self.board, target.net)).count();
             self.board.open().waiting = unknown;
+            std::thread::sleep(GRACE.saturating_sub(met.elapsed()));
             for _ in 0..3 {
                 match self.examine(plan, target) {
                     Ok(true) => break,

@@ -134,7 +134,7 @@ fn a_stranger_is_kept_out(tunnel: &Tunnel) {
 
 /// While the first node pings it, another node joins and leaves.
 fn a_node_that_joins_is_let_in_before_it_is_sent_to(tunnel: &Tunnel) {
-    let world = tunnel.world(2, true);
+    let world = tunnel.world(2, true).quiet();
     let [one, two] = [&world.hosts[0], &world.hosts[1]];
     let _one = one.agent(&[]);
     _one.ready();

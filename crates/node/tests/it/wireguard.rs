@@ -191,7 +191,7 @@ fn wireguard_carries_each_mode_and_family() {
         ),
         ("over IPv6", DUAL, r#","Mode":"ipv6""#, &["flannel-wg:51820"], "ip6 and udp port 51820"),
     ] {
-        let world = world(2, network, backend);
+        let world = world(2, network, backend).quiet();
         let _agents = start(&world);
         let (one, two) = (&world.hosts[0], &world.hosts[1]);
         let capture = Capture::on(one);

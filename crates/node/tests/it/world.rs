@@ -67,6 +67,8 @@ pub struct Host {
     pub number: usize,
     pub dir: PathBuf,
     store: String,
+    /// Its agents probe nobody: nothing but what a test sends is on the wire.
+    quiet: bool,
 }
 
 impl World {
@@ -92,7 +94,7 @@ impl World {
             ] {
                 sh(&netns, command);
             }
-            Host { netns, number, dir: path, store: store.clone() }
+            Host { netns, number, dir: path, store: store.clone(), quiet: false }
         };
         let hosts = (1..=hosts).map(host).collect();
         World { hosts, dir, hub }
@@ -108,6 +110,12 @@ impl World {
         let world = World::new(hosts);
         world.hosts[0].put_config(config);
         world
+    }
+
+    /// The same with agents that probe nobody.
+    pub fn quiet(mut self) -> World {
+        self.hosts.iter_mut().for_each(|host| host.quiet = true);
+        self
     }
 
     /// Takes a host's lease out of the embedded store.
@@ -150,7 +158,13 @@ fn wire(hub: &Netns, netns: &Netns, number: usize) {
 impl Host {
     /// Something else with a namespace of its own beside a host, such as a pod.
     pub fn around(netns: Netns, host: &Host) -> Host {
-        Host { netns, number: host.number, dir: host.dir.clone(), store: host.store.clone() }
+        Host {
+            netns,
+            number: host.number,
+            dir: host.dir.clone(),
+            store: host.store.clone(),
+            quiet: host.quiet,
+        }
     }
 
     /// The same host for another agent, with a registry and files of its own.
@@ -163,6 +177,7 @@ impl Host {
             number: self.number,
             dir,
             store: format!("sqlite:{}", store.display()),
+            quiet: self.quiet,
         }
     }
 
@@ -277,6 +292,7 @@ impl Host {
             ("LODEN_STATE_DIR", Some(self.state_dir())),
             ("LODEN_WIREGUARD_DIR", Some(sockets)),
             ("WIREGUARD_KEY_FILE", Some(self.dir.join("wgkey"))),
+            ("LODEN_PROBE", self.quiet.then(|| "off".into())),
         ] {
             match value {
                 _ if env.iter().any(|(given, _)| *given == name) => {}
