@@ -41,6 +41,18 @@ fn by_iptables(call: &Call) -> Result<bool, Error> {
 /// # Errors
 /// The kernel's or the tools' refusal.
 pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
+    put(call, addresses, false)
+}
+
+/// The same for an attachment that has no rules, as it had no record.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_first(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
+    put(call, addresses, true)
+}
+
+fn put(call: &Call, addresses: &[IpNet], first: bool) -> Result<(), Error> {
     let failed = |e: Error| e.during("masquerade the pod's addresses");
     if by_iptables(call)? {
         let chain = chain(call);
@@ -57,7 +69,11 @@ pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
     let comment = names::comment(&call.network, &call.env.container_id, &call.env.ifname);
     let rules: Vec<(&str, NftRule)> = addresses.iter().map(|a| (CHECKS, rule(*a, &comment))).collect();
     let mark = mark(call);
-    call.nft.update(&TABLE, &rules, &|comment| comment.starts_with(&mark)).map_err(failed)
+    match first {
+        true => call.nft.add(&TABLE, &rules),
+        false => call.nft.update(&TABLE, &rules, &|comment| comment.starts_with(&mark)),
+    }
+    .map_err(failed)
 }
 
 /// Removes the rules of the attachment by either backend, whoever made them. Needs no address and no

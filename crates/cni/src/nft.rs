@@ -62,7 +62,7 @@ impl Host {
     /// # Errors
     /// The kernel's refusal.
     pub fn rules(&self, key: &TableKey) -> Result<Vec<RuleInfo>, Error> {
-        let mut rules = self.with(|nft| read(nft, key, &mut Turn::default()))?;
+        let mut rules = self.with(|nft| read(nft, key, None, &mut Turn::default()))?;
         rules.retain(|rule| rule.comment.is_some());
         Ok(rules)
     }
@@ -79,7 +79,7 @@ impl Host {
         add: &[(&str, NftRule)],
         stale: &dyn Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        self.with(|nft| change(nft, table, add, stale, !add.is_empty()))
+        self.with(|nft| change(nft, table, add, Some(stale), !add.is_empty()))
     }
 
     /// [`Host::update`], and the table's own chains and rules are made also if nothing is added.
@@ -92,7 +92,15 @@ impl Host {
         add: &[(&str, NftRule)],
         stale: &dyn Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        self.with(|nft| change(nft, table, add, stale, true))
+        self.with(|nft| change(nft, table, add, Some(stale), true))
+    }
+
+    /// [`Host::update`] where nothing is stale: rules of other pods are not looked at, however many there are.
+    ///
+    /// # Errors
+    /// As [`Host::update`].
+    pub fn add(&self, table: &NftTable, add: &[(&str, NftRule)]) -> Result<(), Error> {
+        self.with(|nft| change(nft, table, add, None, true))
     }
 
     /// Other changes of rules.
@@ -143,12 +151,12 @@ impl Turn {
     }
 }
 
-fn read(nft: &mut Nft, key: &TableKey, turn: &mut Turn) -> Result<Vec<RuleInfo>, Error> {
+fn read(nft: &mut Nft, key: &TableKey, chain: Option<&str>, turn: &mut Turn) -> Result<Vec<RuleInfo>, Error> {
     /// `EPROTONOSUPPORT`, `EOPNOTSUPP`, `EINVAL`: no nftables, or not for this family.
     const NOT_SUPPORTED: [i32; 3] = [93, 95, 22];
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match nft.rules(key, None) {
+        match nft.rules(key, chain) {
             Err(errno) if NOT_SUPPORTED.contains(&errno.code) => return Ok(Vec::new()),
             Err(errno) if turn.take(errno.code, deadline) => {}
             other => return other.map_err(|e| internal(e).during(format!("list nftables table {key}"))),
@@ -160,7 +168,7 @@ fn change(
     nft: &mut Nft,
     table: &NftTable,
     add: &[(&str, NftRule)],
-    stale: &dyn Fn(&str) -> bool,
+    stale: Option<&dyn Fn(&str) -> bool>,
     in_full: bool,
 ) -> Result<(), Error> {
     /// `ENOENT`
@@ -168,8 +176,18 @@ fn change(
     let mut attempt = 1;
     let (mut turn, deadline) = (Turn::default(), Instant::now() + PATIENCE);
     loop {
-        let have = read(nft, &table.key, &mut turn)?;
-        let Some(batch) = changes(table, &have, add, stale, in_full) else { return Ok(()) };
+        let have = match stale {
+            Some(_) => read(nft, &table.key, None, &mut turn)?,
+            // Chains of the table's own rules have no others.
+            None => {
+                let own = table.chains.iter().filter(|chain| !chain.rules.is_empty());
+                let each = own.map(|chain| read(nft, &table.key, Some(&chain.name), &mut turn));
+                each.collect::<Result<Vec<_>, _>>()?.concat()
+            }
+        };
+        let Some(batch) = changes(table, &have, add, stale.unwrap_or(&|_| false), in_full) else {
+            return Ok(());
+        };
         match nft.commit(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
             Err(e) if e.code().is_some_and(|errno| turn.take(errno, deadline)) => {}

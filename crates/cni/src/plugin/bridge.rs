@@ -40,12 +40,17 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let mut pod = pod::rtnl(&netns)?;
     let mut host = Rtnl::open().map_err(internal)?;
     let peer = device::random_name()?;
-    if record::read(NAME, call).is_some_and(|record| !record.is_complete) {
+    let known = record::read(NAME, call);
+    if known.as_ref().is_some_and(|record| !record.is_complete) {
         // A killed ADD of ours; what it left is cleared away (B-36).
         del(call)?;
     }
     if pod.link_by_name(name).map_err(internal)?.is_some() {
         return Err(device::taken(name, peer).details("DEL the attachment first"));
+    }
+    if known.is_some() {
+        // Its namespace ended without DEL.
+        masquerade::remove(call)?;
     }
     let mut undo = Undo::default();
     let mut record = Record { host_interface: peer.to_string(), ..Record::new(NAME, call) };
@@ -107,7 +112,7 @@ fn make<'a>(
         record.addresses = result.ips.iter().map(|ip| ip.address).collect();
         if conf.ip_masq {
             undo.push(|| masquerade::remove(call));
-            masquerade::add(call, &record.addresses)?;
+            masquerade::add_first(call, &record.addresses)?;
         }
     }
     let port = pod::wait_up(None, host, port, !conf.disable_container_interface)?;

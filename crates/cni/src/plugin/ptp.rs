@@ -40,12 +40,17 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let netns = pod::open(&call.env.netns)?;
     let mut inside = pod::rtnl(&netns)?;
     let peer = device::random_name()?;
-    if record::read(NAME, call).is_some_and(|record| !record.is_complete) {
+    let known = record::read(NAME, call);
+    if known.as_ref().is_some_and(|record| !record.is_complete) {
         // A killed ADD of ours; what it left is cleared away (B-36).
         del(call)?;
     }
     if inside.link_by_name(name).map_err(internal)?.is_some() {
         return Err(device::taken(name, peer).details("DEL the attachment first"));
+    }
+    if known.is_some() {
+        // Its namespace ended without DEL.
+        masquerade::remove(call)?;
     }
     let mut undo = Undo::default();
     let record = Record { host_interface: peer.to_string(), ..Record::new(NAME, call) };
@@ -95,7 +100,7 @@ fn make<'a>(
     if conf.ip_masq {
         undo.push(|| masquerade::remove(call));
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-        masquerade::add(call, &addresses)?;
+        masquerade::add_first(call, &addresses)?;
     }
     pod::await_carrier(netns, (inside, link.index), (&mut host, port));
     let port = pod::wait_up(None, &mut host, port, false)?;
