@@ -42,6 +42,8 @@ pub struct Seen {
     pub foreign: Vec<String>,
     /// What is there that was not there before, such as devices, addresses, descriptors.
     pub leaked: Vec<String>,
+    /// Packets the machine itself dropped meanwhile, of whomever, for want of a processor (`softnet_stat`).
+    pub overrun: u64,
     /// Whatever else went wrong, in sentences.
     pub troubles: Vec<String>,
 }
@@ -86,10 +88,16 @@ pub enum Clock {
 /// Everything that breaks the promise, in sentences; none is good.
 pub fn judge(promise: Promise, clock: Clock, seen: &Seen) -> Vec<String> {
     let mut broken = seen.troubles.clone();
-    if promise == Promise::NothingLost {
+    // Beside others, what the machine dropped itself is nobody's fault; alone, it is to be run again.
+    let excused = seen.lost() <= seen.overrun;
+    if promise == Promise::NothingLost && !(excused && clock == Clock::Ignored) {
         for line in seen.lines.iter().filter(|line| line.lost > 0) {
             let gap = line.gap.as_millis();
             broken.push(format!("{} of {} lost within {gap} ms, {}", line.lost, line.sent, line.what));
+        }
+        if seen.lost() > 0 && seen.overrun > 0 {
+            broken
+                .push(format!("the machine dropped {} packets itself meanwhile: run it alone", seen.overrun));
         }
     }
     if let (Promise::Gap(most), Clock::Counts) = (promise, clock) {
@@ -133,6 +141,16 @@ mod tests {
         for (promise, clock, seen, want) in [
             (Promise::NothingLost, Counts, &good, &[][..]),
             (Promise::NothingLost, Ignored, &lossy(1, 20), &["1 of 100 lost within 20 ms, a to b"]),
+            (Promise::NothingLost, Ignored, &Seen { overrun: 1, ..lossy(1, 20) }, &[]),
+            (
+                Promise::NothingLost,
+                Ignored,
+                &Seen { overrun: 1, ..lossy(2, 20) },
+                &[
+                    "2 of 100 lost within 20 ms, a to b",
+                    "the machine dropped 1 packets itself meanwhile: run it alone",
+                ],
+            ),
             (second, Counts, &lossy(90, 900), &[]),
             (second, Counts, &lossy(90, 1100), &["a gap of 1100 ms, a to b"]),
             (second, Ignored, &lossy(90, 1100), &[]),

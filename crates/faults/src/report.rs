@@ -109,7 +109,7 @@ impl Outcome {
         let mut text = format!(
             "{row} {word:8} {what} [{backend}, {family}] times {times}, lost {lost}, gap {gap}, right {right}, promised {promise}\n"
         );
-        for reason in reasons.iter().take(20) {
+        for reason in reasons.iter().take(40) {
             text.push_str(&format!("      {reason}\n"));
         }
         if matches!(self.verdict, Verdict::Broken(_)) {

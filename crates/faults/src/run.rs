@@ -56,17 +56,27 @@ pub fn act(scene: &mut Scene, act: &Act, size: &Size) -> Result<Seen> {
     let mut random = Random::new(size.seed);
     let mut seen = Seen::default();
     let traffic = Traffic::start(&scene.ends, scene.setup.load)?;
+    let dropped = dropped();
     for _ in 0..size.rounds(act) {
         seen.rounds += 1;
         let done = (act.inject)(scene, &mut random, &mut seen).and_then(|()| traffic.flows());
         if let Err(error) = done {
             seen.troubles.push(error);
+            seen.troubles.extend(scene.last_words());
             break;
         }
     }
     traffic.finish(&mut seen);
+    seen.overrun = self::dropped().saturating_sub(dropped);
     scene.compare(&mut seen)?;
     Ok(seen)
+}
+
+/// Packets this machine dropped since it runs because a processor's queue was full, in all namespaces.
+fn dropped() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    let column = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    text.lines().filter_map(column).sum()
 }
 
 /// Does all these lines on one scene; `told` hears of each when it is done.

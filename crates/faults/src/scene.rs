@@ -68,6 +68,8 @@ impl Scene {
                 .cni_bin_dir(dir.path())
                 .without_agents()
                 .agent_env("LODEN_STORE", "etcd")
+                // Hosts of the lab share `/var/lib`.
+                .agent_env("LODEN_STATE_DIR", "/run/loden-state")
                 .agent_env("FLANNELD_ETCD_ENDPOINTS", &etcd_url(setup.stack));
             let lab = builder.start().map_err(|error| error.to_string())?;
             let etcd = start_etcd(&lab, dir.path(), setup.stack)?;
@@ -209,6 +211,16 @@ impl Scene {
         let text = picture::shell(&self.lab, host, &script)?;
         let mut numbers = text.lines().map(|line| line.trim().parse::<u64>().unwrap_or(0));
         Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+    }
+
+    /// The last lines of every agent's log.
+    pub fn last_words(&self) -> Vec<String> {
+        let tail = |host: usize| {
+            let lines = self.lab.logs(&format!("host{host}")).unwrap_or_default();
+            let from = lines.len().saturating_sub(12);
+            lines[from..].iter().map(|line| format!("host{host}: {line}")).collect::<Vec<_>>()
+        };
+        (1..=HOSTS).flat_map(tail).collect()
     }
 
     /// Takes the store away, as a power cut would; [`Scene::store_back`] brings it again.

@@ -197,8 +197,20 @@ pub const FAULTS: &[Fault] = &[
             ("cni", "it", "bad::disks_that_are_full_or_read_only"),
         ],
     ),
-    here("R24", "the wire loses one packet in five for a second", SECOND, (1, 10), underlay::lossy),
-    here("R24", "the wire is dead one way for half a second", SECOND, (1, 10), underlay::one_way),
+    here(
+        "R24",
+        "the wire loses one packet in five for a second",
+        Promise::Gap(Duration::from_secs(2)),
+        (1, 10),
+        underlay::lossy,
+    ),
+    here(
+        "R24",
+        "the wire is dead one way for half a second",
+        Promise::Gap(Duration::from_secs(2)),
+        (1, 10),
+        underlay::one_way,
+    ),
     cannot(
         "R25",
         "broken checksum offload",

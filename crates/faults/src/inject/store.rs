@@ -14,8 +14,7 @@ pub fn away(scene: &mut Scene, _: &mut Random, seen: &mut Seen) -> Result<()> {
     scene.store_away()?;
     std::thread::sleep(Duration::from_secs(2));
     scene.store_back()?;
-    let start = Instant::now();
-    (1..=HOSTS).try_for_each(|host| right(scene, host, start, seen))
+    (1..=HOSTS).try_for_each(|host| right(scene, host, Instant::now(), seen))
 }
 
 /// What is damaged meanwhile is put right without it.

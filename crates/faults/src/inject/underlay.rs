@@ -15,8 +15,7 @@ fn rule(scene: &Scene, rule: &str, seconds: f32, seen: &mut Seen) -> Result<()> 
     nft(&format!("table bridge loss {{ chain f {{ type filter hook forward priority 0; {rule}; }}; }}"))?;
     std::thread::sleep(Duration::from_secs_f32(seconds));
     nft("delete table bridge loss")?;
-    let start = Instant::now();
-    (1..=HOSTS).try_for_each(|host| right(scene, host, start, seen))
+    (1..=HOSTS).try_for_each(|host| right(scene, host, Instant::now(), seen))
 }
 
 /// One in five, at random.

@@ -66,12 +66,18 @@ fn connect(target: std::net::SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Echoes until the clients go.
+/// How long the last answers may take; on a network that is broken the ends of connections never arrive.
+const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// Echoes until the clients go, or a little longer than they.
 fn serve(listener: &TcpListener, flows: usize, shared: &Shared) {
     let _ = listener.set_nonblocking(true);
     let mut open: Vec<TcpStream> = Vec::new();
-    let mut accepted = 0;
-    while !(shared.stopped() && open.is_empty()) && (accepted < flows || !open.is_empty()) {
+    let (mut accepted, mut end) = (0, None);
+    while accepted < flows || !open.is_empty() {
+        if shared.stopped() && *end.get_or_insert_with(|| Instant::now() + STRAGGLERS) <= Instant::now() {
+            return;
+        }
         while let Ok((stream, _)) = listener.accept() {
             let _ = stream.set_nonblocking(true);
             let _ = stream.set_nodelay(true);

@@ -11,7 +11,8 @@ fn root() -> PathBuf {
 
 /// The complaint when a test of `module::name` or `module::` is not in the tree.
 fn absent(package: &str, program: &str, filter: &str) -> Option<String> {
-    let (module, name) = filter.rsplit_once("::").unwrap_or((filter, ""));
+    // A name without a module is a test of the program's root.
+    let (module, name) = filter.rsplit_once("::").unwrap_or(("main", filter));
     let path = module.replace("::", "/");
     let base = root().join("crates").join(package);
     let file = match program {
