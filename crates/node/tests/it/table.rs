@@ -2,6 +2,11 @@
 //! changes and goes; pings between pods tell what it costs, foreign witnesses what it leaves.
 //!
 //! A backend is a line in `table!`, an event a line in [`EVENTS`].
+//!
+//! Not in it: alloc, which puts nothing of a peer into the kernel (`golden` shows that); extension, whose commands make
+//! what there is, and tencent-vpc, whose routes are a cloud's (`extension` and `tencent` have their events); ipsec, whose
+//! hosts need process ids and files of their own, for each has a charon (`ipsec` has restarts of both, deleted
+//! policies, and nodes that leave).
 
 use serde_json::Value;
 
