@@ -68,8 +68,6 @@ impl Scene {
                 .cni_bin_dir(dir.path())
                 .without_agents()
                 .agent_env("LODEN_STORE", "etcd")
-                // Hosts of the lab share `/var/lib`.
-                .agent_env("LODEN_STATE_DIR", "/run/loden-state")
                 .agent_env("FLANNELD_ETCD_ENDPOINTS", &etcd_url(setup.stack));
             let lab = builder.start().map_err(|error| error.to_string())?;
             let etcd = start_etcd(&lab, dir.path(), setup.stack)?;

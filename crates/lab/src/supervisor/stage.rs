@@ -1,6 +1,6 @@
 //! Namespaces and mounts: what a process of the lab sees instead of the machine.
 //!
-//! Nothing is written to the machine's disk: `/run`, `/etc/cni` and `/var/lib/cni` are memory, private
+//! Nothing is written to the machine's disk: `/run`, `/etc/cni`, `/var/lib/cni` and `/var/lib/loden` are memory, private
 //! to each host, and vanish with the last process.
 
 use std::fs;
@@ -17,7 +17,7 @@ pub const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
 /// What every place of the lab sees as `/etc/hosts`.
 pub const HOSTS_FILE: &str = "/run/loden-lab/hosts";
 /// Directories a host has for itself, beside `/run`.
-const PRIVATE: [&str; 2] = ["/etc/cni", "/var/lib/cni"];
+const PRIVATE: [&str; 3] = ["/etc/cni", "/var/lib/cni", "/var/lib/loden"];
 
 /// Moves the process, and the first child it will have, into namespaces of its own. Gives whether that
 /// took a user namespace, because there are no root rights here.
@@ -146,6 +146,10 @@ fn ensure_mount_point(path: &Path, rootless: bool) -> Result<()> {
     })?;
     let mut store = PathBuf::from(SHARED).join("overlay");
     store.push(parent.to_string_lossy().replace('/', "_"));
+    if store.is_dir() {
+        // The parent is the lab's own view already.
+        return make_dir(path);
+    }
     let (upper, work) = (store.join("upper"), store.join("work"));
     make_dir(&upper)?;
     make_dir(&work)?;

@@ -34,7 +34,18 @@ fn namespaces(client: &Client, places: &[&str]) -> Vec<NetnsId> {
 
 /// The machine's mounts where a lab has some; others come and go.
 fn mounts() -> Vec<String> {
-    let ours = ["/", "/proc", "/sys", "/run", "/etc", "/etc/hosts", "/etc/cni", "/var/lib", "/var/lib/cni"];
+    let ours = [
+        "/",
+        "/proc",
+        "/sys",
+        "/run",
+        "/etc",
+        "/etc/hosts",
+        "/etc/cni",
+        "/var/lib",
+        "/var/lib/cni",
+        "/var/lib/loden",
+    ];
     let all = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let ours = |line: &&str| line.split(' ').nth(1).is_some_and(|target| ours.contains(&target));
     all.lines().filter(ours).map(str::to_owned).collect()

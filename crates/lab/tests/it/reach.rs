@@ -51,7 +51,7 @@ fn a_host_looks_like_a_host() {
         return;
     }
     let lab = bare().hosts(2).start().unwrap();
-    let script = "hostname; ls /sys/class/net; echo x > /run/only-here; ls /run /var/lib/cni; \
+    let script = "hostname; ls /sys/class/net; echo x > /run/only-here; echo x > /var/lib/loden/mine; ls /run /var/lib/cni; \
                   cat /etc/cni/net.d/*; grep host2 /etc/hosts";
     let out = lab.host(1).stdout("sh", &["-c", script]).unwrap();
     assert!(out.starts_with("host1\neth0\nlo\n"), "{out}");
@@ -60,7 +60,9 @@ fn a_host_looks_like_a_host() {
     assert!(out.contains("192.0.2.12 host2"), "{out}");
     let other = lab.host(2).stdout("ls", &["/run"]).unwrap();
     assert_eq!(other, "loden-lab\n", "what host1 wrote below /run is its own");
+    assert_eq!(lab.host(2).stdout("ls", &["/var/lib/loden"]).unwrap(), "");
     assert!(!std::path::Path::new("/run/only-here").exists());
+    assert!(!std::path::Path::new("/var/lib/loden/mine").exists());
     // In process, too.
     let names = lab.host(2).run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
     assert!(names.contains("eth0:"), "{names}");
