@@ -26,6 +26,16 @@ pub fn end_is_pending() -> bool {
     sys::end_is_pending()
 }
 
+/// Keeps what this process and those it starts remember, keys among it, out of core dumps. The limit is 1 and not 0:
+/// with 0 the kernel still hands the dump to a collector such as systemd-coredump (`fs/coredump.c`), with 1 to nobody.
+/// Not `PR_SET_DUMPABLE`: that would also take `/proc/self` from an agent in a user namespace, such as the lab's.
+///
+/// # Errors
+/// None in practice: a limit may always be lowered.
+pub fn no_core_dumps() -> io::Result<()> {
+    sys::limit_core_dumps(1)
+}
+
 /// Runs a command with `input` on its standard input and gives what it wrote. `None`: it did not end in
 /// time and was killed, with all of its process group. A file that somebody writes in place cannot be
 /// executed for a moment; that is tried for five seconds.

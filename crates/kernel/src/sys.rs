@@ -300,6 +300,16 @@ fn packet_address(device: u32) -> libc::sockaddr_ll {
     address
 }
 
+/// Bounds the bytes of core dumps of this process and those it starts, for good.
+pub fn limit_core_dumps(bytes: libc::rlim_t) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: the pointer is to a value that lives as long as the call.
+    match unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Lets SIGINT and SIGTERM wait for [`wait_for_end`], in this thread and those it starts.
 pub fn hold_end_signals() -> io::Result<()> {
     let set = end_signals();

@@ -70,6 +70,9 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
         return 0;
     }
     log::init(options.v);
+    if let Err(error) = kernel::process::no_core_dumps() {
+        tracing::warn!("keep keys out of core dumps: {error}");
+    }
     tracing::info!("CLI flags config: {options:?}");
     for warning in warnings {
         tracing::warn!("{warning}");

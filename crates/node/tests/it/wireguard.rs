@@ -241,6 +241,10 @@ fn wireguard_says_what_carries_it_and_never_a_key() {
     let said = agents[0].log() + &status + &json.to_string() + &one.troubles();
     assert!(!said.contains(PSK) && !said.contains(&private), "a secret is shown");
     assert!(said.contains("private-key"), "the command names the file: {said}");
+    // 1 and not 0: with 0 a collector of core dumps gets them all the same.
+    let limits = agents[0].limits();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["1", "1", "bytes"]);
 }
 
 #[test]

@@ -424,6 +424,11 @@ impl Agent {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// What the kernel says limits the agent.
+    pub fn limits(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/limits", self.pid)).unwrap()
+    }
+
     /// How often the log has a text.
     pub fn count(&self, text: &str) -> usize {
         self.log().matches(text).count()
