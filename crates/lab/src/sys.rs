@@ -363,10 +363,12 @@ pub fn without_checksum(socket: UdpSocket) -> io::Result<UdpSocket> {
 }
 
 /// A packet socket that sees every frame of every device in the caller's network namespace, with the
-/// kernel's time stamp of each.
+/// kernel's time stamp of each. Frames of the first moments after a machine's only such socket was opened have none:
+/// `SO_TIMESTAMPNS` would fill in when they are read, which says nothing about their order.
 pub fn packet_socket() -> io::Result<OwnedFd> {
     let fd = socket(libc::AF_PACKET, i32::from((libc::ETH_P_ALL as u16).to_be()))?;
-    set_option(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
+    let software = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, software as i32)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20)?;
     Ok(fd)
 }
@@ -468,7 +470,8 @@ pub fn receive_frame(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Seen> {
         let mut at_ns = 0;
         let mut header = libc::CMSG_FIRSTHDR(&msg);
         while !header.is_null() {
-            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_TIMESTAMPNS {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_TIMESTAMPING {
+                // The first of three is the kernel's own.
                 let time: libc::timespec = libc::CMSG_DATA(header).cast::<libc::timespec>().read_unaligned();
                 at_ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
             }

@@ -29,6 +29,8 @@ pub type Hops = (Vec<Hop>, Vec<Hop>);
 
 /// How long the answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Echoes after which frames without a stamp are taken as they are.
+const STAMPED_BY: usize = 10;
 /// How long the packet sockets may go without a wanted frame before the listening ends.
 const QUIET: Duration = Duration::from_millis(30);
 
@@ -40,7 +42,7 @@ pub struct Sight {
     pub device: String,
     /// The station was sending it.
     pub outgoing: bool,
-    /// Kernel time, nanoseconds of the wall clock.
+    /// Kernel time, nanoseconds of the wall clock; 0 if the kernel had not begun to stamp frames.
     pub at_ns: u64,
     /// The frame, from its Ethernet header on.
     pub bytes: Vec<u8>,
@@ -163,9 +165,16 @@ fn send(
     vxlan_port: u16,
 ) -> io::Result<(Hops, Answer)> {
     let listeners = Listeners::open(stations)?;
-    let (answer, tag) = pinger.echo(payload, patience)?;
-    let sights = listeners.take(|bytes| bytes.windows(tag.len()).any(|w| w == tag))?;
-    Ok((sort(stations, sights, vxlan_port), answer))
+    let mut tries = 0;
+    loop {
+        let (answer, tag) = pinger.echo(payload, patience)?;
+        let sights = listeners.take(|bytes| bytes.windows(tag.len()).any(|w| w == tag))?;
+        tries += 1;
+        // The kernel begins to stamp frames some moments after it was asked to.
+        if tries == STAMPED_BY || sights.iter().all(|sight| sight.at_ns != 0) {
+            return Ok((sort(stations, sights, vxlan_port), answer));
+        }
+    }
 }
 
 /// Decodes, splits into there and back, and orders by time. The kernel stamps a frame once for a
