@@ -326,7 +326,7 @@ fn encrypt(shared: &Shared, view: &View, data: &mut [u8], out: &mut Out<'_>) -> 
     let segments = Segments::new(&vnet, packet)?;
     let mut limit = shared.limit();
     let mut state = peer.state();
-    let endpoint = state.endpoint?;
+    let endpoint = state.endpoint.filter(|endpoint| view.allowed.find(endpoint.ip()).is_none())?;
     for number in 0..segments.count() {
         let size = segments.size(number);
         // Room for the padding.
@@ -426,11 +426,12 @@ impl Open<'_, '_> {
             return None;
         };
         self.peer.received.fetch_add(datagram.len() as u64, Ordering::Relaxed);
-        // Whoever has the key is where his packets come from.
-        state.endpoint = Some(self.from);
+        let to = learn(self.view, state, self.from);
         if std::mem::take(&mut state.unconfirmed) {
             state.handshake = Some(SystemTime::now());
-            self.out.put_waiting(self.shared, self.peer, state, self.from);
+            if let Some(to) = to {
+                self.out.put_waiting(self.shared, self.peer, state, to);
+            }
         }
         let read = Header::read(&inner)?;
         let (source, _) = header::ends(&inner)?;
@@ -440,6 +441,15 @@ impl Open<'_, '_> {
         datagram.get_mut(..read.length)?.copy_from_slice(&inner[..read.length]);
         Some(read.length)
     }
+}
+
+/// Whoever has the key is where his packets come from; gives where that is now. Not where packets to him would come back
+/// into this device and leave it again, without end: a host between two addresses sends with that of its own tunnel.
+fn learn(view: &View, state: &mut State, from: SocketAddr) -> Option<SocketAddr> {
+    if view.allowed.find(from.ip()).is_none() {
+        state.endpoint = Some(from);
+    }
+    state.endpoint
 }
 
 /// A packet of a handshake, from anybody.
@@ -465,14 +475,14 @@ fn shake(shared: &Shared, view: &View, datagram: &[u8], from: SocketAddr, out: &
     let mut state = peer.state();
     let TunnResult::WriteToNetwork(answer) = state.tunnel.handle_incoming_packet(packet) else { return None };
     peer.received.fetch_add(datagram.len() as u64, Ordering::Relaxed);
-    state.endpoint = Some(from);
+    let to = learn(view, &mut state, from)?;
     // Whoever began has seen the answer and knows; the other one learns it from the first packet.
     state.unconfirmed = !answered;
     shared.indices.note(&answer, &peer);
-    out.put(&peer, from, answer);
+    out.put(&peer, to, answer);
     if answered {
         state.handshake = Some(SystemTime::now());
-        out.put_waiting(shared, &peer, &mut state, from);
+        out.put_waiting(shared, &peer, &mut state, to);
     }
     Some(())
 }
