@@ -12,6 +12,7 @@ pub mod promise;
 pub mod report;
 pub mod run;
 pub mod scene;
+pub mod soak;
 pub mod table;
 pub mod traffic;
 

@@ -3,22 +3,26 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use faults::promise::Clock;
+use faults::promise::{Clock, Promise, judge};
 use faults::report::{self, Outcome, Verdict};
 use faults::run::{self, BACKENDS, FAMILIES, Size};
 use faults::scene::Setup;
+use faults::soak;
 use faults::table::{FAULTS, Fault, Way};
 use faults::traffic::Load;
 use lab::Stack;
 
 const USAGE: &str = "\
 usage: cargo xtask faults [ROW]... [OPTION]...
+       cargo xtask faults soak [--minutes N] [OPTION]...
 
   ROW              rows of the catalogue, R01 to R31; none: all
   --seed N         where numbers by chance begin (1)
   --family F       4, 6, dual or all (dual)
   --backend B      vxlan, host-gw, udp, wireguard or all (vxlan)
+  --minutes N      soak: how long faults by chance go on, one a second (20)
   --rounds N       how often each fault is done, instead of the table's number
   --short          the short slice: few times, little traffic
   --no-tests       leave out the rows that tests stand for
@@ -37,6 +41,8 @@ struct Options {
     tests: bool,
     write: Option<PathBuf>,
     list: bool,
+    soak: bool,
+    minutes: u64,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +68,8 @@ fn options(words: &[String]) -> faults::Result<Options> {
         tests: true,
         write: None,
         list: false,
+        soak: false,
+        minutes: 20,
     };
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -77,6 +85,8 @@ fn options(words: &[String]) -> faults::Result<Options> {
             "--write" => options.write = Some(PathBuf::from(value()?)),
             "--short" => options.short = true,
             "--no-tests" => options.tests = false,
+            "--minutes" => options.minutes = number(value()?)?,
+            "soak" => options.soak = true,
             "--list" => options.list = true,
             row if FAULTS.iter().any(|fault| fault.row == row) => options.rows.push(row.to_owned()),
             _ => return Err(format!("{word:?} is not understood\n{USAGE}")),
@@ -105,6 +115,9 @@ fn work(options: &Options) -> faults::Result<bool> {
     if options.list {
         say(&report::list(&faults));
         return Ok(true);
+    }
+    if options.soak {
+        return soak(options);
     }
     let mut outcomes = Vec::new();
     let mut told = |outcome: &Outcome| say(&outcome.line());
@@ -148,6 +161,45 @@ fn work(options: &Options) -> faults::Result<bool> {
     let broken = outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Broken(_))).count();
     say(&format!("{} lines, {broken} broken\n", outcomes.len()));
     Ok(broken == 0)
+}
+
+fn soak(options: &Options) -> faults::Result<bool> {
+    let mut good = true;
+    for (backend, config) in &options.backends {
+        for stack in options.families.iter().filter(|stack| *backend != "udp" || **stack == Stack::V4) {
+            let load = if options.short { Load::LIGHT } else { Load::FULL };
+            let setup = Setup {
+                program: program()?,
+                backend: (*config).to_owned(),
+                stack: *stack,
+                etcd: false,
+                load,
+            };
+            let time = Duration::from_secs(options.minutes * 60);
+            let soaked = soak::soak(&setup, backend, time, options.seed)?;
+            let seen = &soaked.seen;
+            // A fault a second, the slowest may take three: a gap may span the end of one and the next.
+            let broken = judge(Promise::Gap(Duration::from_secs(5)), Clock::Counts, seen);
+            let (first, last) = (soaked.memory.first(), soaked.memory.last());
+            let mib = |point: Option<&(f64, f64)>| point.map_or(0.0, |point| point.1 / 1024.0);
+            say(&format!(
+                "{backend}: {} faults, {} of {} packets lost, longest gap {} ms, right again after {} ms (p99), memory of three \
+                 agents {:.1} to {:.1} MiB, slope {:.2} MiB/h, {} lines logged\n",
+                seen.rounds,
+                seen.lost(),
+                seen.sent(),
+                seen.gap().as_millis(),
+                seen.right_at(99).as_millis(),
+                mib(first),
+                mib(last),
+                soak::slope(&soaked.memory),
+                soaked.lines,
+            ));
+            broken.iter().for_each(|line| say(&format!("      {line}\n")));
+            good &= broken.is_empty();
+        }
+    }
+    Ok(good)
 }
 
 /// `loden` beside this program.
