@@ -292,6 +292,9 @@ impl Status {
         found.unwrap_or_else(|| match (self.ready, &self.probes) {
             (false, _) => "the agent is not ready yet".to_owned(),
             (true, Some(Probes { off: Some(off), .. })) => format!("paths are not probed: {off}"),
+            (true, Some(Probes { paths, .. })) if !paths.is_empty() => {
+                format!("no packet came back from another node yet: {}", paths[0].text)
+            }
             (true, _) => "no path has been probed yet".to_owned(),
         })
     }
@@ -312,6 +315,8 @@ impl Status {
         // An older agent tells nothing of probes.
         let programmed = self.peers.as_ref().map_or(0, |peers| peers.programmed);
         let lonely = self.probes.as_ref().map_or(programmed, |probes| probes.nodes) == 0;
-        if lonely || !paths.is_empty() { Verdict::Healthy } else { Verdict::Unknown }
+        // A path that is not bad may be one where nothing answers yet.
+        let seen = paths.iter().any(|path| path.rtt_us.is_some());
+        if lonely || seen { Verdict::Healthy } else { Verdict::Unknown }
     }
 }

@@ -290,6 +290,16 @@ fn the_verdict_is_the_worst_of_all() {
     status.probes = Some(Probes { nodes: 2, ..Probes::default() });
     assert_eq!(status.verdict(), Verdict::Unknown, "no path was probed");
     assert_eq!(status.reason(), "no path has been probed yet");
+    status.probes = healthy().probes;
+    for path in status.probes.iter_mut().flat_map(|probes| &mut probes.paths) {
+        (path.verdict, path.rtt_us) = ("unsure".to_owned(), None);
+    }
+    assert_eq!(status.verdict(), Verdict::Unknown, "nothing answers yet");
+    assert!(
+        status.reason().starts_with("no packet came back from another node yet: "),
+        "{}",
+        status.reason()
+    );
     status.probes = None;
     assert_eq!(status.verdict(), Verdict::Unknown, "an agent that does not probe");
     status.peers = None;
