@@ -130,12 +130,17 @@ impl Drop for Host {
     }
 }
 
-/// Dozens of pods may start at once, and each change interrupts the listings of all others. Who was
-/// interrupted goes on alone.
+/// Dozens of pods may come and go at once, and each change interrupts the listings of all others. So changes are made
+/// one call after the other (decision 0184), and who only reads waits its turn when it was interrupted.
 #[derive(Default)]
 struct Turn(Option<File>);
 
 impl Turn {
+    /// Waits for it. Without a place for a lock there are only more attempts.
+    fn now() -> Turn {
+        Turn(lock::named(&state_dir(), "nftables").ok())
+    }
+
     /// True if it is worth another attempt.
     fn take(&mut self, errno: i32, deadline: Instant) -> bool {
         /// `EINTR`, `ERESTART`
@@ -144,8 +149,7 @@ impl Turn {
             return false;
         }
         if self.0.is_none() {
-            // Without a place for a lock there are only more attempts.
-            self.0 = lock::named(&state_dir(), "nftables").ok();
+            *self = Turn::now();
         }
         true
     }
@@ -174,7 +178,7 @@ fn change(
     /// `ENOENT`
     const MISSING: i32 = 2;
     let mut attempt = 1;
-    let (mut turn, deadline) = (Turn::default(), Instant::now() + PATIENCE);
+    let (mut turn, deadline) = (Turn::now(), Instant::now() + PATIENCE);
     loop {
         let have = match stale {
             Some(_) => read(nft, &table.key, None, &mut turn)?,

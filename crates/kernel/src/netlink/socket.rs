@@ -22,9 +22,8 @@ const BATCH_BYTES: usize = 256 << 10;
 const BATCH_MESSAGES: usize = 1_000;
 /// The same when the buffers could not be forced (no CAP_NET_ADMIN in the initial user namespace).
 const BATCH_MESSAGES_SMALL: usize = 100;
-/// How often a dump is begun again when the kernel says that it changed meanwhile: rules that 64 plugins change at
-/// once change during most listings, and a call that gives up leaves its own behind.
-const DUMP_ATTEMPTS: usize = 50;
+/// How often a dump is begun again when the kernel says that it changed meanwhile.
+const DUMP_ATTEMPTS: usize = 5;
 /// Dump answers are at most 32 KiB each (`NLMSG_GOODSIZE` limits).
 const RECEIVE: usize = 64 << 10;
 
@@ -170,7 +169,7 @@ impl Socket {
     /// kernel says was interrupted by a change is repeated.
     ///
     /// # Errors
-    /// The kernel's refusal, also when it comes in the message that ends the dump; or `EINTR` after fifty
+    /// The kernel's refusal, also when it comes in the message that ends the dump; or `EINTR` after five
     /// interrupted attempts. Never a part of the objects.
     pub fn dump<T>(
         &mut self,
