@@ -177,25 +177,31 @@ int pod_in(struct __sk_buff *skb)
 	return NEXT;
 }
 
+/* Notes what the slow path does to a packet without a tunnel: the Ethernet header it leaves with. */
+INLINE void learn_plain(struct __sk_buff *skb, const struct config *c, __u8 kind, __u64 now)
+{
+	struct seen seen;
+	__u32 header[HEADER / 4] = {};
+	void *data;
+
+	if (!read(skb, ETH, &seen))
+		return;
+	data = data_of(skb);
+	if (data + ETH > end_of(skb))
+		return;
+	copy(header, data, 3);
+	learn(skb, c, &seen, kind, skb->ifindex, header, now);
+}
+
 /* To a pod: egress of the host's end of its veth. Only the slow path comes by here. */
 SEC("classifier")
 int pod_out(struct __sk_buff *skb)
 {
 	__u64 now = now_coarse();
 	const struct config *c = configuration(now);
-	struct seen seen;
-	__u32 header[HEADER / 4] = {};
-	void *data;
 
-	if (!c || skb->protocol != htons(ETH_P_IP) || skb->vlan_present || !headers(skb, ETH))
-		return NEXT;
-	if (!read(skb, ETH, &seen))
-		return NEXT;
-	data = data_of(skb);
-	if (data + ETH > end_of(skb))
-		return NEXT;
-	copy(header, data, 3);
-	learn(skb, c, &seen, DELIVER, skb->ifindex, header, now);
+	if (c && skb->protocol == htons(ETH_P_IP) && !skb->vlan_present && headers(skb, ETH))
+		learn_plain(skb, c, DELIVER, now);
 	return NEXT;
 }
 
@@ -319,13 +325,7 @@ int uplink_out(struct __sk_buff *skb)
 		learn(skb, c, &seen, ENCAP, skb->ifindex, header, now);
 		return NEXT;
 	}
-	if (!read(skb, ETH, &seen))
-		return NEXT;
-	data = data_of(skb);
-	if (data + ETH > end_of(skb))
-		return NEXT;
-	copy(header, data, 3);
-	learn(skb, c, &seen, ROUTE, skb->ifindex, header, now);
+	learn_plain(skb, c, ROUTE, now);
 	return NEXT;
 }
 
