@@ -15,6 +15,7 @@ use plan::Key;
 use plan::backend;
 
 use crate::board::{Board, Topic};
+use crate::inputs::{Inbox, Inputs};
 use crate::status;
 use worker::Worker;
 pub use worker::left;
@@ -52,20 +53,26 @@ type Shown = Arc<Mutex<status::FastPath>>;
 pub struct Fast {
     flag: Option<FastPath>,
     board: Arc<Board>,
+    inbox: Arc<Inbox>,
     shown: Shown,
+    /// What the worker asked of the loop has been done.
+    liberal: bool,
     wish: Option<Result<Option<Wish>, String>>,
     worker: Option<Sender<Signal>>,
 }
 
 impl Fast {
     /// Nothing is started yet. A `flag` counts before the configuration.
-    pub fn new(flag: Option<FastPath>, board: Arc<Board>) -> Fast {
-        Fast { flag, board, shown: Arc::default(), wish: None, worker: None }
+    pub fn new(flag: Option<FastPath>, board: Arc<Board>, inbox: Arc<Inbox>) -> Fast {
+        Fast { flag, board, inbox, shown: Arc::default(), liberal: false, wish: None, worker: None }
     }
 
     /// To be told after each round.
-    pub fn follow(&mut self, conf: Option<&NetConf>, uplink: Option<IfName>) {
-        let Some(conf) = conf else { return };
+    pub fn follow(&mut self, inputs: &Inputs, uplink: Option<IfName>) {
+        let Some(conf) = &inputs.conf else { return };
+        if inputs.liberal && !std::mem::replace(&mut self.liberal, true) {
+            self.send(Signal::Devices);
+        }
         let wish = self.wish_of(conf, uplink);
         if self.wish.as_ref() == Some(&wish) {
             return;
@@ -91,7 +98,7 @@ impl Fast {
     fn send(&mut self, signal: Signal) {
         if self.worker.is_none() {
             let (sender, signals) = channel();
-            let worker = Worker::new(self.shown.clone(), self.board.clone());
+            let worker = Worker::new(self.shown.clone(), self.board.clone(), self.inbox.clone());
             let listening = sender.clone();
             let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
                 std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)

@@ -91,6 +91,8 @@ pub struct Inputs {
     pub store: String,
     /// When it last answered.
     pub heard: Heard,
+    /// The fast path asks that conntrack does not judge TCP windows (decision 0218).
+    pub liberal: bool,
     /// News from the kernel, cleared when taken.
     pub news: News,
     /// Somebody wants to know how the node is, cleared when taken.

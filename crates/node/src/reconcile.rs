@@ -375,6 +375,9 @@ impl<K: Kernel> Reconciler<K> {
             rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables, &facts.taken));
             rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
+        if inputs.liberal {
+            rules.push(rules::liberal());
+        }
         let accepted = self.judge.accepted();
         let touched = self.assembly.update(backend.as_ref(), facts, own, rules, accepted, &changes);
 

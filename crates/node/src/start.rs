@@ -149,7 +149,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
     probe::run::start(&probes, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
-    let mut fast = Fast::new(options.fast_path, board.clone());
+    let mut fast = Fast::new(options.fast_path, board.clone(), inbox.clone());
     let mut outcome = Outlet::new(options, board, health);
     let mut reconciler = Reconciler::new(kernel, choice, iptables_resync_ms);
     let start = Instant::now();
@@ -165,7 +165,7 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         let report = reconciler.round(&inputs, now_ms);
         ledger.open().round(&inputs, &report, began.elapsed());
         inbox.watch_uplink(reconciler.uplink());
-        fast.follow(inputs.conf.as_ref(), reconciler.uplink());
+        fast.follow(&inputs, reconciler.uplink());
         outcome.publish(&inputs, &report);
         if let Some(plan) = reconciler.probing(&inputs, &report) {
             probes.plan(plan);

@@ -83,6 +83,14 @@ fn key(family: Family) -> TableKey {
     TableKey { family, name: name.to_owned() }
 }
 
+/// Whether conntrack takes TCP packets beyond the window it knows; `1` with the fast path (decision 0218).
+pub const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Conntrack does not judge TCP windows.
+pub fn liberal() -> Object {
+    Object::Sysctl { path: LIBERAL.to_owned(), value: "1".to_owned() }
+}
+
 /// The packet rules of this node. They do not depend on peers.
 pub fn objects(
     conf: &NetConf,

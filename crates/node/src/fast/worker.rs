@@ -10,10 +10,12 @@ use fastpath::layout::{Config, Vxlan};
 use fastpath::{BUILT, Pins, Role};
 use kernel::rtnl::Rtnl;
 use model::{FastPath, IfName, IpNet, Ipv4Net};
+use plan::rules;
 use plan::state::LinkKind;
 
 use super::{Shown, Signal, Wish, lock, ports};
 use crate::board::{Board, Topic};
+use crate::inputs::Inbox;
 use crate::status;
 
 /// Directions of connections remembered at most: 136 bytes each.
@@ -27,13 +29,11 @@ const ALIVE: Duration = Duration::from_secs(30);
 const BEAT: Duration = Duration::from_secs(5);
 /// Distance of tries after a failure.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Conntrack has to take packets whose predecessors it has not seen (decision 0218).
-const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
-
 /// The thread's memory.
 pub struct Worker {
     shown: Shown,
     board: Arc<Board>,
+    inbox: Arc<Inbox>,
     wish: Option<Wish>,
     fast: Option<fastpath::FastPath>,
     config: Option<Config>,
@@ -68,10 +68,11 @@ pub fn clear(network: Ipv4Net) {
 
 impl Worker {
     /// Nothing is done yet.
-    pub fn new(shown: Shown, board: Arc<Board>) -> Worker {
+    pub fn new(shown: Shown, board: Arc<Board>, inbox: Arc<Inbox>) -> Worker {
         Worker {
             shown,
             board,
+            inbox,
             wish: None,
             fast: None,
             config: None,
@@ -115,8 +116,12 @@ impl Worker {
             self.tell();
             if look && self.wish.is_some() {
                 self.again = None;
-                let outcome = self.fit();
-                self.say(outcome.err());
+                match self.fit() {
+                    Ok(true) => self.say(None),
+                    // The loop tells when it has done its part.
+                    Ok(false) => {}
+                    Err(trouble) => self.say(Some(trouble)),
+                }
                 self.tell();
             }
         }
@@ -155,10 +160,31 @@ impl Worker {
         self.count();
     }
 
-    /// Brings devices to what is wanted.
-    fn fit(&mut self) -> Result<(), String> {
-        let Some(wish) = self.wish.clone() else { return Ok(()) };
+    /// Whether conntrack takes packets whose predecessors it has not seen (decision 0218). The loop, which writes the
+    /// kernel, is asked to see to it; not where it could not, which is no trouble of the node's.
+    fn is_liberal(&self) -> Result<bool, String> {
+        let path = rules::LIBERAL;
+        let is_set = kernel::sysctl::read(path).map_err(|error| error.to_string())? == "1";
+        if !is_set {
+            rustix::fs::access(format!("/proc/sys/{path}"), rustix::fs::Access::WRITE_OK)
+                .map_err(|error| format!("write 1 to /proc/sys/{path}: {error}"))?;
+        }
+        let asked = self.inbox.look(|inputs| inputs.liberal);
+        if !asked {
+            self.inbox.update(|inputs| inputs.liberal = true);
+        } else if !is_set {
+            return Err(format!("{path} is not 1 yet; `loden status` says why"));
+        }
+        Ok(asked)
+    }
+
+    /// Brings devices to what is wanted; false if that has to wait for the loop.
+    fn fit(&mut self) -> Result<bool, String> {
+        let Some(wish) = self.wish.clone() else { return Ok(true) };
         if self.fast.is_none() {
+            if !self.is_liberal()? {
+                return Ok(false);
+            }
             let pins = match Pins::open(&pins_name(wish.network)) {
                 Ok(pins) => Some(pins),
                 Err(error) => {
@@ -166,7 +192,6 @@ impl Worker {
                     None
                 }
             };
-            std::fs::write(LIBERAL, "1").map_err(|error| format!("write 1 to {LIBERAL}: {error}"))?;
             let object = object()?;
             let fast = fastpath::FastPath::load(&object, FLOWS, pins).map_err(|error| error.to_string())?;
             self.fast = Some(fast);
@@ -230,7 +255,7 @@ impl Worker {
         drop(shown);
         match self.tied.get(&uplink.index) {
             Some(Err(failure)) => Err(failure.clone()),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 

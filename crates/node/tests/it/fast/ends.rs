@@ -330,3 +330,22 @@ fn pods_of_one_node() {
     talk.fails();
     talk.fails();
 }
+
+/// Somebody who loads all parameters anew must not make flows that went fast INVALID.
+#[test]
+fn conntrack_is_kept_liberal() {
+    if !can("conntrack_is_kept_liberal") {
+        return;
+    }
+    let two = Two::start("vxlan", "on");
+    let host = &two.world.hosts[0];
+    let name = "net.netfilter.nf_conntrack_tcp_be_liberal";
+    assert_eq!(host.sh(&format!("sysctl -n {name}")).trim(), "1");
+    host.sh(&format!("sysctl -qw {name}=0"));
+    until("the parameter to be 1 again", || {
+        // Whoever asks has everything looked at; by itself the agent does it every 30 s.
+        host.status_json();
+        let now = host.sh(&format!("sysctl -n {name}"));
+        if now.trim() == "1" { Ok(()) } else { Err(now) }
+    });
+}
