@@ -18,6 +18,8 @@ use model::{Family, IfName};
 const GROUP_ADDRESS_V6: u32 = 9;
 /// `RTNLGRP_LINK`
 const GROUP_LINK: u32 = 1;
+/// `RTM_SETLINK`
+const RTM_SETLINK: u16 = 19;
 /// `RTM_DELROUTE`
 const RTM_DELROUTE: u16 = 25;
 /// `ESRCH`
@@ -112,8 +114,10 @@ pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) 
     let ips = own_addresses(*name, result)?;
     let v6 = ips.iter().any(|ip| ip.address.addr().is_ipv6());
     let dad = netns.visit(|| set_parameters(setup, v6)).map_err(internal)??;
-    let mut messages = Vec::new();
-    let mut actions = Vec::new();
+    // A gratuitous ARP goes out when the link comes up, so that nobody keeps the last owner's hardware address.
+    // Not by the parameter's file: to find that, the kernel compares it with those of all namespaces.
+    let mut messages = vec![link::arp_notify(index)];
+    let mut actions = vec![format!("failed to have {:?} announce its addresses", name.as_str())];
     for ip in &ips {
         let mut address = AddrInfo::new(index, ip.address);
         address.flags = match dad {
@@ -200,12 +204,13 @@ fn send(rtnl: &mut Rtnl, messages: &[Message], actions: &[String]) -> Result<(),
     results.into_iter().try_for_each(|(result, (message, action))| match result {
         // What is to be deleted may be gone.
         Err(e) if message.kind() == RTM_DELROUTE && e.code == NO_SUCH_ROUTE => Ok(()),
+        // Nor has every kernel each protocol's settings.
+        Err(_) if message.kind() == RTM_SETLINK => Ok(()),
         other => other.map_err(|e| internal(e).during(action)),
     })
 }
 
-/// Runs inside the pod. A gratuitous ARP goes out when the link comes up, so that nobody keeps the last
-/// owner's hardware address. Gives the kind of duplicate detection that the kernel does.
+/// Runs inside the pod. Gives the kind of duplicate detection that the kernel does.
 fn set_parameters(setup: &Setup<'_>, v6: bool) -> Result<Dad, Error> {
     let Setup { name, notify_v6, .. } = setup;
     let mut dad = setup.dad;
@@ -245,14 +250,13 @@ fn set_parameters(setup: &Setup<'_>, v6: bool) -> Result<Dad, Error> {
     if *notify_v6 {
         let _ = sysctl::set(&v6_key("ndisc_notify"), "1");
     }
-    let _ = sysctl::set(&format!("net/ipv4/conf/{name}/arp_notify"), "1");
     Ok(dad)
 }
 
 /// Waits until no address is tentative, at most 5 s.
 fn settle(netns: &Netns, rtnl: &mut Rtnl, name: IfName, index: u32) -> Result<(), Error> {
     let mut failed = None;
-    let settled = wait(Some(netns), GROUP_ADDRESS_V6, Duration::from_secs(5), || {
+    let settled = wait(Some(netns), (GROUP_ADDRESS_V6, index), Duration::from_secs(5), || {
         let addresses = rtnl.addresses(Some(index)).map_err(internal)?;
         failed = addresses.iter().find(|a| a.flags & AddrInfo::DADFAILED != 0).map(|a| a.net.addr());
         Ok(failed.is_some() || addresses.iter().all(|a| a.flags & AddrInfo::TENTATIVE == 0))
@@ -285,7 +289,7 @@ pub fn wait_up(netns: Option<&Netns>, rtnl: &mut Rtnl, index: u32, up: bool) -> 
     if !up || link.operstate == LinkInfo::OPER_UP {
         return Ok(link);
     }
-    let up = wait(netns, GROUP_LINK, Duration::from_millis(2550), || {
+    let up = wait(netns, (GROUP_LINK, index), Duration::from_millis(2550), || {
         link = look()?;
         Ok(link.operstate == LinkInfo::OPER_UP)
     })?;
@@ -305,10 +309,10 @@ pub fn await_carrier(netns: &Netns, inner: (&mut Rtnl, u32), outer: (&mut Rtnl, 
     }
 }
 
-/// Asks `done` now and after each notification of a group; false when the time ran out.
+/// Asks `done` now and after each notification of a group about one device; false when the time ran out.
 fn wait(
     netns: Option<&Netns>,
-    group: u32,
+    (group, index): (u32, u32),
     limit: Duration,
     mut done: impl FnMut() -> Result<bool, Error>,
 ) -> Result<bool, Error> {
@@ -318,6 +322,8 @@ fn wait(
         Some(netns) => netns.run(open).map_err(internal)?.map_err(internal)?,
         None => open().map_err(internal)?,
     };
+    // Each question waits for the kernel's lock, and a node that starts pods has news of all the others.
+    let _ = socket.only_of_device(index);
     let (sender, news) = mpsc::channel();
     // Ends with the process, if no further notification comes.
     std::thread::spawn(move || while socket.receive(true).is_ok() && sender.send(()).is_ok() {});

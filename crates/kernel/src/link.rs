@@ -13,7 +13,10 @@ use model::{IfName, Mac};
 use plan::state::{Ipip, Link, Vxlan};
 
 pub use decode::{decode, decode_vlans};
-pub use encode::{change, create, delete, delete_group, dump, dump_vlans, get, get_by_name, set_port, vlan};
+pub use encode::{
+    arp_notify, change, create, delete, delete_group, dump, dump_vlans, get, get_by_name, no_own_address,
+    set_port, vlan,
+};
 
 /// Attribute numbers libc lacks.
 mod number {

@@ -85,6 +85,24 @@ pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, val
         .map(drop)
 }
 
+/// Has a socket take only messages that have `word` at byte `at` (classic BPF; kernel:
+/// Documentation/networking/filter.rst).
+pub fn only_with_word(fd: BorrowedFd<'_>, at: u32, word: [u8; 4]) -> io::Result<()> {
+    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let give = libc::BPF_RET | libc::BPF_K;
+    // A word is loaded in network order.
+    let word = u32::from_be_bytes(word);
+    let mut steps = [step(load, 0, at), step(equal, 1, word), step(give, 0, u32::MAX), step(give, 0, 0)];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the program and its steps live through the call, which copies them; the lengths are theirs.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const program).cast(), length) })
+        .map(drop)
+}
+
 /// Sends one datagram.
 pub fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length are those of a slice that outlives the call.

@@ -10,8 +10,13 @@ use super::{BridgeVlan, End, LinkChange, NewKind, NewLink, PortFlags, VlanOp};
 use crate::netlink::Message;
 
 const UP: u32 = libc::IFF_UP as u32;
-/// `IFLA_NUM_TX_QUEUES`, `IFLA_NUM_RX_QUEUES`
-const QUEUES: [u16; 2] = [31, 32];
+/// `IFLA_INET_CONF`, `IFLA_INET6_ADDR_GEN_MODE` (uapi/linux/if_link.h)
+const INET_CONF: u16 = 1;
+const ADDR_GEN_MODE: u16 = 8;
+/// `IN6_ADDR_GEN_MODE_NONE`
+const GENERATE_NONE: u8 = 1;
+/// `IPV4_DEVCONF_ARP_NOTIFY` (uapi/linux/ip.h)
+const ARP_NOTIFY: u16 = 22;
 
 /// `struct ifinfomsg`
 fn header(family: i32, index: u32, flags: u32, mask: u32) -> [u8; 16] {
@@ -32,9 +37,6 @@ pub fn create(new: &NewLink<'_>) -> Message {
             m.attr_u32(attr, value);
         }
     }
-    if matches!(new.kind, NewKind::Veth(_)) {
-        one_queue(&mut m);
-    }
     if let NewKind::Macvlan { lower, .. } | NewKind::Ipvlan { lower, .. } | NewKind::Vlan { lower, .. } =
         new.kind
     {
@@ -44,10 +46,7 @@ pub fn create(new: &NewLink<'_>) -> Message {
         m.attr_text(libc::IFLA_INFO_KIND, new.kind.name());
         match &new.kind {
             NewKind::Veth(peer) => m.nest(libc::IFLA_INFO_DATA, |m| {
-                m.nest(VETH_PEER, |m| {
-                    end(m, peer, 0);
-                    one_queue(m);
-                });
+                m.nest(VETH_PEER, |m| end(m, peer, 0));
             }),
             NewKind::Bridge { vlan_filtering: true } => m.nest(libc::IFLA_INFO_DATA, |m| {
                 m.attr_u8(BR_VLAN_FILTERING, 1);
@@ -74,14 +73,6 @@ pub fn create(new: &NewLink<'_>) -> Message {
         };
     });
     m
-}
-
-/// A veth uses one queue. Unless told so the kernel makes one for each processor and puts the others away, for
-/// which it waits with its lock held, at each end (decision 0181).
-fn one_queue(m: &mut Message) {
-    for attr in QUEUES {
-        m.attr_u32(attr, 1);
-    }
 }
 
 fn end(m: &mut Message, end: &End<'_>, flags: u32) {
@@ -214,6 +205,32 @@ pub fn change(index: u32, change: &LinkChange<'_>) -> Vec<Message> {
         });
     }
     messages
+}
+
+/// Has the kernel give a device no IPv6 address of its own accord (RFC 4291 2.5.1).
+pub fn no_own_address(index: u32) -> Message {
+    protocol(index, libc::AF_INET6, |m| {
+        m.attr_u8(ADDR_GEN_MODE, GENERATE_NONE);
+    })
+}
+
+/// Has a device tell its neighbours of its IPv4 addresses when it comes up: `arp_notify`.
+pub fn arp_notify(index: u32) -> Message {
+    protocol(index, libc::AF_INET, |m| {
+        m.nest_plain(INET_CONF, |m| {
+            m.attr_u32(ARP_NOTIFY, 1);
+        });
+    })
+}
+
+/// Settings that a protocol keeps for a device.
+fn protocol(index: u32, family: i32, settings: impl FnOnce(&mut Message)) -> Message {
+    let mut m = Message::new(libc::RTM_SETLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
+    m.nest_plain(libc::IFLA_AF_SPEC, |m| {
+        m.nest_plain(family as u16, settings);
+    });
+    m
 }
 
 /// Sets flags of a bridge port.

@@ -375,6 +375,16 @@ impl Socket {
         receive(self.fd.as_fd(), &mut self.buffer, wait)
     }
 
+    /// Takes news of one device only. The index is at the same place in messages of links, of addresses and of
+    /// neighbours; those of routes and rules have none.
+    ///
+    /// # Errors
+    /// The kernel has no socket filters.
+    pub fn only_of_device(&self, index: u32) -> Result<(), Errno> {
+        const INDEX: u32 = HEADER as u32 + 4;
+        sys::only_with_word(self.fd.as_fd(), INDEX, index.to_ne_bytes()).map_err(|e| Errno::of(&e))
+    }
+
     /// Waits until this socket or `other` or `stop` is readable.
     pub(crate) fn wait(
         &self,

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use kernel::netlink::{Message, Protocol, Socket};
+use kernel::netlink::{Message, Protocol, Received, Reply, Socket};
 use kernel::{Netns, NetnsError, sysctl};
 
 use super::{fresh, run_in};
@@ -47,6 +47,25 @@ fn requests_batches_and_dumps() {
     assert!(errno.text.is_some(), "{errno}");
     // The socket is usable afterwards.
     socket.request(&up).unwrap();
+}
+
+#[test]
+fn news_of_one_device_are_news_of_no_other() {
+    const GROUP_LINK: u32 = 1;
+    let netns = fresh();
+    run_in(&netns, "ip link add index 100 name br0 type bridge");
+    run_in(&netns, "ip link add index 101 name br1 type bridge");
+    let open = || Socket::with_groups(Protocol::Route, &[GROUP_LINK], 1 << 20);
+    let mut socket = netns.run(open).unwrap().unwrap();
+    socket.only_of_device(101).unwrap();
+    for device in ["br0", "br1", "lo", "br0"] {
+        run_in(&netns, &format!("ip link set {device} up"));
+    }
+    let mut about = Vec::new();
+    while let Received::Data(data) = socket.receive(false).unwrap() {
+        about.extend(Reply::split(data).filter_map(|reply| reply.field::<4>(4)).map(u32::from_ne_bytes));
+    }
+    assert!(!about.is_empty() && about.iter().all(|index| *index == 101), "{about:?}");
 }
 
 #[test]

@@ -136,13 +136,15 @@ pub fn set_port(rtnl: &mut Rtnl, conf: &BridgeConf, port: u32) -> Result<(), Err
         isolated: conf.port_isolation.then_some(true),
         ..PortFlags::default()
     };
-    let mut messages: Vec<Message> = Vec::new();
+    // What it would do with an address of its own costs as much as the pod's end, and no frame reaches it.
+    let mut messages: Vec<Message> = vec![link::no_own_address(port)];
     if flags != PortFlags::default() {
         messages.push(link::set_port(port, &flags));
     }
     messages.extend(change(port, &LinkChange { up: Some(true), ..LinkChange::default() }));
     let results = rtnl.run(&messages);
-    let set = results.into_iter().collect::<Result<(), _>>();
+    // A kernel without IPv6 has nothing to be told first.
+    let set = results.into_iter().skip(1).collect::<Result<(), _>>();
     set.map_err(|e| internal(e).during(format!("set bridge port {port} up")))?;
     if conf.filters_vlans() { set_vlans(rtnl, conf, port) } else { Ok(()) }
 }
