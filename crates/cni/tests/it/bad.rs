@@ -1,6 +1,7 @@
 //! Bad surroundings: one clear sentence each, the right code, nothing left behind.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::chain::conflist;
 use crate::harness::{Host, Pod, ip_in, pod};
@@ -86,9 +87,19 @@ impl FullDisk {
 
 impl Drop for FullDisk {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.0).status();
+        // The process that deletes what a failed call made may not have closed its files yet.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let unmount = || {
+            let status = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
+            status.is_ok_and(|status| status.success())
+        };
+        let mut done = unmount();
+        while !done && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            done = unmount();
+        }
         // A second panic would end the process without a word about the first.
-        assert!(std::thread::panicking() || done.is_ok_and(|s| s.success()), "umount {}", self.0);
+        assert!(std::thread::panicking() || done, "umount {}", self.0);
     }
 }
 
