@@ -53,6 +53,9 @@ pub enum Step {
     Datagram,
     /// The same without a checksum (IPv4 alone allows that).
     Unsummed,
+    /// [`Step::Datagram`] again, later than the second for which a kernel may have kept its answer back
+    /// (`icmp_ratelimit`).
+    Repeated,
 }
 
 /// What one examination has shown so far; `None` is what was not tried.
@@ -72,6 +75,8 @@ pub struct Observation {
     pub datagram: Option<Outcome>,
     /// Of [`Step::Unsummed`].
     pub unsummed: Option<Outcome>,
+    /// Of [`Step::Repeated`].
+    pub repeated: Option<Outcome>,
     /// What was heard from there.
     pub heard: Heard,
     /// The source address our kernel chooses for packets there, if it is not one of our subnet.
@@ -104,12 +109,13 @@ impl Observation {
             }
             Some(_) => {}
         }
-        match &self.datagram {
-            None => Some(Step::Datagram),
-            Some(Outcome::Silence) if target.net.addr().is_ipv4() && self.unsummed.is_none() => {
-                Some(Step::Unsummed)
+        match (&self.datagram, &self.unsummed) {
+            (None, _) => Some(Step::Datagram),
+            (Some(Outcome::Silence), None) if target.net.addr().is_ipv4() => Some(Step::Unsummed),
+            (Some(Outcome::Silence), Some(Outcome::Refused(_))) if self.repeated.is_none() => {
+                Some(Step::Repeated)
             }
-            Some(_) => None,
+            _ => None,
         }
     }
 
@@ -123,6 +129,7 @@ impl Observation {
             Step::OuterFull => self.outer_full = Some(outcome),
             Step::Datagram => self.datagram = Some(outcome),
             Step::Unsummed => self.unsummed = Some(outcome),
+            Step::Repeated => self.repeated = Some(outcome),
         }
     }
 
@@ -254,7 +261,8 @@ pub fn classify(seen: &Observation, target: &Target, plan: &Plan) -> (Verdict, S
             format!("packets of {} bytes do not pass{why}{most}; {whose}: {fix}", plan.mtu),
         );
     }
-    if matches!(seen.datagram, Some(Outcome::Silence)) && matches!(seen.unsummed, Some(Outcome::Refused(_))) {
+    // It is tried only after silence for the first one and an answer without a checksum.
+    if matches!(seen.repeated, Some(Outcome::Silence)) {
         let device = plan.device.as_deref().unwrap_or("the interface");
         return (
             Verdict::Checksum,

@@ -137,6 +137,9 @@ impl Prober {
         let began = Instant::now();
         while let Some(step) = seen.next(target, plan) {
             self.wait_for_turn();
+            if step == Step::Repeated {
+                std::thread::sleep(PACE);
+            }
             let outcome = send(step, plan, target)?;
             self.tally(step, &outcome);
             seen.note(step, outcome);
@@ -203,7 +206,7 @@ impl Prober {
             _ => 0,
         };
         let lost = match step {
-            Step::Datagram | Step::Unsummed => matches!(outcome, Outcome::Silence),
+            Step::Datagram | Step::Unsummed | Step::Repeated => matches!(outcome, Outcome::Silence),
             _ => !matches!(outcome, Outcome::Answered(_)),
         };
         let mut inner = self.board.open();
@@ -253,14 +256,14 @@ fn unspecified(like: IpAddr) -> IpAddr {
 /// No socket may be opened: one sentence.
 fn send(step: Step, plan: &Plan, target: &Target) -> Result<Outcome, String> {
     let (to, size) = match step {
-        Step::Inner | Step::Datagram | Step::Unsummed => (target.inner, None),
+        Step::Inner | Step::Datagram | Step::Unsummed | Step::Repeated => (target.inner, None),
         Step::InnerFull => (target.inner, Some(plan.mtu)),
         Step::InnerSized(size) => (target.inner, Some(size)),
         Step::Outer => (target.public, None),
         Step::OuterFull => (target.public, Some(plan.outer_mtu)),
     };
     let answer = match step {
-        Step::Datagram => icmp::knock(to, PORT, true, PATIENCE),
+        Step::Datagram | Step::Repeated => icmp::knock(to, PORT, true, PATIENCE),
         Step::Unsummed => icmp::knock(to, PORT + 1, false, PATIENCE),
         _ => {
             let payload = size.map_or(icmp::MIN_PAYLOAD, |mtu| icmp::full_payload(to, mtu));
