@@ -141,6 +141,15 @@ fn every_value_of_flannels_chart_has_its_effect() {
         ),
         (json!({ "loden": { "image": { "repository": "q", "tag": "u" } } }), &["image: \"q:u\""]),
         (json!({ "loden": { "stateDir": "/s" } }), &["path: \"/s\""]),
+        (
+            json!({ "loden": { "fastPath": "auto" } }),
+            &[
+                "- \"--fast-path=auto\"",
+                "add: [NET_ADMIN, NET_RAW, BPF, PERFMON]",
+                "mountPath: /sys/fs/bpf\n",
+                "path: /sys/fs/bpf\n",
+            ],
+        ),
         (json!({ "loden": { "events": true } }), &["kind: RoleBinding", "resources: [events]"]),
         (
             json!({ "loden": { "cniConfWhenReady": false } }),

@@ -248,6 +248,21 @@ fn kustomize_builds_the_base_and_the_overlays() {
         list(&spec["containers"])[0]["resources"]["requests"],
         json!({ "cpu": "100m", "memory": "100Mi" })
     );
+    let fast = build("deploy/overlays/fast-path");
+    let spec = &of(&fast, "DaemonSet")["spec"]["template"]["spec"];
+    let agent = &list(&spec["containers"])[0];
+    let rights = json!({ "add": ["NET_ADMIN", "NET_RAW", "BPF", "PERFMON"], "drop": ["ALL"] });
+    assert_eq!(agent["securityContext"]["capabilities"], rights);
+    // Beside the base's own words and directories.
+    let base = &list(&of(&base, "DaemonSet")["spec"]["template"]["spec"]["containers"])[0];
+    for (member, more) in [
+        ("args", json!("--fast-path=auto")),
+        ("volumeMounts", json!({ "name": "bpf", "mountPath": "/sys/fs/bpf" })),
+    ] {
+        let own: BTreeSet<String> = list(&agent[member]).iter().map(Value::to_string).collect();
+        let wanted = list(&base[member]).iter().chain([&more]).map(Value::to_string).collect();
+        assert_eq!(own, wanted, "{member}");
+    }
     let selector = build("deploy/overlays/selector-app");
     assert_eq!(of(&selector, "DaemonSet")["spec"]["selector"]["matchLabels"], json!({ "app": "flannel" }));
 }

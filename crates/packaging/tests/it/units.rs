@@ -26,6 +26,9 @@ fn systemd_takes_the_unit_and_the_drop_in() {
             .replace(&format!("=-{name}"), &format!("=-{place}/{name}"));
     }
     fs::write(dir.path().join("loden.service"), unit).unwrap();
+    let more = dir.path().join("loden.service.d");
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("fast-path.conf"), read("deploy/systemd/loden.service.d/fast-path.conf")).unwrap();
     let done = output("systemd-analyze", &["verify", &format!("{place}/loden.service")]);
     let said = String::from_utf8_lossy(&done.stderr);
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("loden")).collect();
@@ -80,7 +83,7 @@ fn the_example_settings_name_flags_of_the_agent() {
 fn guides_name_what_is_there() {
     let known = output("cargo", &["xtask", "help"]);
     let known = String::from_utf8_lossy(&known.stdout).into_owned();
-    for guide in ["docs/guide/kubernetes.md", "docs/guide/docker.md"] {
+    for guide in ["docs/guide/kubernetes.md", "docs/guide/docker.md", "docs/guide/fast-path.md"] {
         let text = read(guide);
         for word in text.split(|c: char| c.is_whitespace() || "`(),:;|".contains(c)) {
             let word = word.trim_end_matches('.');

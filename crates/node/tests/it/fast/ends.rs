@@ -276,6 +276,26 @@ fn programs_that_cannot_be_had() {
     }
 }
 
+/// The rights that the manifests give are enough (docs/guide/fast-path.md).
+#[test]
+fn with_the_rights_of_the_manifests() {
+    if !can("with_the_rights_of_the_manifests") {
+        return;
+    }
+    let mut two = Two::start("vxlan", "off");
+    let host = Host::around(two.world.hosts[0].netns.try_clone().unwrap(), &two.world.hosts[0]);
+    two.again("on");
+    let env = [("LODEN_STORE", host.store())];
+    assert_eq!(two.agents.remove(0).terminate(), 0);
+    let rights = ["setpriv", "--bounding-set=-all,+net_admin,+net_raw,+bpf,+perfmon", "--no-new-privs"];
+    let agent = host.agent_under(&rights, &[FLAGS, &["--fast-path=on"]].concat(), &env);
+    agent.ready();
+    two.agents.insert(0, agent);
+    two.attached();
+    let talk = Talk::new(&two.pods[0], &two.pods[1]);
+    talk.until_fast(&[&two.world.hosts[0], &two.world.hosts[1]]);
+}
+
 /// Who shapes a pod's traffic wants to see all of it.
 #[test]
 fn a_shaped_pod_stays_slow() {
