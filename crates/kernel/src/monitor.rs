@@ -14,13 +14,14 @@ use model::{Family, IfName};
 use plan::state::{Key, Object, Route, RouteKey, TableKey};
 
 use crate::link;
-use crate::netlink::{MULTICAST_BUFFER, Protocol, Received, Reply, Socket};
+use crate::netlink::{MULTICAST_BUFFER, MULTICAST_SKIP, Protocol, Received, Reply, Socket};
 use crate::nft::message;
 use crate::read::{self, Names};
 use crate::rtnl::{Rtnl, addr, neigh, nexthop, route, rule, tc};
 use crate::{Errno, Error, Netns, sys};
 
-/// Datagrams taken in one go before events are handed out.
+/// Datagrams taken in one go before events are handed out. So many on each socket are all that ever waits here; more
+/// waits in the kernel, whose bound is [`MULTICAST_BUFFER`].
 const GULP: usize = 256;
 
 /// Something changed.
@@ -42,7 +43,7 @@ pub enum Event {
     Nft(TableKey),
     /// A queueing discipline of the device with this index came or went; only from [`Monitor::open_with_qdiscs`].
     Qdisc(u32),
-    /// Events were lost: everything may have changed.
+    /// Events were lost: everything may have changed. What changes after this is told again.
     Overrun,
 }
 
@@ -55,6 +56,10 @@ pub struct Monitor {
     rtnl: Rtnl,
     names: Names,
     queue: VecDeque<Event>,
+    /// Events were lost, and the socket of the name has not been found empty since.
+    lost_route: bool,
+    /// See `lost_route`.
+    lost_nft: bool,
     stop: OwnedFd,
 }
 
@@ -127,7 +132,8 @@ impl Monitor {
         // Listening first, so that no device can slip through between.
         let mut rtnl = Rtnl::open()?;
         let names = rtnl.links()?.into_iter().map(|l| (l.index, l.link.name)).collect();
-        Ok(Monitor { route, nft, rtnl, names, queue: VecDeque::new(), stop })
+        let queue = VecDeque::new();
+        Ok(Monitor { route, nft, rtnl, names, queue, lost_route: false, lost_nft: false, stop })
     }
 
     /// A handle by which another thread ends the waiting.
@@ -166,44 +172,52 @@ impl Monitor {
 
     /// Empties the sockets into the queue. Repeats of the same event in a row are one.
     fn take(&mut self, ready: [bool; 3]) -> Result<(), Errno> {
-        let Monitor { route, nft, rtnl, names, queue, .. } = self;
+        let Monitor { route, nft, rtnl, names, queue, lost_route, lost_nft, .. } = self;
         let mut push = |event: Event| {
             if queue.back() != Some(&event) {
                 queue.push_back(event);
             }
         };
-        if ready[0] {
-            drain(route, &mut push, |reply, push| route_event(reply, rtnl, names, push))?;
+        if ready[0] && drain(route, lost_route, |reply| route_event(reply, rtnl, names, &mut push))? {
+            // A renaming may have been among them; each is asked for again when it is next met.
+            names.clear();
+            push(Event::Overrun);
         }
-        if ready[1] {
-            drain(nft, &mut push, |reply, push| {
-                if let Some((elements, there)) = message::decode_elements(reply) {
-                    for element in elements {
-                        let now = there.then(|| Object::Element(element.clone()));
-                        push(Event::Object(Key::Element(element), now));
-                    }
-                    return;
+        let element = |reply: &Reply<'_>| {
+            if let Some((elements, there)) = message::decode_elements(reply) {
+                for element in elements {
+                    let now = there.then(|| Object::Element(element.clone()));
+                    push(Event::Object(Key::Element(element), now));
                 }
-                message::decode_notification(reply).map(Event::Nft).into_iter().for_each(push);
-            })?;
+                return;
+            }
+            message::decode_notification(reply).map(Event::Nft).into_iter().for_each(&mut push);
+        };
+        if ready[1] && drain(nft, lost_nft, element)? {
+            push(Event::Overrun);
         }
         Ok(())
     }
 }
 
-fn drain(
-    socket: &mut Socket,
-    push: &mut dyn FnMut(Event),
-    mut decode: impl FnMut(&Reply<'_>, &mut dyn FnMut(Event)),
-) -> Result<(), Errno> {
+/// Hands out what waits on a socket. True if something was lost: it is to be told after the socket was emptied, as
+/// [`Socket::skip`] has it, and what was not read until then is a part of what is lost.
+fn drain(socket: &mut Socket, lost: &mut bool, mut decode: impl FnMut(&Reply<'_>)) -> Result<bool, Errno> {
     for _ in 0..GULP {
+        if *lost {
+            break;
+        }
         match socket.receive(false)? {
-            Received::Data(data) => Reply::split(data).for_each(|reply| decode(&reply, push)),
-            Received::Overrun => push(Event::Overrun),
-            Received::Nothing => break,
+            Received::Data(data) => Reply::split(data).for_each(|reply| decode(&reply)),
+            Received::Overrun => *lost = true,
+            Received::Nothing => return Ok(false),
         }
     }
-    Ok(())
+    if !*lost {
+        return Ok(false);
+    }
+    *lost = !socket.skip(MULTICAST_SKIP)?;
+    Ok(true)
 }
 
 fn route_event(reply: &Reply<'_>, rtnl: &mut Rtnl, names: &mut Names, push: &mut dyn FnMut(Event)) {

@@ -11,7 +11,7 @@ mod socket;
 pub use attrs::{Attr, Attrs, Reply};
 pub use message::Message;
 pub(crate) use socket::outcome;
-pub use socket::{MULTICAST_BUFFER, Protocol, Received, Socket};
+pub use socket::{MULTICAST_BUFFER, MULTICAST_SKIP, Protocol, Received, Socket};
 
 /// Length in bytes of a message header.
 pub(crate) const HEADER: usize = 16;

@@ -10,7 +10,7 @@ use plan::state::{Direction, Policy, PolicyAction, PolicyKey};
 use plan::{Key, Object};
 
 use crate::apply::errno_of;
-use crate::netlink::{MULTICAST_BUFFER, Message, Protocol, Received, Reply, Socket};
+use crate::netlink::{MULTICAST_BUFFER, MULTICAST_SKIP, Message, Protocol, Received, Reply, Socket};
 use crate::rtnl::is_absent;
 use crate::{Errno, Error, Kernel};
 
@@ -222,6 +222,8 @@ pub fn is_there() -> bool {
 #[derive(Debug)]
 pub struct Watch {
     socket: Socket,
+    /// Changes were lost, and the socket has not been found empty since.
+    lost: bool,
 }
 
 impl Watch {
@@ -231,7 +233,7 @@ impl Watch {
     /// The kernel has no IPsec.
     pub fn open() -> Result<Watch, Error> {
         let socket = Socket::with_groups(Protocol::Xfrm, &[GROUP], MULTICAST_BUFFER)?;
-        Ok(Watch { socket })
+        Ok(Watch { socket, lost: false })
     }
 
     /// Waits for changes.
@@ -239,9 +241,17 @@ impl Watch {
     /// # Errors
     /// The socket is broken.
     pub fn next_changes(&mut self) -> Result<Vec<Change>, Error> {
-        match self.socket.receive(true).map_err(Error::kernel("receive changes of IPsec policies"))? {
+        let action = "receive changes of IPsec policies";
+        if self.lost {
+            self.lost = !self.socket.skip(MULTICAST_SKIP).map_err(Error::kernel(action))?;
+            return Ok(vec![Change::All]);
+        }
+        match self.socket.receive(true).map_err(Error::kernel(action))? {
             Received::Data(data) => Ok(Reply::split(data).filter_map(|reply| change(&reply)).collect()),
-            Received::Overrun => Ok(vec![Change::All]),
+            Received::Overrun => {
+                self.lost = true;
+                self.next_changes()
+            }
             Received::Nothing => Ok(Vec::new()),
         }
     }

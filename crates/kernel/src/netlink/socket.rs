@@ -16,6 +16,8 @@ use crate::{Errno, Error, netns, sys};
 const BUFFER: i32 = 4 << 20;
 /// Receive buffer of a monitor, in bytes.
 pub const MULTICAST_BUFFER: i32 = 8 << 20;
+/// Datagrams of a monitor left unread in one go after a loss: more than a full buffer holds.
+pub const MULTICAST_SKIP: usize = 65_536;
 /// Most bytes of one batch. The kernel copies them at once, so more gains nothing.
 const BATCH_BYTES: usize = 256 << 10;
 /// Most messages of one batch: if all fail, that many answers must fit the receive queue.
@@ -383,6 +385,22 @@ impl Socket {
     pub fn only_of_device(&self, index: u32) -> Result<(), Errno> {
         const INDEX: u32 = HEADER as u32 + 4;
         sys::only_with_word(self.fd.as_fd(), INDEX, index.to_ne_bytes()).map_err(|e| Errno::of(&e))
+    }
+
+    /// Takes what is waiting and leaves it unread, after [`Received::Overrun`]. From the first loss on the kernel
+    /// drops everything until the queue is empty, and says so once (`netlink_overrun` and `netlink_rcv_wake` in
+    /// net/netlink/af_netlink.c): whoever reads the objects again before that misses what came in between. False
+    /// if it is not empty after `most` datagrams, since others fill it as fast as it is emptied.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn skip(&mut self, most: usize) -> Result<bool, Errno> {
+        for _ in 0..most {
+            if let Received::Nothing = self.receive(false)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Waits until this socket or `other` or `stop` is readable.

@@ -1,10 +1,12 @@
 //! Every kind of change is told, and lost events are admitted.
 
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use kernel::{Event, Monitor};
+use kernel::{Event, Monitor, Netns};
 use model::{Family, IfName, Mac};
 use plan::state::{Fdb, Key, Neigh, Nexthop, NftFamily, Object, Route, TableKey, Via};
 
@@ -111,4 +113,50 @@ fn lost_events_are_told() {
     }
     closer.close();
     assert_eq!(monitor.next().unwrap(), None);
+}
+
+/// The kernel says once that it drops, and drops until the socket is empty: who looks again when told must not miss
+/// what happens in between.
+#[test]
+fn nothing_is_lost_after_a_loss_was_told() {
+    let netns = fresh();
+    run_in(&netns, "ip link set lo up");
+    let routes: String =
+        (0..8_000).map(|n| format!("route add 10.{}.{}.0/24 dev lo\n", n / 250, n % 250)).collect();
+    for buffer in [8 << 10, 512 << 10, 1 << 20] {
+        let mut monitor = netns.run(|| Monitor::with_buffer(buffer)).unwrap().unwrap();
+        // Nobody listens meanwhile.
+        ip_batch(&netns, &routes);
+        let mut before = 0;
+        while monitor.next().unwrap().unwrap() != Event::Overrun {
+            before += 1;
+            assert!(before < 8_000, "all arrived with {buffer} bytes");
+        }
+        run_in(&netns, "ip rule add pref 9 lookup 9");
+        let closer = monitor.closer().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while let Some(event) = monitor.next().unwrap() {
+                sender.send(event).unwrap();
+            }
+        });
+        let mut last = receiver.recv_timeout(PATIENCE);
+        while !matches!(last, Ok(Event::Rule(Family::V4) | Event::Overrun)) {
+            assert!(last.is_ok(), "with {buffer} bytes the rule was not told");
+            last = receiver.recv_timeout(PATIENCE);
+        }
+        closer.close();
+        thread.join().unwrap();
+        run_in(&netns, "ip rule del pref 9");
+        run_in(&netns, "ip route flush dev lo");
+    }
+}
+
+fn ip_batch(netns: &Netns, lines: &str) {
+    let mut child = netns
+        .run(|| Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn())
+        .unwrap()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
