@@ -7,6 +7,7 @@
 mod check;
 mod gateway;
 mod host;
+mod source;
 mod spoof;
 
 use kernel::Netns;
@@ -98,6 +99,10 @@ fn make<'a>(
         complete(conf, &mut result);
         vlan_gateway = gateway::set_up(host, conf, &bridge, &result, &call.env.state_dir)?;
     }
+    if conf.ip_spoof_check {
+        undo.push(|| source::remove(&call.nft, &call.env.container_id, &call.env.ifname));
+        source::add(call, peer, &inside, &result)?;
+    }
     result.interfaces = (0..POD).map(|_| Interface::default()).collect();
     result.interfaces.push(device::interface(call, &inside, &call.env.netns));
     if conf.ipam.is_empty() {
@@ -133,11 +138,7 @@ fn make<'a>(
 /// What could not be removed; what is missing is no error.
 pub fn del(call: &Call) -> Result<(), Error> {
     let deleted = pair::del(NAME, call);
-    deleted.and(if may_check_frames(call) {
-        spoof::remove(&call.nft, &call.env.container_id, &call.env.ifname)
-    } else {
-        Ok(())
-    })
+    deleted.and(uncheck(call, &call.env.container_id, &call.env.ifname))
 }
 
 /// Whether ADD could be served: the address manager says; and whether pods are cut off (code 51).
@@ -159,17 +160,27 @@ pub fn status(call: &Call) -> Result<(), Error> {
 pub fn gc(call: &Call) -> Result<(), Error> {
     let Some(valid) = call.valid_attachments()? else { return pair::gc(NAME, call) };
     let mut outcome = Ok(());
-    if may_check_frames(call) {
+    if CHECKS.iter().any(|key| may_check(call, key)) {
         for record in record::stale(NAME, call, &valid) {
-            outcome = outcome.and(spoof::remove(&call.nft, &record.container_id, &record.ifname));
+            outcome = outcome.and(uncheck(call, &record.container_id, &record.ifname));
         }
     }
     outcome.and(pair::gc(NAME, call)).and(gateway::sweep(call))
 }
 
-/// Whether the document speaks of the check; one that cannot be read may have.
-fn may_check_frames(call: &Call) -> bool {
-    !matches!(call.conf().boolean("macspoofchk"), Ok(None | Some(false)))
+/// Keys of what looks at a pod's frames.
+const CHECKS: [&str; 2] = ["macspoofchk", "ipspoofchk"];
+
+/// Removes the rules of the checks the document speaks of.
+fn uncheck(call: &Call, container_id: &str, ifname: &str) -> Result<(), Error> {
+    let [frames, sources] = CHECKS.map(|key| may_check(call, key));
+    let of_frames = if frames { spoof::remove(&call.nft, container_id, ifname) } else { Ok(()) };
+    of_frames.and(if sources { source::remove(&call.nft, container_id, ifname) } else { Ok(()) })
+}
+
+/// Whether the document speaks of a check; one that cannot be read may have.
+fn may_check(call: &Call, key: &str) -> bool {
+    !matches!(call.conf().boolean(key), Ok(None | Some(false)))
 }
 
 fn parse(call: &Call) -> Result<BridgeConf, Error> {

@@ -483,3 +483,85 @@ fn status_tells_that_pods_are_cut_off() {
     forward("1");
     assert!(ask().ok);
 }
+
+fn ping(netns: &Netns, words: &str) -> bool {
+    let mut command = std::process::Command::new("ping");
+    command.args(["-c", "2", "-i", "0.2", "-W", "1"]).args(words.split(' '));
+    run_in(netns, &mut command, "").status.success()
+}
+
+/// A pod that takes another address sends from it, and answers ARP and neighbour solicitations in its owner's name:
+/// with the check nothing of that passes, and everything of its own does.
+#[test]
+fn a_pod_sends_as_itself() {
+    for (checked, members) in
+        [(false, r#""isGateway": true"#), (true, r#""isGateway": true, "ipspoofchk": true"#)]
+    {
+        let host = Host::new();
+        let (thief, one) = pod("c1");
+        let (victim, two) = pod("c2");
+        let conf = conf(&host, "1.1.0", members, DUAL);
+        let result = host.call("bridge", "ADD", &one, &conf).expect("ADD");
+        host.call("bridge", "ADD", &two, &conf).expect("ADD");
+        let told = with(&conf, "prevResult", result);
+        host.call("bridge", "CHECK", &one, &told).expect("CHECK");
+        let of_victim = ["10.9.1.3", "2001:db8:9::3"];
+        for address in of_victim {
+            assert!(ping(&thief, address), "{checked}: {address} from its own address");
+        }
+        for (from, to) in ["10.9.1.66", "2001:db8:9::66"].iter().zip(of_victim) {
+            let nodad = if from.contains(':') { " nodad" } else { "" };
+            let length = if from.contains(':') { 64 } else { 24 };
+            ip_in(&thief, &format!("addr add {from}/{length} dev eth0{nodad}"));
+            assert_eq!(ping(&thief, &format!("-I {from} {to}")), !checked, "{to} from {from}");
+        }
+        ip_in(&victim, "link set eth0 down");
+        ip_in(&host.netns, "neigh flush dev cni0");
+        for address in of_victim {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            let length = if address.contains(':') { 128 } else { 32 };
+            ip_in(&thief, &format!("addr add {address}/{length} dev eth0{nodad}"));
+            assert_eq!(ping(&host.netns, address), !checked, "{address} is answered by who took it");
+        }
+        for address in ["10.9.1.2", "2001:db8:9::2"] {
+            assert!(ping(&host.netns, address), "{checked}: {address} is itself");
+        }
+        // With a hardware address of its own choice it sends nothing any more.
+        ip_in(&thief, "link set eth0 address 0a:00:00:00:00:66");
+        assert_eq!(ping(&host.netns, "10.9.1.2"), !checked);
+
+        let rules = host.rules();
+        assert_eq!(rules.matches("ipspoofchk-c").count() > 10, checked, "{rules}");
+        assert!(host.call("bridge", "DEL", &two, &conf).ok);
+        assert!(!host.rules().contains("pod-c2-eth0"), "{}", host.rules());
+        let gc = with(&conf, "cni.dev/valid-attachments", Json::array(Vec::<Json>::new()));
+        host.call("bridge", "GC", &one, &gc).expect("GC");
+        assert!(!host.rules().contains("pod-c1-eth0"), "{}", host.rules());
+    }
+}
+
+/// What passes is listed, and CHECK misses what somebody removed.
+#[test]
+fn the_check_of_addresses_is_compared() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let members = r#""ipspoofchk": true"#;
+    let conf = conf(&host, "1.1.0", members, V4);
+    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+    let told = with(&conf, "prevResult", result);
+    host.call("bridge", "CHECK", &pod, &told).expect("CHECK");
+    let listing = host.rules();
+    for line in ["ip saddr 10.9.1.2", "ip saddr 0.0.0.0", "arp saddr ip 10.9.1.2", "arp saddr ip 0.0.0.0"] {
+        assert!(listing.contains(line), "{line} is not in {listing}");
+    }
+    assert!(!listing.contains("ip6"), "without IPv6 none passes: {listing}");
+    run_in(
+        &host.netns,
+        std::process::Command::new("nft").args(["flush", "chain", "bridge", "loden-pods", "pod-c1-eth0"]),
+        "",
+    );
+    let (_, text) = host.call("bridge", "CHECK", &pod, &told).error();
+    assert!(text.contains("missing rules of ipspoofchk for eth0"), "{text}");
+    assert!(host.call("bridge", "DEL", &pod, &told).ok);
+    assert!(!host.rules().contains("pod-c1"), "{}", host.rules());
+}

@@ -55,7 +55,11 @@ fn each_call_of_each_plugin() {
         ("tap", "", std::path::Path::new("/dev/net/tun").exists()),
         ("host-device", r#""device": "ov0""#, true),
         ("veth-to-host", r#""hostInterface": "eth0", "containerInterface": "veth0", "ipMasq": true"#, true),
-        ("bridge", r#""isDefaultGateway": true, "ipMasq": true, "macspoofchk": true"#, true),
+        (
+            "bridge",
+            r#""isDefaultGateway": true, "ipMasq": true, "macspoofchk": true, "ipspoofchk": true"#,
+            true,
+        ),
     ];
     std::thread::scope(|scope| {
         for (plugin, members, _) in rows.into_iter().filter(|row| row.2) {

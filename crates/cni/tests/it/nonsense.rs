@@ -30,6 +30,7 @@ const PLUGINS: &[(&str, &str, Keys)] = &[
             ("vlanTrunk", 'l'),
             ("preserveDefaultVlan", 'b'),
             ("macspoofchk", 'b'),
+            ("ipspoofchk", 'b'),
             ("enabledad", 'b'),
             ("disableContainerInterface", 'b'),
             ("portIsolation", 'b'),

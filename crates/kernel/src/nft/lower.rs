@@ -126,6 +126,19 @@ impl Lowering {
                 Expr::Fib { result: expr::FIB_ADDRESS_TYPE, flags: expr::FIB_DESTINATION },
                 equal(&u32::from(libc::RTN_LOCAL).to_ne_bytes()),
             ]),
+            Match::ArpSender(mac, ip) => self.push([
+                Expr::MetaLoad(META_PROTOCOL),
+                equal(&(libc::ETH_P_ARP as u16).to_be_bytes()),
+                Expr::Payload { base: NETWORK_HEADER, offset: 8, length: 6 },
+                equal(&mac.0),
+                Expr::Payload { base: NETWORK_HEADER, offset: 14, length: 4 },
+                equal(&ip.octets()),
+            ]),
+            Match::IcmpType(number) => {
+                self.push([Expr::Payload { base: TRANSPORT_HEADER, offset: 0, length: 1 }, equal(&[*number])])
+            }
+            // Behind type, code, checksum and flags.
+            Match::NdTargetNot(net) => self.within(TRANSPORT_HEADER, 8, net, true),
             Match::SourceNotIn(family, set) => {
                 self.network_is(*family);
                 let (offset, length) = source_address(*family);
@@ -158,12 +171,16 @@ impl Lowering {
         self.network_is(family);
         let (source, size) = source_address(family);
         let offset = if destination { source + size } else { source };
+        self.within(NETWORK_HEADER, offset, net, not);
+    }
+
+    fn within(&mut self, base: u32, offset: u32, net: &IpNet, not: bool) {
         let (network, mask) = (octets(net.network()), octets(net.netmask()));
         let prefix = usize::from(net.prefix_len());
         // Whole bytes are compared as they are, others under a mask.
         let whole = prefix > 0 && prefix.is_multiple_of(8);
         let length = if whole { prefix / 8 } else { network.len() };
-        self.push([Expr::Payload { base: NETWORK_HEADER, offset, length: length as u32 }]);
+        self.push([Expr::Payload { base, offset, length: length as u32 }]);
         if !whole {
             self.push([masked(&mask)]);
         }

@@ -33,6 +33,19 @@ fn rules() -> Vec<NftRule> {
         (vec![Match::Protocol(132)], Statement::Dnat { to: "fd00::3".parse().unwrap(), port: 9 }),
         (vec![Match::SourceMac(Mac([2, 0, 0, 0, 0, 1]))], Statement::OrMark(0x2000)),
         (
+            vec![Match::ArpSender(Mac([2, 0, 0, 0, 0, 1]), [10, 1, 2, 3].into())],
+            Statement::Verdict(Verdict::Return),
+        ),
+        (
+            vec![
+                Match::Protocol(58),
+                Match::IcmpType(136),
+                Match::NdTargetNot(net("fd00::3/128")),
+                Match::NdTargetNot(net("fe80::/10")),
+            ],
+            Statement::Verdict(Verdict::Drop),
+        ),
+        (
             vec![Match::Protocol(6), Match::DestinationPorts(30000, 32767)],
             Statement::OrConnectionMark(0x1000),
         ),

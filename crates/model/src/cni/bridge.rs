@@ -35,6 +35,8 @@ pub struct BridgeConf {
     pub preserve_default_vlan: bool,
     /// Drop frames with another source address than the pod's.
     pub mac_spoof_check: bool,
+    /// Drop what does not come from the pod's addresses; ours (decision 0194).
+    pub ip_spoof_check: bool,
     /// IPv6 duplicate address detection in the pod.
     pub enable_dad: bool,
     /// Leave the pod's interface down.
@@ -72,6 +74,7 @@ impl BridgeConf {
             trunk: trunk(doc)?,
             preserve_default_vlan: flag("preserveDefaultVlan")?,
             mac_spoof_check: flag("macspoofchk")?,
+            ip_spoof_check: flag("ipspoofchk")?,
             enable_dad: flag("enabledad")?,
             disable_container_interface: flag("disableContainerInterface")?,
             port_isolation: flag("portIsolation")?,
@@ -89,6 +92,11 @@ impl BridgeConf {
         }
         if self.disable_container_interface && !self.ipam.is_empty() {
             return Err("cannot use IPAM when DisableContainerInterface flag is set".to_owned());
+        }
+        if self.ip_spoof_check && self.ipam.is_empty() {
+            return Err(
+                "ipspoofchk needs ipam: without addresses there is nothing to compare with".to_owned()
+            );
         }
         Ok(())
     }
@@ -193,6 +201,10 @@ mod tests {
             (
                 json!({"disableContainerInterface": true, "ipam": {"type": "static"}}),
                 "cannot use IPAM when DisableContainerInterface flag is set",
+            ),
+            (
+                json!({"ipspoofchk": true}),
+                "ipspoofchk needs ipam: without addresses there is nothing to compare with",
             ),
             (
                 json!({"mtu": "1450"}),

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -191,6 +191,12 @@ pub enum Match {
     },
     /// Source hardware address; for tables of family bridge.
     SourceMac(Mac),
+    /// ARP for IPv4 over Ethernet (RFC 826) whose sender says to have these; for tables of family bridge.
+    ArpSender(Mac, Ipv4Addr),
+    /// Type of an ICMP or ICMPv6 message. Must come after the protocol.
+    IcmpType(u8),
+    /// Target of a neighbour solicitation or advertisement (RFC 4861 4.3, 4.4) outside the network. Must come after the type.
+    NdTargetNot(IpNet),
     /// Source address is not in a set of the table.
     SourceNotIn(Family, String),
     /// Network identifier of a vxlan packet (RFC 7348 §5). Must come after the port.
@@ -405,6 +411,9 @@ impl fmt::Display for Match {
                 write!(f, "ct mark & 0x{mask:08x} == 0x{value:08x}")
             }
             Match::SourceMac(mac) => write!(f, "ether saddr {mac}"),
+            Match::ArpSender(mac, ip) => write!(f, "arp saddr ether {mac} arp saddr ip {ip}"),
+            Match::IcmpType(number) => write!(f, "@th,0,8 {number:#x}"),
+            Match::NdTargetNot(net) => write!(f, "icmpv6 taddr != {}", text(net)),
             Match::SourceNotIn(Family::V4, set) => write!(f, "ip saddr != @{set}"),
             Match::SourceNotIn(Family::V6, set) => write!(f, "ip6 saddr != @{set}"),
             Match::VxlanId(vni) => write!(f, "@th,96,24 {vni:#x}"),

@@ -33,6 +33,9 @@ pub fn check(call: &Call) -> Result<(), Error> {
     if conf.mac_spoof_check {
         super::spoof::check(call, &link)?;
     }
+    if conf.ip_spoof_check {
+        super::source::check(call, &link, result)?;
+    }
     if conf.ip_masq && !conf.ipam.is_empty() {
         masquerade::check(call)?;
     }

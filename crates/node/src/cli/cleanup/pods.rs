@@ -82,6 +82,7 @@ fn tables(found: &mut Found) -> Result<(), String> {
         (NftFamily::Ip6, "cni_hostport"),
         (NftFamily::Ip, "loden-veth-to-host"),
         (NftFamily::Ip6, "loden-veth-to-host"),
+        (NftFamily::Bridge, "loden-pods"),
     ] {
         let key = TableKey { family, name: name.to_owned() };
         let there = nft.table(&key).map_err(|errno| format!("read nftables table {key}: {errno}"))?;
