@@ -137,6 +137,14 @@ pub const FAULTS: &[Fault] = &[
         kernel::burst,
     ),
     tests(
+        "R08",
+        "notifications of the kernel are lost, and something of ours is deleted in their midst",
+        &[
+            ("kernel", "it", "monitor::nothing_is_lost_after_a_loss_was_told"),
+            ("node", "it", "overload::a_storm_of_notifications_loses_nothing"),
+        ],
+    ),
+    tests(
         "R09",
         "the lock of iptables is held, its programs hang or are missing",
         &[
@@ -196,6 +204,11 @@ pub const FAULTS: &[Fault] = &[
             ("store", "it", "embedded::a_full_or_read_only_disk_is_named_and_got_over"),
             ("cni", "it", "bad::disks_that_are_full_or_read_only"),
         ],
+    ),
+    tests(
+        "R23",
+        "24 MiB of memory, 64 files, 5 % of a processor; clients that say nothing",
+        &[("node", "it", "overload::little_of_everything"), ("node", "it", "overload::silent_clients")],
     ),
     here(
         "R24",

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::sys;
 
+/// Bytes kept of each output by [`run`]: `iptables-save` of half a million rules.
+const MOST: usize = 64 << 20;
 /// How long a signal that is held may wait for us to look.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -41,15 +43,21 @@ pub fn no_core_dumps() -> io::Result<()> {
 /// executed for a moment; that is tried for five seconds.
 ///
 /// # Errors
-/// It cannot be started; or we are to end ([`end_is_pending`]), and it was killed (`Interrupted`).
+/// It cannot be started; or it wrote more than 64 MiB; or we are to end ([`end_is_pending`]), and it was killed
+/// (`Interrupted`).
 pub fn run(command: &mut Command, input: Vec<u8>, limit: Duration) -> io::Result<Option<Output>> {
     let deadline = Instant::now() + limit;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = spawn(command)?;
     let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Pipe);
     let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Pipe);
-    let ended = finish(child, input, [stdout, stderr], usize::MAX, deadline)?;
-    Ok(ended.map(|(status, [stdout, stderr])| Output { status, stdout: stdout.kept, stderr: stderr.kept }))
+    let Some((status, [stdout, stderr])) = finish(child, input, [stdout, stderr], MOST, deadline)? else {
+        return Ok(None);
+    };
+    if stdout.cut || stderr.cut {
+        return Err(io::Error::other(format!("it wrote more than {} MiB", MOST >> 20)));
+    }
+    Ok(Some(Output { status, stdout: stdout.kept, stderr: stderr.kept }))
 }
 
 /// How a program ended, and what it wrote to standard output and error, as one.
@@ -179,6 +187,10 @@ mod tests {
         let many = "x".repeat(1 << 20);
         assert_eq!(shell("cat", &many, 60_000).unwrap().stdout.len(), 1 << 20);
         assert!(shell("exit 0", &many, 60_000).unwrap().status.success());
+        let mut command = Command::new("sh");
+        let endless =
+            run(command.args(["-c", "head -c 70000000 /dev/zero"]), Vec::new(), Duration::from_secs(60));
+        assert_eq!(endless.unwrap_err().to_string(), "it wrote more than 64 MiB");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 mod ports;
 mod worker;
 
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::monitor::{Event, Monitor};
@@ -40,7 +40,57 @@ enum Signal {
     /// The same, and devices are to be looked at.
     Devices,
     /// Somebody wants to read [`Shown`], and waits for the answer.
-    Count(Sender<()>),
+    Count(SyncSender<()>),
+}
+
+/// What the worker has to do, of each kind once: the latest.
+#[derive(Debug, Default)]
+struct Todo {
+    wish: Option<Option<Wish>>,
+    void: bool,
+    look: bool,
+    count: Option<SyncSender<()>>,
+}
+
+impl Todo {
+    fn is_empty(&self) -> bool {
+        self.wish.is_none() && !self.void && !self.look && self.count.is_none()
+    }
+
+    fn add(&mut self, signal: Signal) {
+        match signal {
+            Signal::Wish(wish) => self.wish = Some(wish),
+            Signal::Changed => self.void = true,
+            Signal::Devices => (self.look, self.void) = (true, true),
+            // Who asked before finds figures of before.
+            Signal::Count(done) => self.count = Some(done),
+        }
+    }
+}
+
+/// Between those who tell and the worker.
+#[derive(Debug, Default)]
+struct Slot {
+    todo: Mutex<Todo>,
+    wake: Condvar,
+}
+
+impl Slot {
+    fn tell(&self, signal: Signal) {
+        self.lock().add(signal);
+        self.wake.notify_one();
+    }
+
+    /// Waits for something, at most so long; a burst is one.
+    fn take(&self, limit: Duration) -> Todo {
+        let slot = self.wake.wait_timeout_while(self.lock(), limit, |todo| todo.is_empty());
+        std::mem::take(&mut slot.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Todo> {
+        // Whoever panicked leaves whole values behind: each change is one assignment.
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How long the loop waits for figures.
@@ -58,7 +108,7 @@ pub struct Fast {
     /// What the worker asked of the loop has been done.
     liberal: bool,
     wish: Option<Result<Option<Wish>, String>>,
-    worker: Option<Sender<Signal>>,
+    worker: Option<Arc<Slot>>,
 }
 
 impl Fast {
@@ -97,22 +147,21 @@ impl Fast {
 
     fn send(&mut self, signal: Signal) {
         if self.worker.is_none() {
-            let (sender, signals) = channel();
+            let slot = Arc::new(Slot::default());
             let worker = Worker::new(self.shown.clone(), self.board.clone(), self.inbox.clone());
-            let listening = sender.clone();
+            let (told, listening) = (slot.clone(), slot.clone());
             let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
                 std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
             };
-            let started = spawn("fast path", Box::new(move || worker.run(&signals)))
+            let started = spawn("fast path", Box::new(move || worker.run(&told)))
                 .and_then(|()| spawn("fast news", Box::new(move || listen(&listening))));
             if let Err(error) = started {
                 return self.board.set(Topic::FastPath, format!("start a thread: {error}"));
             }
-            self.worker = Some(sender);
+            self.worker = Some(slot);
         }
         if let Some(worker) = &self.worker {
-            // The worker ends with the process.
-            let _ = worker.send(signal);
+            worker.tell(signal);
         }
     }
 
@@ -120,7 +169,7 @@ impl Fast {
     pub fn shown(&mut self) -> Option<status::FastPath> {
         let off = matches!(self.wish, None | Some(Ok(None)));
         if !off && self.worker.is_some() {
-            let (done, counted) = channel();
+            let (done, counted) = sync_channel(1);
             self.send(Signal::Count(done));
             // It may be busy with devices; then the figures are those of before.
             let _ = counted.recv_timeout(COUNTING);
@@ -156,16 +205,12 @@ fn lock(shown: &Shown) -> std::sync::MutexGuard<'_, status::FastPath> {
 }
 
 /// Tells the worker what the kernel tells.
-fn listen(worker: &Sender<Signal>) {
+fn listen(worker: &Slot) {
     loop {
         let heard = Monitor::open_with_qdiscs().and_then(|mut monitor| {
-            let _ = worker.send(Signal::Devices);
+            worker.tell(Signal::Devices);
             while let Some(event) = monitor.next()? {
-                if let Some(signal) = meaning(&event)
-                    && worker.send(signal).is_err()
-                {
-                    return Ok(());
-                }
+                meaning(&event).into_iter().for_each(|signal| worker.tell(signal));
             }
             Ok(())
         });
@@ -185,5 +230,27 @@ fn meaning(event: &Event) -> Option<Signal> {
             (now.is_some() || backend::is_our_device(*dev)).then_some(Signal::Changed)
         }
         Event::Object(..) => Some(Signal::Changed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_the_worker_is_of_each_kind_one() {
+        let slot = Slot::default();
+        let (first, _) = sync_channel(1);
+        let (second, counted) = sync_channel(1);
+        for _ in 0..1000 {
+            slot.tell(Signal::Changed);
+            slot.tell(Signal::Count(first.clone()));
+        }
+        slot.tell(Signal::Wish(None));
+        slot.tell(Signal::Count(second));
+        let todo = slot.take(Duration::ZERO);
+        assert_eq!((todo.wish.clone(), todo.void, todo.look), (Some(None), true, false));
+        assert!(todo.count.is_some_and(|done| done.send(()).is_ok()) && counted.recv().is_ok());
+        assert!(slot.take(Duration::ZERO).is_empty());
     }
 }

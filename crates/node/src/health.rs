@@ -4,19 +4,18 @@
 //! Unlike upstream the port opens first of all (F-04), a taken port is said and tried again, readiness
 //! is withdrawn when it is lost (F-12), and `/healthz` fails when the loop hangs (F-164).
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::body::Bytes;
+use hyper::{Response, StatusCode};
 use tokio::net::TcpListener;
 
 use crate::board::{Board, Topic};
+use crate::guests::Guests;
 use crate::metrics::{self, Ledger};
 use crate::outputs::LINES;
 use crate::probe;
@@ -130,28 +129,22 @@ pub async fn serve(address: SocketAddr, offer: Offer, health: Arc<Health>) {
     } else {
         tracing::info!("metrics are on http://{address}/metrics");
     }
+    let mut guests = Guests::default();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors or memory: leave the machine a moment.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            guests.make_room().await;
             continue;
         };
         let health = health.clone();
-        tokio::task::spawn_local(async move {
-            let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (status, text, kind) = health.says(offer, request.uri().path());
-                async move {
-                    let mut response = Response::new(Full::new(text));
-                    *response.status_mut() = status;
-                    let kind = hyper::header::HeaderValue::from_static(kind);
-                    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
-                    Ok::<_, Infallible>(response)
-                }
-            });
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A client that goes away or is silent costs nobody anything.
-            let _ = tokio::time::timeout(Duration::from_secs(30), connection).await;
+        guests.serve(stream, move |request| {
+            let (status, text, kind) = health.says(offer, request.uri().path());
+            async move {
+                let mut response = Response::new(Full::new(text));
+                *response.status_mut() = status;
+                let kind = hyper::header::HeaderValue::from_static(kind);
+                response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+                Ok(response)
+            }
         });
     }
 }

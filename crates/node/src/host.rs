@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use kernel::Kernel;
@@ -342,8 +342,9 @@ impl reconcile::Kernel for Host {
 /// repairs anything, so it is opened again for as long as the process lives.
 pub fn listen(inbox: Arc<Inbox>) {
     let work = move || {
+        let mut losses = Losses::default();
         loop {
-            let Err(error) = follow(&inbox) else { return };
+            let Err(error) = follow(&inbox, &mut losses) else { return };
             tracing::error!("follow the kernel's notifications: {error}; reading everything again in 1 s");
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -353,14 +354,44 @@ pub fn listen(inbox: Arc<Inbox>) {
     }
 }
 
-fn follow(inbox: &Inbox) -> Result<(), kernel::Error> {
+fn follow(inbox: &Inbox, losses: &mut Losses) -> Result<(), kernel::Error> {
     let mut monitor = Monitor::open()?;
     // What happened before the socket was open has not been reported.
-    inbox.news(|inputs| judge(Event::Overrun, inputs));
+    inbox.news(|_| News { host: true, ours: true, ..News::default() });
     while let Some(event) = monitor.next()? {
+        if event == Event::Overrun
+            && let Some(before) = losses.note(Instant::now())
+        {
+            let before =
+                if before == 0 { String::new() } else { format!(", {before} times since last said") };
+            tracing::warn!(
+                "the kernel dropped notifications, for more changed at once than we read{before}; everything is read again"
+            );
+        }
         inbox.news(|inputs| judge(event, inputs));
     }
     Ok(())
+}
+
+/// When it was last said that notifications were lost. A storm loses many times.
+#[derive(Debug, Default)]
+struct Losses {
+    said: Option<Instant>,
+    since: u64,
+}
+
+impl Losses {
+    /// One more. Gives how many were not said since the last line, if it is time for one.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        /// Between two lines.
+        const QUIET: Duration = Duration::from_secs(60);
+        if self.said.is_some_and(|said| now.duration_since(said) < QUIET) {
+            self.since += 1;
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.since))
+    }
 }
 
 /// What an event means to a node with these inputs. Pure.
@@ -368,7 +399,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
     let some = |host, ours| News { host, ours, ..News::default() };
     let entry = |host, key, now| News { host, entries: vec![(key, now)], ..News::default() };
     match event {
-        Event::Overrun => some(true, true),
+        Event::Overrun => News { lost: 1, ..some(true, true) },
         // Any device or address may decide which interface carries the traffic.
         // IPv4 routes go with their interface, and the kernel does not say so.
         Event::Link(dev, _) | Event::Addr(dev) => {

@@ -21,8 +21,11 @@ pub struct News {
     /// Single objects that may be ours, and what was there when the kernel said so. Most of it is the echo of
     /// our own changes; only what is not makes the kernel be read again.
     pub entries: Vec<(Key, Option<Object>)>,
-    /// What became of objects that others than the kernel hold. Never dropped: a step is asked for once.
+    /// What became of objects that others than the kernel hold. Of a step never dropped, for it is asked for once; of
+    /// what happened by itself the last of each object.
     pub outcomes: Vec<Outcome>,
+    /// How often the kernel dropped notifications.
+    pub lost: u64,
 }
 
 /// What a helper brought about, or found.
@@ -47,7 +50,12 @@ impl News {
         self.host |= more.host;
         self.ours |= more.ours;
         self.iptables |= more.iptables;
+        self.lost += more.lost;
         self.entries.extend(more.entries);
+        if !more.outcomes.is_empty() && !self.outcomes.is_empty() {
+            let said_again = |old: &Outcome| more.outcomes.iter().any(|new| new.key == old.key);
+            self.outcomes.retain(|old| old.step.is_some() || !said_again(old));
+        }
         self.outcomes.extend(more.outcomes);
         if self.ours || self.entries.len() > MOST_ENTRIES {
             self.ours = true;
@@ -183,5 +191,46 @@ impl Inbox {
     // A writer that panicked leaves whole values behind: each change is one assignment.
     fn lock(&self) -> MutexGuard<'_, (Inputs, bool)> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: usize) -> (Key, Option<Object>) {
+        (Key::Sysctl(number.to_string()), None)
+    }
+
+    #[test]
+    fn entries_are_bounded_and_then_everything_is_read() {
+        let mut news = News::default();
+        for number in 0..MOST_ENTRIES {
+            news.add(News { entries: vec![entry(number)], ..News::default() });
+        }
+        assert_eq!((news.ours, news.entries.len()), (false, MOST_ENTRIES));
+        for number in 0..3 {
+            news.add(News { entries: vec![entry(number)], ..News::default() });
+        }
+        assert_eq!((news.ours, news.entries.len()), (true, 0));
+    }
+
+    #[test]
+    fn of_what_happens_by_itself_the_last_word_is_kept() {
+        let key = |number: usize| Key::Sysctl(number.to_string());
+        let step =
+            |number: usize| Step::Put(Object::Sysctl { path: number.to_string(), value: "1".to_owned() });
+        let found = |number, why: &str| Outcome {
+            key: key(number),
+            now: None,
+            step: None,
+            failure: Some(why.to_owned()),
+        };
+        let done = |number| Outcome { step: Some(step(number)), failure: None, ..found(number, "") };
+        let mut news = News::default();
+        for outcome in [found(1, "a"), done(1), found(2, "a"), found(1, "b"), done(1), found(1, "c")] {
+            news.add(News { outcomes: vec![outcome], ..News::default() });
+        }
+        assert_eq!(news.outcomes, [done(1), found(2, "a"), done(1), found(1, "c")]);
     }
 }

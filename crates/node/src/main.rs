@@ -11,6 +11,7 @@ mod cniconf;
 mod distro;
 mod doctor;
 mod fast;
+mod guests;
 mod health;
 mod helpers;
 mod host;

@@ -62,6 +62,7 @@ families! {
     COMPLETE = "loden_store_complete" Gauge "Whether a complete list of leases has arrived since the start.";
     ROUNDS = "loden_reconcile_duration_seconds" Histogram "Duration of a round of the loop; a full one reads all of the kernel's objects.";
     REPAIRS = "loden_reconcile_repairs_total" Counter "Kernel objects of ours that another program removed, altered or added, and that were put right.";
+    EVENTS_LOST = "loden_kernel_events_lost_total" Counter "How often the kernel dropped notifications because more changed at once than the agent read; it reads everything again then.";
     STEPS = "loden_reconcile_steps_total" Counter "Changes made to the kernel, or refused by it.";
     OBJECTS = "loden_kernel_objects" Gauge "Kernel objects this node shall hold.";
     TROUBLES = "loden_troubles" Gauge "What is wrong now, by topic; `loden status` has the sentences.";
@@ -107,6 +108,7 @@ pub struct Counts {
     full: Histogram,
     partial: Histogram,
     repairs: BTreeMap<(&'static str, Cause), u64>,
+    events_lost: u64,
     done: u64,
     failed: u64,
     peer_changes: u64,
@@ -127,6 +129,7 @@ impl Counts {
         for (of, number) in &report.drift {
             *self.repairs.entry(*of).or_default() += *number as u64;
         }
+        self.events_lost += inputs.news.lost;
         self.done += report.done.len() as u64;
         self.failed += report.failed as u64;
         self.peer_changes += report.peer_changes as u64;
@@ -269,6 +272,7 @@ pub fn page(counts: &Counts, board: &Troubles, around: &Surroundings) -> String 
     for ((kind, cause), number) in &counts.repairs {
         page.one(&REPAIRS, &[label("kind", *kind), label("cause", cause.word())], *number as f64);
     }
+    page.one(&EVENTS_LOST, &[], counts.events_lost as f64);
     for (result, number) in [("done", counts.done), ("failed", counts.failed)] {
         page.one(&STEPS, &[label("result", result)], number as f64);
     }

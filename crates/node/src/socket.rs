@@ -15,10 +15,10 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use crate::guests::Guests;
 use crate::inputs::Inbox;
 use crate::status::{Status, json};
 
@@ -28,8 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_PROBES: Duration = Duration::from_millis(4500);
 /// Distance of tries to open the socket.
 const REBIND: Duration = Duration::from_secs(5);
-/// A connection lives no longer.
-const LIFE: Duration = Duration::from_secs(30);
 
 /// Where the socket is: as `LODEN_SOCKET` says, else beside the subnet file, which differs between several
 /// agents of one host: `loden.sock` for `subnet.env`, `NAME.sock` for `NAME.env`. `None` for `none`.
@@ -77,19 +75,16 @@ pub async fn serve(path: Option<PathBuf>, desk: Arc<Desk>) {
         }
         tokio::time::sleep(REBIND).await;
     };
+    let mut guests = Guests::default();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors or memory: leave the machine a moment.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            guests.make_room().await;
             continue;
         };
         let desk = desk.clone();
-        tokio::task::spawn_local(async move {
-            let service = hyper::service::service_fn(|request: Request<Incoming>| desk.answer(request));
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A client that goes away or is silent costs nobody anything.
-            let _ = tokio::time::timeout(LIFE, connection).await;
+        guests.serve(stream, move |request| {
+            let desk = desk.clone();
+            async move { desk.answer(request).await }
         });
     }
 }

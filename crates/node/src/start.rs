@@ -52,6 +52,8 @@ pub enum Personality {
 const SETTLE: Duration = Duration::from_millis(5);
 /// Distance of tries to write the subnet file.
 const REWRITE: Duration = Duration::from_secs(1);
+/// Threads for what blocks beside the one that waits on networks.
+const BLOCKING: usize = 16;
 /// Steps shown in the log for one round.
 const SHOWN: usize = 8;
 
@@ -227,7 +229,10 @@ struct Waiting {
 impl Waiting {
     fn run(self, store: Store, member: Member) {
         let inbox = self.inbox.clone();
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        // Of files that hang and names that are looked up.
+        builder.enable_all().max_blocking_threads(BLOCKING);
+        let runtime = match builder.build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!("start the runtime for stores: {error}");

@@ -14,6 +14,9 @@ use crate::View;
 /// A trouble that comes and goes is logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(20);
 
+/// Keys that hold no valid lease of which the reason is remembered. The others are left out just the same.
+const MOST_REJECTED: usize = 1024;
+
 /// What is known of a store, and where it is published.
 pub(crate) struct Mirror<'a> {
     view: View,
@@ -81,7 +84,7 @@ impl<'a> Mirror<'a> {
         let mut rejected = BTreeMap::new();
         let mut leases = Vec::new();
         for (key, lease, wrong) in entries {
-            if let Some(reason) = wrong {
+            if let Some(reason) = wrong.filter(|_| rejected.len() < MOST_REJECTED) {
                 rejected.insert(key.clone(), reason);
             }
             if let Some(lease) = lease {
@@ -177,7 +180,8 @@ impl<'a> Mirror<'a> {
 
     /// Notes what is wrong with a key, or that nothing is.
     fn complain(&mut self, key: &str, wrong: Option<String>) {
-        if self.view.rejected.get(key) == wrong.as_ref() {
+        let there = self.view.rejected.get(key);
+        if there == wrong.as_ref() || there.is_none() && self.view.rejected.len() >= MOST_REJECTED {
             return;
         }
         self.dirty = true;
@@ -204,5 +208,25 @@ impl<'a> Mirror<'a> {
             tracing::warn!("{}: {what}{others}: {}", self.store, rejected[*first]);
         }
         self.view.rejected = rejected;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_of_any_number_of_bad_keys_take_little_room() {
+        let (feed, view) = watch::channel(View::default());
+        let mut mirror = Mirror::new("a store".to_owned(), &feed);
+        let bad = |number: usize| (format!("key {number:05}"), Err::<Lease, _>("it is bad".to_owned()));
+        mirror.reset((0..3 * MOST_REJECTED).map(bad));
+        mirror.put("one more", bad(0).1);
+        mirror.publish();
+        assert_eq!((view.borrow().rejected.len(), view.borrow().complete), (MOST_REJECTED, true));
+        mirror.remove("key 00000");
+        mirror.put("one more", bad(0).1);
+        mirror.publish();
+        assert!(view.borrow().rejected.contains_key("one more"), "where there is room it is remembered");
     }
 }

@@ -34,6 +34,8 @@ use crate::peers::Peers;
 pub const PROTOCOL: u32 = 1;
 /// The version of the program, part of what a tunnel is: another one is replaced.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How long nobody is taken in after there were no file descriptors or no memory.
+const BREATH: Duration = Duration::from_millis(100);
 /// How long one side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a request or an answer: 10,000 peers are half a megabyte.
@@ -224,7 +226,11 @@ impl Place {
 
     /// Takes the next client; `None` if it went away.
     pub fn accept(&self) -> Option<UnixStream> {
-        let (stream, _) = self.listener.accept().ok()?;
+        let Ok((stream, _)) = self.listener.accept() else {
+            // Out of file descriptors or memory: whoever waits still does, so leave the machine a moment.
+            std::thread::sleep(BREATH);
+            return None;
+        };
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
         Some(stream)

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use fastpath::layout::{Config, Vxlan};
@@ -13,7 +12,7 @@ use model::{FastPath, IfName, IpNet, Ipv4Net};
 use plan::rules;
 use plan::state::LinkKind;
 
-use super::{Shown, Signal, Wish, lock, ports};
+use super::{Shown, Slot, Wish, lock, ports};
 use crate::board::{Board, Topic};
 use crate::inputs::Inbox;
 use crate::status;
@@ -83,33 +82,20 @@ impl Worker {
         }
     }
 
-    /// Until the process ends.
-    pub fn run(mut self, signals: &Receiver<Signal>) {
+    /// For ever.
+    pub fn run(mut self, slot: &Slot) {
         loop {
-            let mut look = self.again.is_some_and(|at| at <= Instant::now());
-            let mut void = false;
-            let mut next = match signals.recv_timeout(BEAT) {
-                Ok(signal) => Some(signal),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            // A burst is one change.
-            while let Some(signal) = next {
-                match signal {
-                    Signal::Wish(wish) => {
-                        self.change(wish);
-                        look = true;
-                    }
-                    Signal::Changed => void = true,
-                    Signal::Devices => (look, void) = (true, true),
-                    Signal::Count(done) => {
-                        self.count();
-                        let _ = done.send(());
-                    }
-                }
-                next = signals.try_recv().ok();
+            let todo = slot.take(BEAT);
+            let mut look = todo.look || self.again.is_some_and(|at| at <= Instant::now());
+            if let Some(wish) = todo.wish {
+                self.change(wish);
+                look = true;
             }
-            if void {
+            if let Some(done) = todo.count {
+                self.count();
+                let _ = done.try_send(());
+            }
+            if todo.void {
                 // First of all: what was true may not be so any more.
                 self.generation = self.generation.wrapping_add(1);
             }

@@ -28,8 +28,10 @@ pub const STALE: Duration = Duration::from_secs(180);
 /// A port where hardly anybody listens; traceroute's.
 const PORT: u16 = 33_434;
 
-/// When requests last came from an address.
+/// When requests last came from an address, of [`MOST_HEARD`] at most.
 type Ears = Arc<Mutex<BTreeMap<IpAddr, Instant>>>;
+/// Anybody can send what looks like our requests, from any address.
+const MOST_HEARD: usize = 16_384;
 
 /// Starts probing, until the process ends. `LODEN_PROBE=off` forbids it.
 pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
@@ -66,7 +68,18 @@ pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
 fn listen(ears: &Ears) {
     let Ok(mut listener) = Listener::open() else { return };
     while let Ok(from) = listener.wait() {
-        ears.lock().unwrap_or_else(PoisonError::into_inner).insert(from, Instant::now());
+        note(&mut ears.lock().unwrap_or_else(PoisonError::into_inner), from, Instant::now());
+    }
+}
+
+/// Who is known is always noted. When there is no room, who was not heard lately makes some; else who is new is not
+/// noted.
+fn note(ears: &mut BTreeMap<IpAddr, Instant>, from: IpAddr, now: Instant) {
+    if ears.len() >= MOST_HEARD && !ears.contains_key(&from) {
+        ears.retain(|_, last| now.duration_since(*last) <= FORGOTTEN);
+    }
+    if ears.len() < MOST_HEARD || ears.contains_key(&from) {
+        ears.insert(from, now);
     }
 }
 
@@ -275,5 +288,26 @@ fn send(step: Step, plan: &Plan, target: &Target) -> Result<Outcome, String> {
         Ok(Answer::Refused(why)) => Ok(Outcome::Refused(why)),
         Ok(Answer::Silence) => Ok(Outcome::Silence),
         Err(error) => Err(format!("open a socket for echoes: {error}; it needs CAP_NET_RAW")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_cannot_fill_the_memory() {
+        let address = |number: usize| IpAddr::from(u32::try_from(number).unwrap_or_default().to_be_bytes());
+        let start = Instant::now();
+        let mut ears = BTreeMap::new();
+        for number in 0..2 * MOST_HEARD {
+            note(&mut ears, address(number), start);
+        }
+        assert_eq!(ears.len(), MOST_HEARD);
+        let later = start + FORGOTTEN + Duration::from_secs(1);
+        note(&mut ears, address(7), later);
+        assert_eq!((ears.len(), ears[&address(7)]), (MOST_HEARD, later), "who is known is noted");
+        note(&mut ears, address(usize::MAX >> 33), later);
+        assert_eq!(ears.len(), 2, "who was not heard for long makes room");
     }
 }

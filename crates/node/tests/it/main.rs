@@ -25,6 +25,7 @@ mod machine;
 mod metrics;
 mod migrate;
 mod nat;
+mod overload;
 mod probe;
 mod reservations;
 mod runtime;

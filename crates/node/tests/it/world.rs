@@ -424,6 +424,11 @@ impl Agent {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Process id of the agent.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// What the kernel says limits the agent.
     pub fn limits(&self) -> String {
         fs::read_to_string(format!("/proc/{}/limits", self.pid)).unwrap()
