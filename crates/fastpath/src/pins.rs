@@ -14,18 +14,27 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The directory `name` under `/sys/fs/bpf/loden`, made with what is missing; the file system is mounted if
-    /// nothing is. In a container without the host's, links end with the container.
+    /// Mounts the file system where the kernel offers a place for it, unless it is there. Needs CAP_SYS_ADMIN.
     ///
     /// # Errors
     /// One sentence.
-    pub fn open(name: &str) -> Result<Pins, String> {
+    pub fn mount() -> Result<(), String> {
         let is_bpf = || rustix::fs::statfs(MOUNT).is_ok_and(|fs| fs.f_type as u32 == MAGIC);
         if !is_bpf() {
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount("bpf", MOUNT, "bpf", flags, None::<&std::ffi::CStr>)
                 .map_err(|error| format!("mount -t bpf bpf {MOUNT}: {error}"))?;
         }
+        Ok(())
+    }
+
+    /// The directory `name` under `/sys/fs/bpf/loden`, made with what is missing; the file system is mounted if
+    /// nothing is. In a container without the host's, links end with the container.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn open(name: &str) -> Result<Pins, String> {
+        Pins::mount()?;
         let dir = Path::new(MOUNT).join("loden").join(name);
         std::fs::create_dir_all(&dir).map_err(|error| format!("mkdir -p {}: {error}", dir.display()))?;
         Ok(Pins { dir })

@@ -16,6 +16,7 @@ use plan::backend;
 
 use crate::board::{Board, Topic};
 use crate::inputs::{Inbox, Inputs};
+use crate::rights::{Need, Rights};
 use crate::status;
 use worker::Worker;
 pub use worker::left;
@@ -104,6 +105,7 @@ pub struct Fast {
     flag: Option<FastPath>,
     board: Arc<Board>,
     inbox: Arc<Inbox>,
+    rights: Arc<Rights>,
     shown: Shown,
     /// What the worker asked of the loop has been done.
     liberal: bool,
@@ -113,8 +115,8 @@ pub struct Fast {
 
 impl Fast {
     /// Nothing is started yet. A `flag` counts before the configuration.
-    pub fn new(flag: Option<FastPath>, board: Arc<Board>, inbox: Arc<Inbox>) -> Fast {
-        Fast { flag, board, inbox, shown: Arc::default(), liberal: false, wish: None, worker: None }
+    pub fn new(flag: Option<FastPath>, board: Arc<Board>, inbox: Arc<Inbox>, rights: Arc<Rights>) -> Fast {
+        Fast { flag, board, inbox, rights, shown: Arc::default(), liberal: false, wish: None, worker: None }
     }
 
     /// To be told after each round.
@@ -150,11 +152,11 @@ impl Fast {
             let slot = Arc::new(Slot::default());
             let worker = Worker::new(self.shown.clone(), self.board.clone(), self.inbox.clone());
             let (told, listening) = (slot.clone(), slot.clone());
-            let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-                std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-            };
-            let started = spawn("fast path", Box::new(move || worker.run(&told)))
-                .and_then(|()| spawn("fast news", Box::new(move || listen(&listening))));
+            let news = std::thread::Builder::new().name("fast news".to_owned());
+            let started = self
+                .rights
+                .thread("fast path", Need::FastPath, move || worker.run(&told))
+                .and_then(|()| news.spawn(move || listen(&listening)).map(drop));
             if let Err(error) = started {
                 return self.board.set(Topic::FastPath, format!("start a thread: {error}"));
             }

@@ -15,6 +15,7 @@ use plan::backend::{extension, ipsec, tencent};
 use plan::{Object, Step};
 
 use crate::inputs::Inbox;
+use crate::rights::Rights;
 use charon::Charon;
 use commands::Commands;
 use queue::Queue;
@@ -36,6 +37,7 @@ fn seconds(name: &str, otherwise: Duration, env: impl Fn(&str) -> Option<String>
 /// The helper that the configuration wants, if it wants one.
 pub struct Helpers {
     inbox: Arc<Inbox>,
+    rights: Arc<Rights>,
     now: Option<(NetConf, Helper)>,
 }
 
@@ -51,9 +53,9 @@ enum Helper {
 }
 
 impl Helpers {
-    /// None yet; outcomes go to `inbox`.
-    pub fn new(inbox: Arc<Inbox>) -> Helpers {
-        Helpers { inbox, now: None }
+    /// None yet; outcomes go to `inbox`, threads come from `rights`.
+    pub fn new(inbox: Arc<Inbox>, rights: Arc<Rights>) -> Helpers {
+        Helpers { inbox, rights, now: None }
     }
 
     /// Starts the helper of a configuration, unless it runs.
@@ -62,8 +64,8 @@ impl Helpers {
             return;
         }
         let helper = match conf.backend_type.to_ascii_lowercase().as_str() {
-            extension::KIND => Helper::Commands(Commands::start(conf, self.inbox.clone())),
-            ipsec::KIND => match Charon::start(conf, self.inbox.clone()) {
+            extension::KIND => Helper::Commands(Commands::start(conf, self.inbox.clone(), &self.rights)),
+            ipsec::KIND => match Charon::start(conf, self.inbox.clone(), &self.rights) {
                 Ok(charon) => Helper::Charon(charon),
                 // The backend has been made of the same text.
                 Err(error) => {

@@ -27,6 +27,7 @@ use crate::args::Options;
 use crate::helpers::Helpers;
 use crate::inputs::{Inbox, Inputs, News};
 use crate::reconcile;
+use crate::rights::Rights;
 use crate::tunnels::{Tunnels, is_tunnel};
 use crate::wgkey::Keeper;
 
@@ -59,7 +60,7 @@ impl Host {
     ///
     /// # Errors
     /// No right to, or the kernel lacks netlink.
-    pub fn open(options: &Options, inbox: Arc<Inbox>) -> Result<Host, String> {
+    pub fn open(options: &Options, inbox: Arc<Inbox>, rights: Arc<Rights>) -> Result<Host, String> {
         let mut kernel = Kernel::open()
             .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
         let dir = std::env::var_os("LODEN_WIREGUARD_DIR").filter(|dir| !dir.is_empty());
@@ -78,7 +79,7 @@ impl Host {
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
         Ok(Host {
             kernel,
-            helpers: Helpers::new(inbox),
+            helpers: Helpers::new(inbox, rights),
             tunnels: Tunnels::beside(Path::new(&options.subnet_file)),
             selectors,
             last: None,

@@ -23,6 +23,7 @@ mod metrics;
 mod outputs;
 mod probe;
 mod reconcile;
+mod rights;
 #[cfg(test)]
 mod sim;
 mod socket;

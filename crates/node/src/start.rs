@@ -31,6 +31,7 @@ use crate::last_good::{Contact, Shelf};
 use crate::membership::Member;
 use crate::metrics::Ledger;
 use crate::reconcile::{Picture, Reconciler, Report};
+use crate::rights::{Need, Rights};
 use crate::socket::{self, Desk};
 use crate::status::gather::{History, gather};
 use crate::status::{Status, probed};
@@ -79,7 +80,14 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    match run(options, personality) {
+    let rights = match Rights::start(&options) {
+        Ok(rights) => Arc::new(rights),
+        Err(error) => {
+            tracing::error!("start a thread: {error}");
+            return 1;
+        }
+    };
+    match run(options, personality, &rights) {
         Ok(()) => {
             tracing::info!("Exiting cleanly...");
             0
@@ -91,7 +99,7 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
     }
 }
 
-fn run(options: Options, personality: Personality) -> Result<(), String> {
+fn run(options: Options, personality: Personality, rights: &Arc<Rights>) -> Result<(), String> {
     let store = choose_store(&options, personality)?;
     let ports = ports(health_address(&options)?, &std::env::var("LODEN_METRICS").unwrap_or_default())?;
     let previous = previous_subnets(&options);
@@ -147,11 +155,13 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         forward: options.iptables_forward_rules,
         blackhole: options.ip_blackhole_route,
     };
-    let kernel = Host::open(&options, inbox.clone())?;
+    let kernel = Host::open(&options, inbox.clone(), rights.clone())?;
     probe::run::start(&probes, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
-    let mut fast = Fast::new(options.fast_path, board.clone(), inbox.clone());
+    let fast_path = options.fast_path;
+    let mut fast = Fast::new(fast_path, board.clone(), inbox.clone(), rights.clone());
+    let mut settled = false;
     let mut outcome = Outlet::new(options, board, health);
     let mut reconciler = Reconciler::new(kernel, choice, iptables_resync_ms);
     let start = Instant::now();
@@ -166,6 +176,11 @@ fn run(options: Options, personality: Personality) -> Result<(), String> {
         let began = Instant::now();
         let report = reconciler.round(&inputs, now_ms);
         ledger.open().round(&inputs, &report, began.elapsed());
+        if let Some(conf) = inputs.conf.as_ref().filter(|_| !settled) {
+            // Another one takes another start of the agent (decision 0091).
+            rights.settle(Need::of(conf, fast_path));
+            settled = true;
+        }
         inbox.watch_uplink(reconciler.uplink());
         fast.follow(&inputs, reconciler.uplink());
         outcome.publish(&inputs, &report);

@@ -25,6 +25,7 @@ use plan::{Key, Object, Step};
 
 use super::queue::{Next, Queue};
 use crate::inputs::{Inbox, News};
+use crate::rights::{Need, Rights};
 use vici::{SOCKET, Vici};
 use wire::{Item, section, text};
 
@@ -54,7 +55,7 @@ impl Charon {
     ///
     /// # Errors
     /// The configuration makes no sense.
-    pub fn start(conf: &NetConf, inbox: Arc<Inbox>) -> Result<Charon, String> {
+    pub fn start(conf: &NetConf, inbox: Arc<Inbox>, rights: &Rights) -> Result<Charon, String> {
         let ipsec = IpsecConf::decode(&conf.backend).map_err(|error| error.to_string())?;
         let queue = Arc::new(Queue::new(inbox.clone()));
         let mut worker = Worker {
@@ -67,7 +68,7 @@ impl Charon {
             without: BTreeMap::new(),
             silent: 0,
         };
-        Queue::thread("charon", move || worker.work());
+        Queue::thread_with(rights, Need::Charon, "charon", move || worker.work());
         Queue::thread("policies", move || watch_policies(&inbox));
         Ok(Charon { queue })
     }

@@ -17,6 +17,7 @@ use plan::{Object, Step};
 use super::queue::{Next, Queue};
 use super::seconds;
 use crate::inputs::Inbox;
+use crate::rights::{Need, Rights};
 
 /// Commands run at once.
 const WORKERS: usize = 4;
@@ -39,7 +40,7 @@ struct Shared {
 
 impl Commands {
     /// Starts the workers.
-    pub fn start(conf: &NetConf, inbox: Arc<Inbox>) -> Commands {
+    pub fn start(conf: &NetConf, inbox: Arc<Inbox>, rights: &Rights) -> Commands {
         if conf.backend.get("ShutdownCommand").is_some_and(|json| json.as_str() != Some("")) {
             tracing::warn!(
                 "network config: ShutdownCommand is not run, as in flannel: pods keep their network while the agent \
@@ -50,7 +51,7 @@ impl Commands {
         let shared = Arc::new(Shared { queue: Queue::new(inbox), limit, printed: Mutex::default() });
         for _ in 0..WORKERS {
             let shared = shared.clone();
-            Queue::thread("commands", move || shared.work());
+            Queue::thread_with(rights, Need::Everything, "commands", move || shared.work());
         }
         Commands { shared }
     }

@@ -1,12 +1,14 @@
 //! Between the loop and a helper's threads: steps one way, what stands and what happened the other.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use plan::{Key, Object, Step};
 
 use crate::inputs::{Inbox, News, Outcome};
+use crate::rights::{Need, Rights};
 
 /// Shared by the loop and the threads of one helper.
 pub struct Queue {
@@ -41,11 +43,17 @@ impl Queue {
 
     /// Starts a thread of the helper.
     pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) {
-        if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
-            tracing::error!(
-                "start the thread {name}: {error}; restart the agent when there is room for threads"
-            );
-        }
+        said(name, std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop));
+    }
+
+    /// Starts one that needs more rights than the agent's other threads.
+    pub fn thread_with(
+        rights: &Rights,
+        need: Need,
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) {
+        said(name, rights.thread(name, need, work));
     }
 
     /// A step to be done.
@@ -116,5 +124,11 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn said(name: &str, started: io::Result<()>) {
+    if let Err(error) = started {
+        tracing::error!("start the thread {name}: {error}; restart the agent when there is room for threads");
     }
 }

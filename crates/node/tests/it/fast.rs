@@ -23,7 +23,7 @@ struct Two {
 const FLAGS: &[&str] = &["--ip-masq"];
 
 /// Whether this build and this kernel have a fast path, or a note that the test is skipped.
-fn can(test: &str) -> bool {
+pub fn can(test: &str) -> bool {
     let loaded = fastpath::FastPath::load(fastpath::BUILT, 16, None);
     if let Err(why) = &loaded {
         println!("SKIP {test}: {why}");

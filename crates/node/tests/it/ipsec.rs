@@ -254,6 +254,8 @@ fn ipsec_is_kept_as_it_should_be() {
     cluster.has_policies(1, 0);
     cluster.has_connection(0, 1);
     cluster.has_connection(1, 0);
+    let daemon = cluster.machines[0].path(&format!("/proc/{}/status", cluster.charon(0)));
+    crate::rights::ipsec(&cluster.agents[0], &daemon.display().to_string());
     let foreign =
         "src 10.9.0.0/16 dst 10.8.0.0/16 dir out tmpl src 1.1.1.1 dst 2.2.2.2 proto esp reqid 11 mode tunnel";
     let host = cluster.host(0);

@@ -28,6 +28,7 @@ mod nat;
 mod overload;
 mod probe;
 mod reservations;
+mod rights;
 mod runtime;
 mod sources;
 mod status;

@@ -47,6 +47,10 @@ fn the_unit_stands_before_docker_and_reads_the_packages_settings() {
         "ExecStart=flanneld-start $FLANNEL_OPTIONS",
         "ExecStartPost=-mk-docker-opts.sh -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",
         "RuntimeDirectoryPreserve=yes",
+        // Decision 0193; the agent needs no other, whatever its mode, but for commands of `extension`.
+        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_DAC_READ_SEARCH CAP_BPF \
+         CAP_PERFMON CAP_CHOWN CAP_SETUID CAP_SETGID",
+        "NoNewPrivileges=yes",
     ] {
         assert!(unit.lines().any(|l| l == line), "{line}");
     }
