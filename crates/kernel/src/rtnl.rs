@@ -13,7 +13,7 @@ pub mod tc;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use ipnet::IpNet;
 use model::{Family, IfName};
@@ -172,6 +172,25 @@ impl Rtnl {
             Err(errno) if errno.code == libc::ENODEV => Ok(None),
             Err(errno) => Err(Error::Kernel { action: action(), errno }),
         }
+    }
+
+    /// The id by which devices of this namespace name another one as that of their other end
+    /// ([`LinkInfo::lower_netns`]); none if no device does.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn netns_id(&mut self, other: BorrowedFd<'_>) -> Result<Option<i32>, Error> {
+        // linux/net_namespace.h, NETNSA_…
+        const NSID: u16 = 1;
+        const FD: u16 = 3;
+        let mut m = Message::new(libc::RTM_GETNSID, 0);
+        // struct rtgenmsg, with its padding.
+        m.bytes(&[0; 4]).attr_u32(FD, other.as_raw_fd() as u32);
+        let mut id = None;
+        let mut take = |reply: &Reply<'_>| id = reply.attrs(4).find(NSID).and_then(|attr| attr.u32());
+        let done = self.socket.query(&m, &mut take);
+        done.map_err(Error::kernel("look up the id of a network namespace".to_owned()))?;
+        Ok(id.map(|id| id as i32).filter(|id| *id >= 0))
     }
 
     /// Makes a device, in one request.

@@ -373,6 +373,55 @@ pub fn packet_socket() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A [`packet_socket`] with room for `bytes` of frames that runs a program of classic BPF on every one, from the first
+/// on: it listens to nothing before the program is there.
+pub fn filtered_packet_socket(program: &[libc::sock_filter], bytes: i32) -> io::Result<OwnedFd> {
+    let fd = socket(libc::AF_PACKET, 0)?;
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the structure and the program it points to live through the call, which only reads them.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size::<libc::sock_fprog>(),
+        )
+    })?;
+    let software = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, software as i32)?;
+    // Beyond the limit of the system, where that is allowed.
+    if set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
+        set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)?;
+    }
+    // SAFETY: sockaddr_ll is plain memory; pointer and length describe it.
+    check(unsafe {
+        let mut all: libc::sockaddr_ll = mem::zeroed();
+        all.sll_family = libc::AF_PACKET as u16;
+        all.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        libc::bind(fd.as_raw_fd(), (&raw const all).cast(), size::<libc::sockaddr_ll>())
+    })?;
+    Ok(fd)
+}
+
+/// Frames a packet socket had no room for since it was asked last (packet(7), `PACKET_STATISTICS`).
+pub fn frames_lost(fd: &OwnedFd) -> io::Result<u64> {
+    let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut len = size::<libc::tpacket_stats>();
+    // SAFETY: pointer and length describe `stats`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut stats).cast(),
+            &mut len,
+        )
+    })?;
+    Ok(u64::from(stats.tp_drops))
+}
+
 fn socket(family: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; a non-negative result is a new descriptor that nobody else owns.
     unsafe {
@@ -448,6 +497,8 @@ pub struct Seen {
     pub device: u32,
     /// The host was sending it (`PACKET_OUTGOING`).
     pub outgoing: bool,
+    /// What kind of device it is (`ARPHRD_…`).
+    pub hardware: u16,
     /// Kernel time, nanoseconds of the wall clock.
     pub at_ns: u64,
 }
@@ -481,6 +532,7 @@ pub fn receive_frame(fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Seen> {
             len,
             device: from.sll_ifindex as u32,
             outgoing: from.sll_pkttype == libc::PACKET_OUTGOING,
+            hardware: from.sll_hatype,
             at_ns,
         })
     }

@@ -3,6 +3,7 @@
 //!
 //! Nothing is assumed about devices: whichever saw the packet are the hops.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,8 +45,23 @@ pub struct Sight {
     pub outgoing: bool,
     /// Kernel time, nanoseconds of the wall clock; 0 if the kernel had not begun to stamp frames.
     pub at_ns: u64,
-    /// The frame, from its Ethernet header on.
+    /// What kind of device it is (`ARPHRD_…`).
+    pub hardware: u16,
+    /// The frame, from its Ethernet header on; of devices that have none from the IP header on.
     pub bytes: Vec<u8>,
+}
+
+/// An instruction of a classic BPF program (Documentation/networking/filter.rst).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip if a comparison holds.
+    pub jt: u8,
+    /// And if not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
 }
 
 /// Packet sockets in several namespaces. They see every frame from the moment they are opened.
@@ -109,6 +125,7 @@ impl<'a> Listeners<'a> {
                     device: name.unwrap_or_else(|| "?".to_owned()),
                     outgoing: seen.outgoing,
                     at_ns: seen.at_ns,
+                    hardware: seen.hardware,
                     bytes: bytes.to_vec(),
                 });
             }
@@ -174,6 +191,75 @@ fn send(
         if tries == STAMPED_BY || sights.iter().all(|sight| sight.at_ns != 0) {
             return Ok((sort(stations, sights, vxlan_port), answer));
         }
+    }
+}
+
+/// Packet sockets in several namespaces that see what a program lets through, for as long as somebody looks.
+pub struct Watch<'a> {
+    stations: &'a [Station<'a>],
+    sockets: Vec<OwnedFd>,
+    names: HashMap<(usize, u32), String>,
+    buffer: Vec<u8>,
+}
+
+/// Frames taken from one socket before the next has its turn.
+const TURN: usize = 256;
+
+impl<'a> Watch<'a> {
+    /// Starts to listen. Each socket holds up to `bytes` of frames until they are taken.
+    ///
+    /// # Errors
+    /// The kernel's: packet sockets need `CAP_NET_RAW`, and it refuses a program that is none.
+    pub fn open(stations: &'a [Station<'a>], program: &[Instruction], bytes: usize) -> io::Result<Watch<'a>> {
+        let raw = |i: &Instruction| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
+        let program: Vec<libc::sock_filter> = program.iter().map(raw).collect();
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        let open = |s: &Station<'_>| inside(s.net, || sys::filtered_packet_socket(&program, bytes));
+        let sockets: io::Result<_> = stations.iter().map(open).collect();
+        Ok(Watch { stations, sockets: sockets?, names: HashMap::new(), buffer: vec![0; 300_000] })
+    }
+
+    /// Takes some of what there is, waiting until the deadline for the first. In the order of arrival at each station.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take(&mut self, deadline: Instant) -> io::Result<Vec<Sight>> {
+        let fds: Vec<BorrowedFd<'_>> = self.sockets.iter().map(AsFd::as_fd).collect();
+        let mut sights = Vec::new();
+        for station in sys::wait_readable(&fds, deadline)? {
+            for _ in 0..TURN {
+                let seen = match sys::receive_frame(&self.sockets[station], &mut self.buffer) {
+                    Ok(seen) => seen,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    // A device that went down says so once; the others go on.
+                    Err(e) if e.raw_os_error() == Some(libc::ENETDOWN) => break,
+                    Err(e) => return Err(e),
+                };
+                let device = match self.names.get(&(station, seen.device)) {
+                    Some(name) => name.clone(),
+                    None => {
+                        let name = inside(self.stations[station].net, || Ok(sys::device_name(seen.device)))?;
+                        let name = name.unwrap_or_else(|| "?".to_owned());
+                        self.names.insert((station, seen.device), name.clone());
+                        name
+                    }
+                };
+                sights.push(Sight {
+                    station,
+                    device,
+                    outgoing: seen.outgoing,
+                    at_ns: seen.at_ns,
+                    hardware: seen.hardware,
+                    bytes: self.buffer[..seen.len.min(self.buffer.len())].to_vec(),
+                });
+            }
+        }
+        Ok(sights)
+    }
+
+    /// Frames that no socket had room for since this was asked last.
+    pub fn lost(&self) -> u64 {
+        self.sockets.iter().map(|socket| sys::frames_lost(socket).unwrap_or(0)).sum()
     }
 }
 

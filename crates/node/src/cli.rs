@@ -1,5 +1,6 @@
 //! The commands of `loden`.
 
+mod capture;
 mod cleanup;
 mod cni;
 mod config;
@@ -22,6 +23,7 @@ usage: loden COMMAND [ARGUMENT]...
   agent [FLAG]...     run the node agent; the flags are flanneld's, see `loden agent -help`
   status              show how this node is, and why (`loden status --help`)
   doctor              say what is wrong with this host and how to mend it (`loden doctor --help`)
+  capture FROM TO     record a pair's packets on every device at once, and where they are lost (`loden capture --help`)
   trace [FROM] TO     follow a packet by the kernel's tables and by a real one (`loden trace --help`)
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
@@ -50,6 +52,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "cni" => cni::main(&words),
         "status" => status::main(&words),
         "doctor" => doctor::main(&words),
+        "capture" => capture::main(&words),
         "trace" => trace::main(&words),
         "cleanup" => cleanup::main(&words),
         // Not for people at first hand: what the agent does for the backend udp.

@@ -4,6 +4,7 @@
 mod args;
 mod board;
 mod bridged;
+mod capture;
 mod changing;
 mod cli;
 mod clock;
@@ -21,6 +22,7 @@ mod log;
 mod membership;
 mod metrics;
 mod outputs;
+mod pods;
 mod probe;
 mod reconcile;
 mod rights;

@@ -1,19 +1,15 @@
 //! `loden trace`: which way a packet should take from here, and which it takes.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
 
 use kernel::{Netns, Rtnl};
 use lab::icmp::{self, Answer};
 use lab::proto::Hop;
 use lab::walk::{self, Station};
-use model::Family;
-use std::os::fd::AsFd as _;
 
 use super::{Words, complain, print};
+use crate::pods::pod;
 use crate::trace::{Model, Sight, Walk, compare, model as tables, show};
 
 const USAGE: &str = "\
@@ -124,44 +120,4 @@ fn run(wish: &Wish) -> Result<u8, String> {
 
 fn sights(hops: Vec<Hop>) -> Vec<Sight> {
     hops.into_iter().map(|hop| Sight { place: hop.place, device: hop.device, at_us: hop.at_us }).collect()
-}
-
-/// The namespace of a source; `None` for the host itself.
-fn pod(source: &str) -> Result<Option<Netns>, String> {
-    if source == "host" {
-        return Ok(None);
-    }
-    if source.starts_with('/') {
-        return Netns::open(Path::new(source)).map(Some).map_err(|error| error.to_string());
-    }
-    let address: IpAddr = source.parse().map_err(|_| {
-        format!("{source:?} is neither `host`, nor an address, nor the path of a network namespace")
-    })?;
-    let has =
-        |rtnl: &mut Rtnl| rtnl.addresses(None).is_ok_and(|all| all.iter().any(|a| a.net.addr() == address));
-    if Rtnl::open().is_ok_and(|mut rtnl| has(&mut rtnl)) {
-        return Ok(None);
-    }
-    for path in namespaces() {
-        let Ok(netns) = Netns::open(&path) else { continue };
-        if Rtnl::open_in(netns.as_fd()).is_ok_and(|mut rtnl| has(&mut rtnl)) {
-            return Ok(Some(netns));
-        }
-    }
-    let family = Family::of(address);
-    Err(format!("no pod of this host has the {family} address {address}; trace it on the host that has it"))
-}
-
-/// Every namespace once: those with a name, and those of processes.
-fn namespaces() -> Vec<PathBuf> {
-    let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let named = ["/run/netns", "/run/docker/netns"].into_iter().flat_map(entries);
-    let processes = entries("/proc").map(|process| process.join("ns/net"));
-    let mut unique = BTreeMap::new();
-    for path in named.chain(processes) {
-        if let Ok(data) = fs::metadata(&path) {
-            unique.entry((data.dev(), data.ino())).or_insert(path);
-        }
-    }
-    unique.into_values().collect()
 }
