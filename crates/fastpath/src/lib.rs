@@ -2,6 +2,8 @@
 //! between pods past the bridge, netfilter and the tunnel device. What they do is learnt from the slow path; what is
 //! not plain stays there (decisions 0215 to 0219).
 //!
+//! Beside it [`drops`] says which packets the kernel drops, and why (decision 0224).
+//!
 //! This room loads the programs, ties them to devices and tells them what they have to know. When and where is the
 //! agent's to say. Needs CAP_BPF, CAP_NET_ADMIN, Linux 6.6 or newer with BTF, and connection tracking built in.
 
@@ -9,6 +11,7 @@ mod error;
 mod object;
 mod pins;
 
+pub mod drops;
 pub mod layout;
 
 use std::collections::BTreeMap;

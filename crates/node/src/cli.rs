@@ -6,6 +6,7 @@ mod cni;
 mod config;
 mod docker_opts;
 mod doctor;
+mod drops;
 mod status;
 mod trace;
 
@@ -24,6 +25,7 @@ usage: loden COMMAND [ARGUMENT]...
   status              show how this node is, and why (`loden status --help`)
   doctor              say what is wrong with this host and how to mend it (`loden doctor --help`)
   capture FROM TO     record a pair's packets on every device at once, and where they are lost (`loden capture --help`)
+  drops [-f]          say which packets this host drops, where and why (`loden drops --help`)
   trace [FROM] TO     follow a packet by the kernel's tables and by a real one (`loden trace --help`)
   lab COMMAND         hosts as network namespaces on this machine: demo, test bed (`loden lab help`)
   config get          print the network configuration in the store
@@ -53,6 +55,7 @@ pub fn main(program: &str, mut words: Vec<String>) -> u8 {
         "status" => status::main(&words),
         "doctor" => doctor::main(&words),
         "capture" => capture::main(&words),
+        "drops" => drops::main(&words),
         "trace" => trace::main(&words),
         "cleanup" => cleanup::main(&words),
         // Not for people at first hand: what the agent does for the backend udp.

@@ -11,6 +11,7 @@ mod clock;
 mod cniconf;
 mod distro;
 mod doctor;
+mod drops;
 mod fast;
 mod guests;
 mod health;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use kernel::link::LinkInfo;
+use kernel::netns::NetnsId;
 use kernel::{Netns, Rtnl};
 use model::Family;
 
@@ -61,8 +62,12 @@ pub fn tied(address: IpAddr) -> Option<Netns> {
 pub struct Pod {
     /// Its namespace.
     pub netns: Netns,
+    /// What tells it from others.
+    pub id: NetnsId,
     /// Its addresses with their prefix, loopback and link-local ones left out.
     pub addresses: Vec<IpNet>,
+    /// Indices of the caller's ends of its veths.
+    pub host_ends: Vec<u32>,
 }
 
 /// All pods that are tied to the caller's namespace by a veth.
@@ -81,14 +86,15 @@ pub fn all() -> Result<Vec<Pod>, String> {
         // What is gone by now is no pod.
         let (Ok(id), Ok(Some(number))) = (netns.id(), host.netns_id(netns.as_fd())) else { continue };
         let tied = veths.iter().filter(|l| l.lower_netns == Some(number));
-        if id == here || tied.count() == 0 {
+        let host_ends: Vec<u32> = tied.map(|l| l.index).collect();
+        if id == here || host_ends.is_empty() {
             continue;
         }
         let Ok(mut rtnl) = Rtnl::open_in(netns.as_fd()) else { continue };
         let addresses = rtnl.addresses(None).unwrap_or_default();
         let addresses: Vec<IpNet> = addresses.iter().map(|a| a.net).filter(|n| is_global(n.addr())).collect();
         if !addresses.is_empty() {
-            pods.push(Pod { netns, addresses });
+            pods.push(Pod { netns, id, addresses, host_ends });
         }
     }
     Ok(pods)

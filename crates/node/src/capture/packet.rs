@@ -229,3 +229,16 @@ impl<'a> Ip<'a> {
         }
     }
 }
+
+/// The innermost packet of an IP packet, which may be cut.
+pub fn innermost(bytes: &[u8], ports: &Ports) -> Option<Packet> {
+    let (mut ip, mut wraps) = (Ip::read(bytes)?, Vec::new());
+    while let Some((wrap, inner)) = ip.carried(ports).and_then(|(wrap, at)| Some((wrap, Ip::read(at)?))) {
+        if wraps.len() == DEEPEST {
+            break;
+        }
+        wraps.push(wrap);
+        ip = inner;
+    }
+    Some(ip.packet(wraps))
+}

@@ -196,20 +196,26 @@ fn kinds(facts: &mut Facts) {
 }
 
 fn ruleset(facts: &mut Facts) {
+    let (rules, missing) = rules();
+    facts.ruleset = rules;
+    facts.missing.extend(missing);
+}
+
+/// The packet rules of the caller's namespace, and what could not be read.
+pub fn rules() -> (Ruleset, Vec<String>) {
+    let (mut rules, mut missing) = (Ruleset::default(), Vec::new());
     match output("nft", &["list", "ruleset"]) {
-        Ok(text) => facts.ruleset = Ruleset::nft(&text),
-        Err(why) => facts.missing.push(format!("packet rules: {why}")),
+        Ok(text) => rules = Ruleset::nft(&text),
+        Err(why) => missing.push(format!("packet rules: {why}")),
     }
     let legacy = Path::new("/proc/thread-self/net/ip_tables_names");
     if fs::read_to_string(legacy).is_ok_and(|tables| !tables.trim().is_empty()) {
         match output("iptables-legacy-save", &[]) {
-            Ok(text) => {
-                let rules = std::mem::take(&mut facts.ruleset);
-                facts.ruleset = rules.and(Ruleset::iptables(&text, "iptables-legacy"));
-            }
-            Err(why) => facts.missing.push(format!("rules of iptables-legacy: {why}")),
+            Ok(text) => rules = rules.and(Ruleset::iptables(&text, "iptables-legacy")),
+            Err(why) => missing.push(format!("rules of iptables-legacy: {why}")),
         }
     }
+    (rules, missing)
 }
 
 fn output(program: &str, words: &[&str]) -> Result<String, String> {

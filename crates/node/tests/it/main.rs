@@ -11,6 +11,7 @@ mod cleanup;
 mod docker;
 mod docker_opts;
 mod doctor;
+mod drops;
 mod extension;
 mod fast;
 mod faults;
