@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "crates/node/src/capture/packet",
     "crates/node/src/capture/pcapng",
     "crates/node/src/fast/ports",
+    "crates/node/src/trace/picture",
     "crates/sim/src/",
     "crates/tunnel/src/packet",
     "crates/tunnel/src/peers",

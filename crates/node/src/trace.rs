@@ -3,6 +3,7 @@
 //! the two part. Pure, but for [`model`], which asks the kernel and changes nothing.
 
 pub mod model;
+pub mod picture;
 pub mod show;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! `loden trace`: which way a packet should take from here, and which it takes.
 
+use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
@@ -10,10 +11,10 @@ use lab::walk::{self, Station};
 
 use super::{Words, complain, print};
 use crate::pods::pod;
-use crate::trace::{Model, Sight, Walk, compare, model as tables, show};
+use crate::trace::{Model, Sight, Verdict, Walk, compare, model as tables, picture, show};
 
 const USAGE: &str = "\
-usage: loden trace [SOURCE] DESTINATION [-o table|json]
+usage: loden trace [SOURCE] DESTINATION [-o table|json] [--svg FILE] [--html FILE]
 
 Follows a packet from this host, or from a pod on it, to an address: by the kernel's tables (route, neighbour, forwarding
 entry, outer route) and by a real ICMP echo that packet sockets see on every device. The first hop where the two part is
@@ -22,6 +23,7 @@ named. What happens beyond this host is seen from the host there.
   SOURCE        `host` (the default), the address of a pod of this host, or the path of a network namespace
   DESTINATION   an address
   -o table|json text for people (the default), or one JSON document, with a version
+  --svg FILE    also draw it; --html FILE as a page with the table. Nothing else is needed to look at them
 
 Exit status: 0 the packet took that way and came back, 1 it did not, 2 it could not be tried.
 ";
@@ -49,15 +51,19 @@ struct Wish {
     source: String,
     to: IpAddr,
     json: bool,
+    svg: Option<String>,
+    html: Option<String>,
 }
 
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
-    let (mut json, mut ends) = (false, Vec::new());
+    let (mut json, mut ends, mut svg, mut html) = (false, Vec::new(), None, None);
     let mut words = Words::new(words);
     while let Some(name) = words.word() {
         match name {
             "-o" | "--output" => json = super::is_json(words.value("table or json")?)?,
+            "--svg" => svg = Some(words.value("a file")?.to_owned()),
+            "--html" => html = Some(words.value("a file")?.to_owned()),
             "-h" | "-help" | "--help" | "help" => return Ok(None),
             flag if flag.starts_with('-') => return Err(format!("there is no {flag:?} here")),
             end => ends.push(end),
@@ -70,7 +76,7 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
         [] => return Err("it needs a destination".to_owned()),
     };
     let to = to.parse().map_err(|_| format!("{to:?} is not an address"))?;
-    Ok(Some(Wish { source: source.to_owned(), to, json }))
+    Ok(Some(Wish { source: source.to_owned(), to, json, svg, html }))
 }
 
 fn run(wish: &Wish) -> Result<u8, String> {
@@ -109,6 +115,13 @@ fn run(wish: &Wish) -> Result<u8, String> {
     };
     let verdict = compare(&model, &walk);
     let to = wish.to.to_string();
+    let draw: fn(&str, &str, &Model, &Walk, &Verdict) -> String = picture::svg;
+    for (file, draw) in [(&wish.svg, draw), (&wish.html, picture::html)] {
+        if let Some(file) = file {
+            fs::write(file, draw(&wish.source, &to, &model, &walk, &verdict))
+                .map_err(|error| format!("write {file}: {error}"))?;
+        }
+    }
     if wish.json {
         print(&format!("{}\n", show::json(&wish.source, &to, &model, &walk, &verdict).to_indented()));
     } else {
