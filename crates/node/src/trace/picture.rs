@@ -16,9 +16,9 @@ const ARROW: usize = 30;
 const LOOK: &str = "\
 .page{fill:#fff}.place{fill:#f3f5f8;stroke:#c9d1db}.box{fill:#fff;stroke:#98a3b0}.seen{stroke:#1a7f4b;stroke-width:2}\
 .lost{stroke:#c62828;stroke-width:2;stroke-dasharray:6 4}.way{stroke:#98a3b0;stroke-width:2;fill:none}\
-.way.seen{stroke:#1a7f4b}.way.lost{stroke:#c62828}text{font:13px ui-monospace,Menlo,Consolas,monospace;fill:#1f2933}\
+.way.seen{stroke:#1a7f4b}.way.lost{stroke:#c62828}.way.head{stroke-dasharray:none}text{font:13px ui-monospace,Menlo,Consolas,monospace;fill:#1f2933}\
 .title{font-size:18px;font-weight:600}.name{font-size:15px;font-weight:600}.dim{fill:#5b6775;font-size:12px}\
-.good{fill:#1a7f4b}.bad{fill:#c62828}\
+.good{fill:#1a7f4b}.bad{fill:#c62828}.end{text-anchor:end}\
 @media(prefers-color-scheme:dark){.page{fill:#14181d}.place{fill:#1c2229;stroke:#3a4450}.box{fill:#14181d;stroke:#6b7785}\
 .way{stroke:#6b7785}text{fill:#e4e9ef}.dim{fill:#a4b0bd}.seen,.way.seen{stroke:#4cc38a}.good{fill:#4cc38a}\
 .lost,.way.lost{stroke:#ff7b72}.bad{fill:#ff7b72}}";
@@ -116,7 +116,7 @@ pub fn svg(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict) 
         y += ARROW;
         out.shape("place", LEFT - 24, y, WIDTH - 2 * (LEFT - 24), 44);
         out.text(LEFT - 10, y + 27, "name", &far.to_string());
-        out.text(LEFT + BOX - 150, y + 27, "dim", "beyond this host");
+        out.text(LEFT + BOX - 14, y + 27, "dim end", "beyond this host");
         y += 44;
     }
     y += 24;
@@ -155,7 +155,8 @@ pub fn html(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict)
          <meta name=\"viewport\" content=\"width=device-width\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>loden trace: {title}</title>\n<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:{WIDTH}px;margin:2rem auto;\
          padding:0 1rem}}svg{{max-width:100%;height:auto}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;\
-         padding:.3rem .8rem .3rem 0;border-bottom:1px solid #8886;vertical-align:top}}</style>\n</head>\n<body>\n\
+         padding:.3rem .8rem .3rem 0;border-bottom:1px solid #8886;vertical-align:top}}\
+         td:nth-child(3){{white-space:nowrap}}</style>\n</head>\n<body>\n\
          {}<table>\n<tr><th>where</th><th>device</th><th>the packet</th><th>what leads there</th></tr>\n{table}</table>\n\
          {said}<p>{}</p>\n</body>\n</html>\n",
         svg(from, to, model, walk, verdict),
@@ -186,7 +187,7 @@ impl Canvas {
         let class = state.class();
         self.0.push_str(&format!("<path class=\"way{class}\" d=\"M{x} {} V{end}\"/>\n", y + 3));
         let head = format!("M{} {} L{x} {end} L{} {}", x - 6, end - 8, x + 6, end - 8);
-        self.0.push_str(&format!("<path class=\"way{}\" d=\"{head}\"/>\n", class.replace(" lost", "")));
+        self.0.push_str(&format!("<path class=\"way head{class}\" d=\"{head}\"/>\n"));
         if state == State::Lost {
             self.text(x + 14, y + ARROW / 2 + 5, "bad", "✗ lost here");
         }
@@ -196,12 +197,11 @@ impl Canvas {
         self.shape(&format!("box{}", row.state.class()), LEFT, y, BOX, height);
         self.text(LEFT + 14, y + 23, "name", row.device);
         let class = match row.state {
-            State::Seen => "good",
-            State::Lost => "bad",
-            State::Open => "dim",
+            State::Seen => "good end",
+            State::Lost => "bad end",
+            State::Open => "dim end",
         };
-        let width = row.when.chars().count() * 79 / 10;
-        self.text(LEFT + BOX - 14 - width, y + 23, class, &row.when);
+        self.text(LEFT + BOX - 14, y + 23, class, &row.when);
         for (at, line) in wrap(row.by, BOX - 28).iter().enumerate() {
             self.text(LEFT + 14, y + 42 + LINE * at, "dim", line);
         }

@@ -71,8 +71,17 @@ fn model_and_packet_agree_until_something_breaks() {
     host.sh(&format!("ip route del {}", peer.subnet("FLANNEL_SUBNET")));
     host.sh("ip route del default");
     says("no route", "finds no route");
+    let picture = world.dir.path().join("way.svg").display().to_string();
+    let page = world.dir.path().join("way.html").display().to_string();
+    let (code, _) = trace(host, &[&far, "--svg", &picture, "--html", &page]);
+    for file in [&picture, &page] {
+        let text = std::fs::read_to_string(file).unwrap();
+        let named = text.contains(&format!("host → {far}")) && text.contains("finds no route");
+        assert!(code == 1 && named && text.contains("</svg>"), "{text}");
+    }
     for (words, want) in [
         (&["--help"][..], 0),
+        (&["host", &far, "--svg", "/proc/nowhere"], 2),
         (&[], 2),
         (&["nonsense"], 2),
         (&["10.244.250.9", &far], 2),
