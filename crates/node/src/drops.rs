@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::capture::filter::Ports;
 use crate::capture::packet::{self, Packet, Wrap};
+use crate::probe::run::PORT;
 use owner::Hook;
 use reasons::Class;
 
@@ -150,9 +151,7 @@ fn concerns(record: &Dropped, reason: &str, packet: Option<&Packet>, place: &Pla
         return false;
     }
     let Some(packet) = packet else { return false };
-    // `ping` reads answers from a raw socket, which got its copy; that no ping socket waits for them is usual.
-    let answer = reason == "NO_SOCKET" && matches!(packet.protocol, 1 | 58);
-    if answer || !is_unicast(packet.to) {
+    if reason == "NO_SOCKET" && answers_itself(packet) || !is_unicast(packet.to) {
         return false;
     }
     let of_pods = |address: IpAddr| scene.networks.iter().any(|net| net.contains(&address));
@@ -161,6 +160,13 @@ fn concerns(record: &Dropped, reason: &str, packet: Option<&Packet>, place: &Pla
         || of_pods(packet.from)
         || of_pods(packet.to)
         || scene.devices.contains(&record.device.1)
+}
+
+/// What is dropped for want of a socket and did what it was for all the same: `ping` reads answers from a raw socket,
+/// which got its copy, and probes of agents and traceroute ask for nothing but the refusal.
+fn answers_itself(packet: &Packet) -> bool {
+    let probe = |(_, to)| to == PORT || to == PORT + 1;
+    matches!(packet.protocol, 1 | 58) || packet.protocol == 17 && packet.ports.is_some_and(probe)
 }
 
 /// To one host beyond this link.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use kernel::link::LinkInfo;
 use kernel::netns::NetnsId;
+use kernel::rtnl::RouteFilter;
 use kernel::{Netns, Rtnl};
 use model::Family;
 
@@ -79,7 +80,11 @@ pub fn all() -> Result<Vec<Pod>, String> {
     let here = Netns::current().and_then(|netns| netns.id()).map_err(|error| error.to_string())?;
     let mut host = Rtnl::open().map_err(text)?;
     let links = host.links().map_err(text)?;
-    let veths: Vec<&LinkInfo> = links.iter().filter(|l| l.link.kind.name() == "veth").collect();
+    // What the default route leads to is the world and no pod, for hosts that are namespaces themselves.
+    let routes = host.routes(RouteFilter::default()).map_err(text)?;
+    let default = |dev: u32| routes.iter().any(|route| route.dst.prefix_len() == 0 && route.dev == Some(dev));
+    let veths = links.iter().filter(|l| l.link.kind.name() == "veth" && !default(l.index));
+    let veths: Vec<&LinkInfo> = veths.collect();
     let mut pods = Vec::new();
     for path in namespaces() {
         let Ok(netns) = Netns::open(&path) else { continue };

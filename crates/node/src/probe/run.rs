@@ -25,8 +25,8 @@ const FORGOTTEN: Duration = Duration::from_secs(45);
 const RECENT: Duration = Duration::from_secs(20);
 /// A finding that was not confirmed for so long is no evidence of health.
 pub const STALE: Duration = Duration::from_secs(180);
-/// A port where hardly anybody listens; traceroute's.
-const PORT: u16 = 33_434;
+/// A port where hardly anybody listens; traceroute's. The next one is for datagrams without a checksum.
+pub const PORT: u16 = 33_434;
 
 /// When requests last came from an address, of [`MOST_HEARD`] at most.
 type Ears = Arc<Mutex<BTreeMap<IpAddr, Instant>>>;
