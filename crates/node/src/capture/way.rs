@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use kernel::link::LinkInfo;
-use kernel::{Error, Netns, Rtnl};
-use plan::state::LinkKind;
+use kernel::netlink::{Protocol, Socket};
+use kernel::{Error, Netns, Rtnl, xfrm};
+use plan::state::{Direction, LinkKind, PolicyAction};
 
 use super::Hop;
 use super::filter::Ports;
@@ -68,12 +69,19 @@ pub fn between(
         for step in rest.steps {
             let kind = links.iter().find(|link| link.link.name.to_string() == step.device);
             hops.push(Hop { place: HOST, device: step.device });
-            if let Some(LinkKind::Wireguard(_)) = kind.map(|link| &link.link.kind) {
+            if kind.is_some_and(is_wireguard) {
+                let device = hops.last().map_or("", |hop| &hop.device);
                 opaque = Some(format!(
-                    "behind {} packets are encrypted (WireGuard): there they cannot be told apart",
-                    hops.last().map_or("", |hop| &hop.device)
+                    "behind {device} packets are encrypted (WireGuard): the interface to other hosts is no hop"
                 ));
             }
+        }
+        // What leaves by ESP is seen in the clear nowhere behind the last device before the uplink.
+        let source = from.0.addresses.iter().copied().find(|a| a.is_ipv4() == address.is_ipv4());
+        if to.0.pod.is_none() && source.is_some_and(|source| is_esp(source, address)) {
+            let uplink = hops.pop().map_or(String::new(), |hop| hop.device);
+            opaque =
+                Some(format!("packets leave {uplink} encrypted (IPsec, ESP): it is no hop on the way out"));
         }
     }
     if let Some(pod) = &to.0.pod {
@@ -90,6 +98,31 @@ pub fn between(
     }
     hops.dedup();
     Ok((hops, opaque))
+}
+
+/// In the kernel, or in user space under the backend's name.
+fn is_wireguard(link: &LinkInfo) -> bool {
+    match link.link.kind {
+        LinkKind::Wireguard(_) => true,
+        LinkKind::Tun(_) => link.link.name.to_string().starts_with("flannel-wg"),
+        _ => false,
+    }
+}
+
+/// Whether an IPsec policy wants packets between these addresses inside ESP as they leave.
+fn is_esp(from: IpAddr, to: IpAddr) -> bool {
+    if !xfrm::is_there() {
+        return false;
+    }
+    let policies = Socket::open(Protocol::Xfrm).map(|mut socket| socket.dump(&xfrm::dump(), xfrm::decode));
+    let Ok(Ok(policies)) = policies else { return false };
+    policies.iter().any(|policy| {
+        let key = policy.key;
+        key.dir == Direction::Out
+            && matches!(policy.action, PolicyAction::Esp { .. })
+            && key.src.contains(&from)
+            && key.dst.contains(&to)
+    })
 }
 
 fn host(link: &LinkInfo) -> Hop {

@@ -200,6 +200,7 @@ fn run(wish: &Wish) -> Result<u8, String> {
         };
         let reversed: Vec<Hop> = way.iter().rev().cloned().collect();
         (there, back) = if here { (way, reversed) } else { (reversed, way) };
+        // What is hidden as it leaves comes out of the tunnel on the same device, and is seen there.
         opaque.extend(hidden);
     }
     let host = Netns::current().map_err(|error| error.to_string())?;

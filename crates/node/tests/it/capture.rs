@@ -223,6 +223,96 @@ fn every_hop_of_a_pair_is_recorded() {
 }
 
 #[test]
+fn every_backend_is_looked_through_or_said_to_be_opaque() {
+    for (backend, devices, last, opaque) in [
+        (r#""Type":"host-gw""#, "cni0 eth0", "", ""),
+        (r#""Type":"udp""#, "cni0 flannel0 eth0", " [udp 8285]", ""),
+        (
+            r#""Type":"wireguard""#,
+            "cni0 flannel-wg",
+            "",
+            "behind flannel-wg packets are encrypted (WireGuard)",
+        ),
+    ] {
+        if backend.contains("udp") || backend.contains("wireguard") {
+            // WireGuard may be in user space.
+            if !std::path::Path::new("/dev/net/tun").exists() {
+                println!("SKIP {backend}: this kernel has no tun");
+                continue;
+            }
+        }
+        let config =
+            format!(r#"{{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{{{backend}}}}}"#);
+        let world = World::with_config(2, &config).quiet();
+        let _agents = world.start(&[]);
+        let (host, peer) = (&world.hosts[0], &world.hosts[1]);
+        let (near, from) = pod(host, 7);
+        let (_far, to) = pod(peer, 8);
+        reaches(&near.netns, &to);
+        let file = world.dir.path().join("pair.pcapng").display().to_string();
+        let capture = Watching::start(host, &["capture", &from, &to, "--count", "4", "-w", &file]);
+        ping(&near.netns, &to, "2");
+        let (code, out, err) = capture.end();
+        assert_eq!((code, out.lines().count()), (0, 4), "{backend}: {out} {err}");
+        assert!(err.contains(opaque), "{backend}: {err}");
+        let line = out.lines().next().unwrap();
+        let (_, seen) = line.split_once(" : ").unwrap();
+        let bare: Vec<&str> = seen.split(' ').filter(|word| word.starts_with(char::is_alphabetic)).collect();
+        let bare: Vec<&str> = bare.into_iter().filter(|word| !["µs", "ms", "s"].contains(word)).collect();
+        assert_eq!(bare.join(" "), format!("eth0@{from} veth7 {devices}"), "{backend}: {line}");
+        assert!(seen.ends_with(last), "{backend}: {line}");
+        // One file, although a TUN device has no link layer.
+        let read = Command::new("tcpdump").args(["-n", "-r", &file, "icmp"]).output().unwrap();
+        let text = String::from_utf8(read.stdout).unwrap();
+        let hops = devices.split(' ').count() + if last.is_empty() { 2 } else { 1 };
+        let count = text.lines().filter(|line| line.contains("ICMP echo")).count();
+        assert_eq!(count, 4 * hops, "{backend}: {text}");
+    }
+}
+
+#[test]
+fn the_packets_of_ipv6_and_of_ipsec() {
+    let dual = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+    let world = World::with_config(2, dual).quiet();
+    let _agents = world.start(&[]);
+    let (near, from) = pod(&world.hosts[0], 7);
+    let (far, to) = pod(&world.hosts[1], 8);
+    let mut addresses = Vec::new();
+    for (host, pod) in world.hosts.iter().zip([&near, &far]) {
+        let gateway = host.env("FLANNEL_IPV6_SUBNET");
+        let gateway = gateway.trim_end_matches("/64");
+        let address = format!("{}2", gateway.trim_end_matches('1'));
+        host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        host.sh(&format!("ip addr add {gateway}/64 dev cni0 nodad"));
+        sh(&pod.netns, &format!("ip addr add {address}/64 dev eth0 nodad"));
+        sh(&pod.netns, &format!("ip -6 route add default via {gateway}"));
+        addresses.push(address);
+    }
+    reaches(&near.netns, &addresses[1]);
+    let host = &world.hosts[0];
+    let capture = Watching::start(host, &["capture", &addresses[0], &addresses[1], "icmp", "--count", "4"]);
+    ping(&near.netns, &addresses[1], "2");
+    let (code, out, err) = capture.end();
+    assert_eq!(code, 0, "{out} {err}");
+    for part in ["flannel-v6.1", "eth0 +", "[vxlan vni 1]", "icmp echo request seq 1, 104 bytes"] {
+        assert!(out.lines().next().unwrap().contains(part), "{part}: {out}");
+    }
+
+    // A policy that wants ESP; nothing is encrypted here, since the kernel may have none.
+    let policy = format!(
+        "ip xfrm policy add src {from}/32 dst {to}/32 dir out tmpl src 192.0.2.11 dst 192.0.2.12 proto esp reqid 11 mode tunnel"
+    );
+    if host.try_sh(&policy).is_err() {
+        println!("SKIP the_packets_of_ipv6_and_of_ipsec: this kernel has no IPsec (xfrm_user)");
+        return;
+    }
+    let capture = Watching::start(host, &["capture", &from, &to, "--seconds", "1"]);
+    assert!(capture.first.trim_end().ends_with("flannel.1"), "{}", capture.first);
+    let (_, _, err) = capture.end();
+    assert!(err.contains("packets leave eth0 encrypted (IPsec, ESP)"), "{err}");
+}
+
+#[test]
 fn the_hop_that_misses_a_packet_is_named() {
     let world = World::with_config(2, VXLAN).quiet();
     let _agents = world.start(&[]);
