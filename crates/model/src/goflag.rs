@@ -179,6 +179,37 @@ pub fn usage(program: &str, flags: &[Flag]) -> String {
     text
 }
 
+/// The candidate a misspelt word most likely means: at most a third of its letters wrong, missing, too many or in the
+/// wrong order (distance of Damerau and Levenshtein, adjacent letters), or its only continuation.
+pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let mut longer = candidates.iter().filter(|candidate| word.len() > 1 && candidate.starts_with(word));
+    if let (Some(only), None) = (longer.next(), longer.next()) {
+        return Some(only);
+    }
+    let most = word.chars().count().div_ceil(3);
+    let distances = candidates.into_iter().map(|candidate| (distance(word, candidate), candidate));
+    distances.filter(|(distance, _)| *distance <= most).min_by_key(|(distance, _)| *distance).map(|(_, c)| c)
+}
+
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in other.iter().enumerate() {
+            let mut least = (last[j] + usize::from(a != b)).min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
+                least = least.min(before[j - 1] + 1);
+            }
+            row.push(least);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[other.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +289,28 @@ mod tests {
             ("--=v", "error: bad flag syntax: --=v"),
         ] {
             check(line, want);
+        }
+    }
+
+    #[test]
+    fn misspelt_words_have_a_neighbour() {
+        let words = ["status", "doctor", "trace", "dump", "lab", "config", "cni", "cleanup", "version"];
+        for (word, want) in [
+            ("statsu", Some("status")),
+            ("satus", Some("status")),
+            ("Status", Some("status")),
+            ("stat", Some("status")),
+            ("docter", Some("doctor")),
+            ("dum", Some("dump")),
+            ("trase", Some("trace")),
+            ("cnf", Some("cni")),
+            ("clean", Some("cleanup")),
+            ("c", None),
+            ("", None),
+            ("pods", None),
+            ("reboot", None),
+        ] {
+            assert_eq!(near(word, words), want, "{word}");
         }
     }
 

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
+use model::goflag::near;
+
 use crate::error::{Doing, Error, Result};
 use crate::spec::{DEFAULT_NAME, Spec, Stack, Topology};
 
@@ -61,6 +63,32 @@ pub struct Look {
     pub json: bool,
     /// ASCII only.
     pub ascii: bool,
+}
+
+/// What a misspelt command may have meant.
+const COMMANDS: &[&str] =
+    &["demo", "up", "show", "status", "list", "exec", "logs", "pod", "ping", "walk", "agent", "down"];
+/// What a misspelt option may have meant.
+const OPTIONS: &[&str] = &[
+    "--name",
+    "--output",
+    "--ascii",
+    "--help",
+    "--hosts",
+    "--pods",
+    "--backend",
+    "--no-agents",
+    "--direct-routing",
+    "--topology",
+    "--family",
+    "--mtu",
+    "--net-conf",
+    "--conflist",
+    "--cni-bin-dir",
+];
+
+fn hint(word: &str, all: &[&'static str]) -> String {
+    near(word, all.iter().copied()).map_or(String::new(), |near| format!("; did you mean {near}?"))
 }
 
 /// Options of every command, as they were found.
@@ -157,7 +185,9 @@ fn command(verb: &str, found: &mut Found) -> Result<Command> {
             Command::Agent(name, verb, next("a host")?)
         }
         "down" => Command::Down(name),
-        other => return Err(Error::Usage(format!("there is no command {other:?}"))),
+        other => {
+            return Err(Error::Usage(format!("there is no command {other:?}{}", hint(other, COMMANDS))));
+        }
     })
 }
 
@@ -228,7 +258,9 @@ fn apply(option: &str, value: impl FnOnce() -> Result<String>, found: &mut Found
                 "--net-conf" => spec.net_conf = Some(file(option, &value()?)?),
                 "--conflist" => spec.conflist = Some(file(option, &value()?)?),
                 "--cni-bin-dir" => spec.cni_bin_dir = Some(directory(&value()?)?),
-                other => return Err(Error::Usage(format!("there is no option {other}"))),
+                other => {
+                    return Err(Error::Usage(format!("there is no option {other}{}", hint(other, OPTIONS))));
+                }
             }
         }
     }
@@ -323,7 +355,7 @@ mod tests {
         let tail = "; `loden lab --help` lists the commands";
         for (line, want) in [
             ("bring-up", "there is no command \"bring-up\""),
-            ("up --host 3", "there is no option --host"),
+            ("up --host 3", "there is no option --host; did you mean --hosts?"),
             ("up --hosts many", "--hosts needs a number, not \"many\""),
             ("up --hosts", "--hosts needs a value"),
             ("up --topology ring", "--topology is one of flat, routed, not \"ring\""),
