@@ -8,9 +8,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use model::FastPath;
-use model::goflag::{self, Flag, Kind, Stop, Value};
+use model::goflag::{self, Flag, Kind, Stop, Value, near};
 use store::etcd::{EtcdOptions, TlsFiles};
 use store::kube::{KubeOptions, Proxies};
+
+use crate::log::Form;
+use crate::redact::Redactor;
 
 /// How the command line ends.
 pub enum Outcome {
@@ -64,6 +67,8 @@ pub struct Options {
     pub ip_blackhole_route: bool,
     /// `None` leaves it to the network configuration; an extension.
     pub fast_path: Option<FastPath>,
+    /// How log lines look; an extension.
+    pub log_format: Form,
     pub version: bool,
     pub v: i64,
 }
@@ -72,7 +77,7 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'sta
     Flag { name, kind, default, help }
 }
 
-/// Every flag of flanneld v0.28, and `fast-path`.
+/// Every flag of flanneld v0.28, and two of ours: `fast-path` and `log-format`.
 pub const FLAGS: &[Flag] = &[
     flag(
         "etcd-endpoints",
@@ -158,10 +163,23 @@ pub const FLAGS: &[Flag] = &[
         "",
         "carry established flows between pods past bridge and netfilter: off, auto, on; empty: as FastPath of the backend",
     ),
+    flag(
+        "log-format",
+        Kind::Text,
+        "text",
+        "log lines on stderr: text for people, json for programs (LODEN_LOG_FORMAT says so, too)",
+    ),
     flag("v", Kind::Int, "0", "log level; 2 and more show details"),
     flag("vmodule", Kind::Text, "", "accepted for compatibility: log levels of files"),
     flag("log_backtrace_at", Kind::Text, "", "accepted for compatibility: file and line of a stack trace"),
 ];
+
+/// The variable that says what a flag says.
+pub fn variable(flag: &str) -> String {
+    // A name of our own for what flannel does not have.
+    let beginning = if flag == "log-format" { "LODEN" } else { "FLANNELD" };
+    format!("{beginning}_{}", flag.to_uppercase().replace(['-', '.'], "_"))
+}
 
 /// Reads the command line, then the environment for what the command line does not say.
 pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<String>) -> Outcome {
@@ -170,7 +188,11 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
         Ok(parsed) => parsed,
         Err(Stop::Help) => return Outcome::Print { text: usage(), status: 0 },
         Err(Stop::Error(error)) => {
-            return Outcome::Print { text: format!("{error}\n{}", usage()), status: 2 };
+            let hint = error.strip_prefix("flag provided but not defined: -").and_then(|name| {
+                near(name, FLAGS.iter().map(|flag| flag.name)).map(|flag| format!("did you mean -{flag}?\n"))
+            });
+            let text = format!("{error}\n{}{}", hint.unwrap_or_default(), usage());
+            return Outcome::Print { text, status: 2 };
         }
     };
     let mut warnings = Vec::new();
@@ -188,7 +210,7 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
             if parsed.settings.iter().any(|(name, _)| *name == flag.name) {
                 continue;
             }
-            let variable = format!("FLANNELD_{}", flag.name.to_uppercase().replace(['-', '.'], "_"));
+            let variable = variable(flag.name);
             let Some(text) = env(&variable).filter(|text| !text.is_empty()) else { continue };
             match goflag::value(flag.kind, &text) {
                 Ok(value) => parsed.settings.push((flag.name, value)),
@@ -225,6 +247,12 @@ pub fn parse(program: &str, words: &[String], env: impl Fn(&str) -> Option<Strin
         && let Err(why) = FastPath::of(word)
     {
         return Outcome::Print { text: format!("invalid value for flag -fast-path: {why}\n"), status: 1 };
+    }
+    let format = parsed.settings.iter().rev().find(|(name, _)| *name == "log-format");
+    if let Some((_, Value::Text(word))) = format
+        && let Err(why) = Form::of(word)
+    {
+        return Outcome::Print { text: format!("invalid value for flag -log-format: {why}\n"), status: 2 };
     }
     if !options.version && options.etcd_username.is_empty() != options.etcd_password.is_empty() {
         warnings.push("only one of --etcd-username and --etcd-password is set: neither is used".to_owned());
@@ -322,6 +350,7 @@ impl Options {
             iptables_forward_rules: on("iptables-forward-rules"),
             ip_blackhole_route: on("ip-blackhole-route"),
             fast_path: FastPath::of(&text("fast-path")).ok(),
+            log_format: Form::of(&text("log-format")).unwrap_or_default(),
             version: on("version"),
             v: int("v"),
         }
@@ -336,41 +365,58 @@ pub fn from_environment() -> Options {
     }
 }
 
-impl fmt::Debug for Options {
-    /// For the log: one line, without the password (F-03).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Options {
+    /// Every setting with its value as Rust writes it, without secrets: the password, and users in URLs (F-03).
+    pub fn shown(&self) -> Vec<(&'static str, String)> {
+        fn text(value: &dyn fmt::Debug) -> String {
+            format!("{value:?}")
+        }
         let password = if self.etcd_password.is_empty() { "" } else { "(hidden)" };
-        f.debug_struct("Options")
-            .field("etcd-endpoints", &self.etcd_endpoints)
-            .field("etcd-prefix", &self.etcd_prefix)
-            .field("etcd-keyfile", &self.etcd_keyfile)
-            .field("etcd-certfile", &self.etcd_certfile)
-            .field("etcd-cafile", &self.etcd_cafile)
-            .field("etcd-username", &self.etcd_username)
-            .field("etcd-password", &password)
-            .field("iface", &self.iface)
-            .field("iface-regex", &self.iface_regex)
-            .field("iface-can-reach", &self.iface_can_reach)
-            .field("subnet-file", &self.subnet_file)
-            .field("public-ip", &self.public_ip)
-            .field("public-ipv6", &self.public_ipv6)
-            .field("subnet-lease-renew-margin", &self.subnet_lease_renew_margin)
-            .field("ip-masq", &self.ip_masq)
-            .field("ip-masq-fully-random-disable", &self.ip_masq_fully_random_disable)
-            .field("healthz-ip", &self.healthz_ip)
-            .field("healthz-port", &self.healthz_port)
-            .field("iptables-resync", &self.iptables_resync)
-            .field("iptables-forward-rules", &self.iptables_forward_rules)
-            .field("ip-blackhole-route", &self.ip_blackhole_route)
-            .field("kube-subnet-mgr", &self.kube_subnet_mgr)
-            .field("kube-api-url", &self.kube_api_url)
-            .field("kube-annotation-prefix", &self.kube_annotation_prefix)
-            .field("kubeconfig-file", &self.kubeconfig_file)
-            .field("net-config-path", &self.net_config_path)
-            .field("set-node-network-unavailable", &self.set_node_network_unavailable)
-            .field("fast-path", &self.fast_path)
-            .field("v", &self.v)
-            .finish()
+        let endpoints = Redactor::default().text(&self.etcd_endpoints);
+        let api = Redactor::default().text(&self.kube_api_url);
+        vec![
+            ("etcd-endpoints", text(&endpoints)),
+            ("etcd-prefix", text(&self.etcd_prefix)),
+            ("etcd-keyfile", text(&self.etcd_keyfile)),
+            ("etcd-certfile", text(&self.etcd_certfile)),
+            ("etcd-cafile", text(&self.etcd_cafile)),
+            ("etcd-username", text(&self.etcd_username)),
+            ("etcd-password", text(&password)),
+            ("iface", text(&self.iface)),
+            ("iface-regex", text(&self.iface_regex)),
+            ("iface-can-reach", text(&self.iface_can_reach)),
+            ("subnet-file", text(&self.subnet_file)),
+            ("public-ip", text(&self.public_ip)),
+            ("public-ipv6", text(&self.public_ipv6)),
+            ("subnet-lease-renew-margin", text(&self.subnet_lease_renew_margin)),
+            ("ip-masq", text(&self.ip_masq)),
+            ("ip-masq-fully-random-disable", text(&self.ip_masq_fully_random_disable)),
+            ("healthz-ip", text(&self.healthz_ip)),
+            ("healthz-port", text(&self.healthz_port)),
+            ("iptables-resync", text(&self.iptables_resync)),
+            ("iptables-forward-rules", text(&self.iptables_forward_rules)),
+            ("ip-blackhole-route", text(&self.ip_blackhole_route)),
+            ("kube-subnet-mgr", text(&self.kube_subnet_mgr)),
+            ("kube-api-url", text(&api)),
+            ("kube-annotation-prefix", text(&self.kube_annotation_prefix)),
+            ("kubeconfig-file", text(&self.kubeconfig_file)),
+            ("net-config-path", text(&self.net_config_path)),
+            ("set-node-network-unavailable", text(&self.set_node_network_unavailable)),
+            ("fast-path", text(&self.fast_path)),
+            ("log-format", text(&self.log_format)),
+            ("v", text(&self.v)),
+        ]
+    }
+}
+
+impl fmt::Debug for Options {
+    /// For the log: one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = f.debug_struct("Options");
+        for (name, text) in self.shown() {
+            all.field(name, &format_args!("{text}"));
+        }
+        all.finish()
     }
 }
 

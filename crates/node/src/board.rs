@@ -91,6 +91,14 @@ impl Topic {
         }
     }
 
+    /// What it is about, where there are several.
+    fn object(&self) -> Option<&str> {
+        match self {
+            Topic::Object(key) | Topic::Double(key) => Some(key),
+            _ => None,
+        }
+    }
+
     /// What works again when the trouble is over.
     fn what(&self) -> &str {
         match self {
@@ -209,8 +217,8 @@ impl Board {
             news = say;
             changed
         });
-        if let Some(text) = news {
-            log(&topic, &text);
+        if let Some(news) = news {
+            log(&topic, &news);
         }
     }
 
@@ -239,11 +247,11 @@ impl Board {
             for (topic, text) in found {
                 let (new, say) = put(now, topic, text.clone());
                 changed |= new;
-                said.extend(say.map(|text| (topic, text)));
+                said.extend(say.map(|news| (topic, news)));
             }
             changed
         });
-        said.iter().take(LOGGED).for_each(|(topic, text)| log(topic, text));
+        said.iter().take(LOGGED).for_each(|(topic, news)| log(topic, news));
         gone.iter().take(LOGGED).for_each(over);
         if let Some(more @ 1..) = said.len().checked_sub(LOGGED) {
             tracing::error!("{more} more kernel objects failed");
@@ -254,8 +262,11 @@ impl Board {
     }
 }
 
-/// Gives whether readers should know, and the sentence if it was not said yet.
-fn put(now: &mut Troubles, topic: &Topic, text: String) -> (bool, Option<String>) {
+/// A sentence that was not said yet, and whether its trouble begins with it or changes.
+type News = (String, &'static str);
+
+/// Gives whether readers should know, and what is new.
+fn put(now: &mut Troubles, topic: &Topic, text: String) -> (bool, Option<News>) {
     let text = if text.contains('\n') { text.replace('\n', " ") } else { text };
     if let Some(trouble) = now.troubles.get_mut(topic) {
         trouble.times += 1;
@@ -270,25 +281,32 @@ fn put(now: &mut Troubles, topic: &Topic, text: String) -> (bool, Option<String>
             trouble.said.remove(0);
         }
         trouble.said.push(text.clone());
-        return (true, Some(text));
+        return (true, Some((text, "changes")));
     }
     let (since, start) = (SystemTime::now(), Instant::now());
     let new = Trouble { text: text.clone(), since, start, times: 1, said: vec![text.clone()] };
     now.troubles.insert(topic.clone(), new);
-    (true, Some(text))
+    (true, Some((text, "begins")))
 }
 
-fn log(topic: &Topic, text: &str) {
+fn log(topic: &Topic, (text, state): &News) {
+    let (name, object) = (topic.name(), topic.object());
     match topic.voice() {
-        Voice::Error => tracing::error!("{text}"),
-        Voice::Warning => tracing::warn!("{text}"),
+        Voice::Error => tracing::error!(topic = name, state, object, "{text}"),
+        Voice::Warning => tracing::warn!(topic = name, state, object, "{text}"),
         Voice::Silent => {}
     }
 }
 
 fn over(topic: &Topic) {
     if topic.voice() != Voice::Silent {
-        tracing::info!("{}: works again", topic.what());
+        tracing::info!(
+            topic = topic.name(),
+            state = "over",
+            object = topic.object(),
+            "{}: works again",
+            topic.what()
+        );
     }
 }
 
@@ -310,7 +328,7 @@ mod tests {
         ] {
             let (changed, news) = put(&mut now, &Topic::Config, text.to_owned());
             assert_eq!((changed, news.is_some()), (wakes, says), "{text}");
-            heard.extend(news);
+            heard.extend(news.map(|(text, _)| text));
         }
         assert_eq!(heard, ["a", "b", "c d"], "and each is one line");
         assert_eq!(now.troubles[&Topic::Config].times, 6);

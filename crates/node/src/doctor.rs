@@ -6,6 +6,7 @@ pub mod cert;
 pub mod checks;
 pub mod collect;
 pub mod facts;
+pub mod json;
 pub mod ruleset;
 pub mod show;
 #[cfg(test)]

@@ -68,7 +68,8 @@ impl Health {
         }
     }
 
-    fn metrics(&self) -> String {
+    /// The page of metrics.
+    pub fn metrics(&self) -> String {
         let mut around = metrics::read::surroundings();
         around.probes = metrics::Probes::of(&self.probes.open());
         let counts = self.ledger.open().clone();

@@ -1,6 +1,7 @@
 //! `loden`: the agent and the command line; by the names `flanneld`, `flanneld-start` and
 //! `mk-docker-opts.sh` it is what flannel and the distributions ship under them.
 
+mod archive;
 mod args;
 mod board;
 mod bridged;
@@ -12,6 +13,7 @@ mod cniconf;
 mod distro;
 mod doctor;
 mod drops;
+mod dump;
 mod fast;
 mod guests;
 mod health;
@@ -27,6 +29,8 @@ mod pods;
 mod probe;
 mod reconcile;
 mod rights;
+mod redact;
+mod settings;
 #[cfg(test)]
 mod sim;
 mod socket;

@@ -1,5 +1,6 @@
 //! The agent's Unix socket: whoever may be root on this node may ask how it is (decision 0094). HTTP/1, so
-//! that `curl --unix-socket` can, too; `GET /v1/status` answers with the JSON of [`crate::status`].
+//! that `curl --unix-socket` can, too; `GET /v1/status` answers with the JSON of [`crate::status`]. For `loden dump`
+//! there are also `/v1/settings` (JSON), `/v1/metrics` and `/v1/log` (text), all without secrets (decision 0220).
 //!
 //! The client is here as well, blocking and without a runtime: the path and the question belong together.
 
@@ -19,7 +20,10 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::guests::Guests;
+use crate::health::Health;
 use crate::inputs::Inbox;
+use crate::log::Tail;
+use crate::settings::Settings;
 use crate::status::{Status, json};
 
 /// How long the loop may take for an answer; a round of ten thousand peers takes a fraction of a second.
@@ -52,6 +56,12 @@ pub struct Desk {
     pub answers: watch::Receiver<Option<Arc<Status>>>,
     /// What is known of the paths to others.
     pub probes: Arc<crate::probe::Board>,
+    /// Who knows the metrics.
+    pub health: Arc<Health>,
+    /// What the agent was told.
+    pub settings: Settings,
+    /// Its last words.
+    pub log: Arc<Tail>,
 }
 
 /// Serves for ever; cancel by dropping, which removes the socket.
@@ -150,22 +160,34 @@ impl Desk {
         &self,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        const JSON: &str = "application/json";
+        let known = ["/v1/status", "/v1/settings", "/v1/metrics", "/v1/log"];
         let (code, kind, text) = match (request.method(), request.uri().path()) {
             (&Method::GET, "/v1/status") => match self.ask().await {
-                Some(status) => (StatusCode::OK, "application/json", json::write(&status).to_indented()),
+                Some(status) => (StatusCode::OK, JSON, json::write(&status).to_indented()),
                 None => (
                     StatusCode::SERVICE_UNAVAILABLE,
-                    "text/plain; charset=utf-8",
+                    TEXT,
                     "the agent's loop has not answered for 5 s; if that lasts, restart the agent".to_owned(),
                 ),
             },
-            (_, "/v1/status") => {
-                (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET".to_owned())
+            (&Method::GET, "/v1/settings") => {
+                let conf = self.inbox.look(|inputs| inputs.conf.clone());
+                (StatusCode::OK, JSON, self.settings.json(conf.as_ref()).to_indented())
+            }
+            (&Method::GET, "/v1/metrics") => (StatusCode::OK, TEXT, self.health.metrics()),
+            (&Method::GET, "/v1/log") => (StatusCode::OK, TEXT, self.settings.clean(&self.log.text())),
+            (_, path) if known.contains(&path) => {
+                (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET".to_owned())
             }
             _ => (
                 StatusCode::NOT_FOUND,
-                "text/plain; charset=utf-8",
-                "there is only /v1/status; this agent may be older than the command that asks".to_owned(),
+                TEXT,
+                format!(
+                    "there is only {}; this agent may be older than the command that asks",
+                    known.join(", ")
+                ),
             ),
         };
         let mut response = Response::new(Full::new(Bytes::from(text + "\n")));
@@ -187,11 +209,19 @@ impl Desk {
     }
 }
 
-/// Asks an agent. The outer error says that there is none.
+/// Asks an agent how it is.
 ///
 /// # Errors
 /// One sentence.
 pub fn ask(path: &Path) -> Result<Status, String> {
+    json::read(get(path, "/v1/status")?.as_bytes()).map_err(|error| format!("the agent's answer is {error}"))
+}
+
+/// Asks an agent for one of its pages.
+///
+/// # Errors
+/// One sentence.
+pub fn get(path: &Path, page: &str) -> Result<String, String> {
     let sentence = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => format!("no agent runs here: there is no socket {}", path.display()),
         io::ErrorKind::ConnectionRefused => {
@@ -210,7 +240,7 @@ pub fn ask(path: &Path) -> Result<Status, String> {
     let exchange = || -> io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE + FIRST_PROBES))?;
-        stream.write_all(b"GET /v1/status HTTP/1.0\r\n\r\n")?;
+        stream.write_all(format!("GET {page} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)
@@ -220,10 +250,10 @@ pub fn ask(path: &Path) -> Result<Status, String> {
     let Some((head, body)) = end.map(|at| (&answer[..at], &answer[at + 4..])) else {
         return Err(format!("the agent at {} does not speak HTTP; is it Loden's?", path.display()));
     };
-    let head = String::from_utf8_lossy(head);
+    let (head, body) = (String::from_utf8_lossy(head), String::from_utf8_lossy(body));
     match head.split_whitespace().nth(1) {
-        Some("200") => json::read(body),
-        _ => Err(String::from_utf8_lossy(body).trim().to_owned()),
+        Some("200") => Ok(body.into_owned()),
+        _ => Err(body.trim().to_owned()),
     }
 }
 

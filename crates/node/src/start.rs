@@ -32,6 +32,7 @@ use crate::membership::Member;
 use crate::metrics::Ledger;
 use crate::reconcile::{Picture, Reconciler, Report};
 use crate::rights::{Need, Rights};
+use crate::settings::Settings;
 use crate::socket::{self, Desk};
 use crate::status::gather::{History, gather};
 use crate::status::{Status, probed};
@@ -72,7 +73,7 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
         let _ = writeln!(std::io::stderr().lock(), "{VERSION}");
         return 0;
     }
-    log::init(options.v);
+    let tail = log::init(options.v, options.log_format);
     if let Err(error) = kernel::process::no_core_dumps() {
         tracing::warn!("keep keys out of core dumps: {error}");
     }
@@ -87,7 +88,7 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
             return 1;
         }
     };
-    match run(options, personality, &rights) {
+    match run(options, personality, &rights, tail) {
         Ok(()) => {
             tracing::info!("Exiting cleanly...");
             0
@@ -99,7 +100,12 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
     }
 }
 
-fn run(options: Options, personality: Personality, rights: &Arc<Rights>) -> Result<(), String> {
+fn run(
+    options: Options,
+    personality: Personality,
+    rights: &Arc<Rights>,
+    tail: Arc<log::Tail>,
+) -> Result<(), String> {
     let store = choose_store(&options, personality)?;
     let ports = ports(health_address(&options)?, &std::env::var("LODEN_METRICS").unwrap_or_default())?;
     let previous = previous_subnets(&options);
@@ -133,7 +139,14 @@ fn run(options: Options, personality: Personality, rights: &Arc<Rights>) -> Resu
     let (answer, answers) = watch::channel(None);
     let said = std::env::var("LODEN_SOCKET").ok();
     let waiting = Waiting {
-        desk: Arc::new(Desk { inbox: inbox.clone(), answers, probes: probes.clone() }),
+        desk: Arc::new(Desk {
+            inbox: inbox.clone(),
+            answers,
+            probes: probes.clone(),
+            health: health.clone(),
+            settings: Settings::new(&options, environment()),
+            log: tail,
+        }),
         socket: socket::path(said.as_deref(), &options.subnet_file),
         inbox: inbox.clone(),
         board: board.clone(),
@@ -206,6 +219,12 @@ fn run(options: Options, personality: Personality, rights: &Arc<Rights>) -> Resu
         shelf.finish();
     }
     Ok(())
+}
+
+/// The variables that are text.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// What depends on the kind of store: how often to ask for its configuration again (a file costs little, a
@@ -471,13 +490,17 @@ impl Outlet {
         }
         if ready && !self.ready {
             tracing::info!(
+                topic = "ready",
+                state = "begins",
+                peers = report.peers,
+                objects = report.objects,
                 "flannel is ready: {} peers, {} kernel objects in place",
                 report.peers,
                 report.objects
             );
             outputs::sd_notify(self.notify.as_deref(), "READY=1");
         } else if !ready && self.ready {
-            tracing::warn!("not ready any more, see above");
+            tracing::warn!(topic = "ready", state = "over", "not ready any more, see above");
         }
         self.ready = ready;
         self.board.ready(ready);
@@ -561,7 +584,7 @@ impl Outlet {
         }
         self.board.round(&report.troubles, report.looked);
         for (subnets, why) in report.left_out.iter().filter(|(s, why)| self.left_out.get(*s) != Some(*why)) {
-            tracing::warn!("peer {subnets} is left out: {why}");
+            tracing::warn!(topic = "peer", peer = subnets, "peer {subnets} is left out: {why}");
         }
         self.left_out.clone_from(&report.left_out);
         if self.ready && !report.done.is_empty() {

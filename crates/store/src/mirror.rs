@@ -149,7 +149,12 @@ impl<'a> Mirror<'a> {
     pub(crate) fn trouble(&mut self, cause: String) {
         // Asked again with every failed try, so an outage that lasts is announced in the end.
         if !self.announced && self.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-            tracing::warn!("{cause}; the {} leases known stay in force", self.view.peers.len());
+            tracing::warn!(
+                topic = "watch",
+                state = "begins",
+                "{cause}; the {} leases known stay in force",
+                self.view.peers.len()
+            );
             self.logged = Some(Instant::now());
             self.announced = true;
         }
@@ -166,7 +171,13 @@ impl<'a> Mirror<'a> {
         if self.view.trouble.take().is_some() {
             self.dirty = true;
             if std::mem::take(&mut self.announced) {
-                tracing::info!("{} can be read again, {} leases", self.store, self.view.peers.len());
+                tracing::info!(
+                    topic = "watch",
+                    state = "over",
+                    "{} can be read again, {} leases",
+                    self.store,
+                    self.view.peers.len()
+                );
             }
         }
     }

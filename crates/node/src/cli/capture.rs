@@ -11,7 +11,8 @@ use lab::paint::Style;
 use lab::walk::{Sight as Frame, Station, Watch};
 use model::Json;
 
-use super::{Words, complain, print};
+use super::words::{Command, Words, flag};
+use super::{complain, print};
 use crate::capture::filter::{self, Pair, Ports};
 use crate::capture::packet::{self, Packet};
 use crate::capture::show::{self, Names, Summary};
@@ -19,25 +20,39 @@ use crate::capture::way::{self, End};
 use crate::capture::{Follower, Hop, Sight, pcapng};
 use crate::pods;
 
-const USAGE: &str = "\
-usage: loden capture SOURCE DESTINATION [PORT/PROTO] [-w FILE] [-o table|json] [--count N] [--seconds N] [--udp-port N]
-
-Records the packets between two ends, both ways, on every device of this host at once: the pod's own, its veth, the
-bridge, the tunnel, the interface to other hosts, where the packet inside the tunnel is recognised. One line a packet
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "capture",
+    words: "SOURCE DESTINATION [PORT/PROTO]",
+    summary: "record a pair's packets on every device at once, and where they are lost",
+    text: "\
+Records the packets between two ends, both ways, on every device of this host at once: the pod's own, its veth, the \
+bridge, the tunnel, the interface to other hosts, where the packet inside the tunnel is recognised. One line a packet \
 says where it was seen, how long it took between, and on which device it is missing.
 
-  SOURCE, DESTINATION  the address of a pod, here or on another host, the path of a network namespace, or `host`; one
-                       of them is here
-  PORT/PROTO           one side's port, such as 80/tcp, 53/udp or 53; or icmp
-  -w FILE              write pcapng for tcpdump and Wireshark: an interface for each device, nanoseconds, and the number of
-                       the line as the comment; - writes to standard output, and no lines
-  -o table|json        text for people (the default), or one JSON document in each line, with a version
-  --count N            end after N packets
-  --seconds N          end after N seconds; without both, Ctrl-C ends it
-  --udp-port N         port of the backend udp, if it is not 8285
-
-Exit status: 0 packets were seen and none was lost on this host, 1 none was seen or some were lost, 2 it could not look.
-";
+SOURCE and DESTINATION are the address of a pod, here or on another host, the path of a network namespace, or `host`; one \
+of them is here. PORT/PROTO is one side's port, such as 80/tcp, 53/udp or 53; or icmp. Without --count and --seconds, Ctrl-C ends it.",
+    flags: &[
+        flag(
+            "-w",
+            "FILE",
+            "write pcapng for tcpdump and Wireshark: an interface for each device, nanoseconds, and the number of \
+             the line as the comment; - writes to standard output, and no lines",
+        )
+        .long("--write"),
+        flag(
+            "-o",
+            "table|json",
+            "text for people (the default), or one JSON document in each line, with a version",
+        )
+        .long("--output"),
+        flag("-c", "PACKETS", "end after so many packets").long("--count"),
+        flag("--seconds", "SECONDS", "end after so many seconds"),
+        flag("--udp-port", "PORT", "port of the backend udp, if it is not 8285"),
+    ],
+    exit: "0 packets were seen and none was lost on this host, 1 none was seen or some were lost, 2 it could not look.",
+    sub: &[],
+};
 
 /// Room for frames that were not taken yet, in each namespace.
 const ROOM: usize = 32 << 20;
@@ -49,11 +64,8 @@ const TICK: Duration = Duration::from_millis(50);
 pub fn main(words: &[String]) -> u8 {
     let wish = match parse(words) {
         Ok(Some(wish)) => wish,
-        Ok(None) => return print(USAGE),
-        Err(error) => {
-            complain(&format!("loden capture: {error}\n\n{USAGE}"));
-            return 2;
-        }
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
     match run(&wish) {
         Ok(code) => code,
@@ -108,6 +120,12 @@ impl Only {
     }
 }
 
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    parse(words).map(drop)
+}
+
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
     let mut ends = Vec::new();
@@ -116,19 +134,18 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("{text:?} is no number from 1 on")),
     };
-    let mut words = Words::new(words);
-    while let Some(name) = words.word() {
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(name) = words.word()? {
         match name {
-            "-w" | "--write" => file = Some(words.value("a file, or -")?.to_owned()),
-            "-o" | "--output" => json = super::is_json(words.value("table or json")?)?,
-            "-c" | "--count" => count = Some(number(words.value("a number of packets")?)?),
-            "--seconds" => seconds = Some(number(words.value("a number of seconds")?)?),
+            "-w" => file = Some(words.value()?.to_owned()),
+            "-o" => json = super::is_json(words.value()?)?,
+            "-c" => count = Some(number(words.value()?)?),
+            "--seconds" => seconds = Some(number(words.value()?)?),
             "--udp-port" => {
-                let text = words.value("a port")?;
+                let text = words.value()?;
                 udp = Some(text.parse().map_err(|_| format!("{text:?} is no port"))?);
             }
-            "-h" | "-help" | "--help" | "help" => return Ok(None),
-            flag if flag.starts_with('-') => return Err(format!("there is no {flag:?} here")),
+            "--help" => return Ok(None),
             end => ends.push(end.to_owned()),
         }
     }

@@ -18,40 +18,58 @@ use model::IfName;
 use plan::state::{GUARD_PRIORITY, NftFamily, Scope, TableKey};
 use plan::{Object, State, Step, backend, diff, rules, sources};
 
+use super::words::{Command, Words, flag, switch};
 use super::{complain, print};
 use crate::fast;
 use crate::helpers::charon;
 use crate::tunnels::Tunnels;
 use act::Act;
 
-const USAGE: &str = "\
-usage: loden cleanup [--dry-run] [--network CIDR]... [--only] [--files] [--cni] [--flannel] [--registry] [--all]
-
-Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all
-that is on them, the tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables
-flannel-ipv4, flannel-ipv6 and loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec
-policies of the cluster's network and charon's connections for it, and the fast path. Pods on this host lose their way to
-other hosts. Stop the agent first, or it puts everything back. What else is of ours or of flannel is named
-at the end, with the flag that removes it.
-
-  --network CIDR   of the agent's part only what belongs to this cluster network, where several agents
-               share the host: its devices, routes and rules; repeat it for the other family
-  --files      also the agent's files: subnet.env and the troubles beside it, the WireGuard key,
-               /var/lib/loden and /run/loden but the registry
-  --cni        also what pods needed: the bridge, address files, records and rules of the plugins,
-               the network's configuration, the plugins. Refused while pods are attached
-  --flannel    also what a flanneld left: iptables rules of old versions, host-gw routes
-  --registry   also the embedded registry, which may hold the leases of the whole cluster
-  --all        the four together
-  --only       only the parts named, not the devices, routes and rules of the agent, which may go on
-               running: `loden cleanup --only --flannel` after a change from flannel
-               also takes the iptables chains, which an agent in iptables mode makes anew
-  --dry-run    print the commands that would do it, change nothing
-
-  --subnet-file PATH      where subnet.env is (/run/flannel/subnet.env)
-  --cni-conf-dir PATH     where the runtime's network configurations are (/etc/cni/net.d)
-  --cni-bin-dir PATH      where the plugins are (/opt/cni/bin)
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "cleanup",
+    words: "",
+    summary: "remove what is ours from this host: the kernel, on request files, pods, flannel",
+    text: "\
+Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all that is on them, the \
+tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and \
+loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec policies of the cluster's network and charon's \
+connections for it, and the fast path. Pods on this host lose their way to other hosts. Stop the agent first, or it puts everything \
+back. What else is of ours or of flannel is named at the end, with the flag that removes it.",
+    flags: &[
+        flag(
+            "--network",
+            "CIDR",
+            "of the agent's part only what belongs to this cluster network, where several agents share the host: its \
+             devices, routes and rules; repeat it for the other family",
+        ),
+        switch(
+            "--files",
+            "also the agent's files: subnet.env and the troubles beside it, the WireGuard key, /var/lib/loden and \
+             /run/loden but the registry",
+        ),
+        switch(
+            "--cni",
+            "also what pods needed: the bridge, address files, records and rules of the plugins, the network's \
+             configuration, the plugins. Refused while pods are attached",
+        ),
+        switch("--flannel", "also what a flanneld left: iptables rules of old versions, host-gw routes"),
+        switch("--registry", "also the embedded registry, which may hold the leases of the whole cluster"),
+        switch("--all", "the four together"),
+        switch(
+            "--only",
+            "only the parts named, not the devices, routes and rules of the agent, which may go on running: `loden \
+             cleanup --only --flannel` after a change from flannel also takes the iptables chains, which an agent in \
+             iptables mode makes anew",
+        ),
+        switch("--dry-run", "print the commands that would do it, change nothing"),
+        flag("--subnet-file", "PATH", "where subnet.env is (/run/flannel/subnet.env)"),
+        flag("--cni-conf-dir", "DIR", "where the runtime's network configurations are (/etc/cni/net.d)"),
+        flag("--cni-bin-dir", "DIR", "where the plugins are (/opt/cni/bin)"),
+    ],
+    exit: "0 nothing is left of what was asked for, 1 something is, 2 the command line is not understood.",
+    sub: &[],
+};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +87,8 @@ struct Options {
 }
 
 impl Options {
-    /// `None` for a word that is not understood.
-    fn parse(words: &[String]) -> Option<Options> {
+    /// `None` for help.
+    fn parse(words: &[String]) -> Result<Option<Options>, String> {
         let mut options = Options {
             dry_run: false,
             only: false,
@@ -83,47 +101,50 @@ impl Options {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dir: "/opt/cni/bin".into(),
         };
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            let (name, value) = match word.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (word.as_str(), None),
-            };
-            let place = match name {
-                "--subnet-file" => &mut options.subnet_file,
-                "--cni-conf-dir" => &mut options.conf_dir,
-                "--cni-bin-dir" => &mut options.bin_dir,
+        let mut words = Words::new(words, &COMMAND);
+        while let Some(name) = words.word()? {
+            match name {
+                "--subnet-file" => options.subnet_file = words.value()?.into(),
+                "--cni-conf-dir" => options.conf_dir = words.value()?.into(),
+                "--cni-bin-dir" => options.bin_dir = words.value()?.into(),
                 "--network" => {
-                    let word = value.or_else(|| words.next().map(String::as_str))?;
-                    options.networks.push(word.parse::<IpNet>().ok()?.trunc());
-                    continue;
+                    let word = words.value()?;
+                    let net = word.parse::<IpNet>();
+                    let net =
+                        net.map_err(|_| format!("--network {word:?} is no network such as 10.244.0.0/16"))?;
+                    options.networks.push(net.trunc());
                 }
-                _ if value.is_some() => return None,
-                "--dry-run" => {
-                    options.dry_run = true;
-                    continue;
-                }
-                "--only" => {
-                    options.only = true;
-                    continue;
-                }
+                "--dry-run" => options.dry_run = true,
+                "--only" => options.only = true,
                 "--files" | "--cni" | "--flannel" | "--registry" | "--all" => {
                     let is = |flag| name == flag || name == "--all";
                     options.files |= is("--files");
                     options.cni |= is("--cni");
                     options.flannel |= is("--flannel");
                     options.registry |= is("--registry");
-                    continue;
                 }
-                _ => return None,
-            };
-            *place = value.or_else(|| words.next().map(String::as_str))?.into();
+                "--help" => return Ok(None),
+                other => return Err(words.unknown(other)),
+            }
         }
         let parts = [options.files, options.cni, options.flannel, options.registry];
+        if options.only && !parts.contains(&true) {
+            return Err("--only needs a part: --files, --cni, --flannel or --registry".to_owned());
+        }
         // The other parts know no networks.
-        let whole = options.networks.is_empty() || !parts.contains(&true);
-        (whole && (!options.only || parts.contains(&true))).then_some(options)
+        if !options.networks.is_empty() && parts.contains(&true) {
+            return Err(
+                "--network is about the agent's part, and the other parts know no networks".to_owned()
+            );
+        }
+        Ok(Some(options))
     }
+}
+
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    Options::parse(words).map(drop)
 }
 
 /// What one look found.
@@ -136,14 +157,10 @@ struct Found {
 
 /// Runs the command; gives the exit status: 0 when nothing is left of what was asked for, 1 otherwise.
 pub fn main(words: &[String]) -> u8 {
-    if let [word] = words
-        && ["-h", "-help", "--help", "help"].contains(&word.as_str())
-    {
-        return print(USAGE);
-    }
-    let Some(options) = Options::parse(words) else {
-        complain(USAGE);
-        return 2;
+    let options = match Options::parse(words) {
+        Ok(Some(options)) => options,
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
     match clean(&options) {
         Ok(()) => 0,
@@ -304,7 +321,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<Options> {
-        Options::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        Options::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).ok().flatten()
     }
 
     #[test]

@@ -12,29 +12,48 @@ use std::time::Duration;
 use model::cni::{Args, Error, code};
 use model::gojson::Json;
 
+use super::words::{Command, NONE, Words, flag};
 use super::{complain, print};
 use attach::Runner;
 
-const USAGE: &str = "\
-usage: loden cni add NET NETNS      attach a namespace to a network
-       loden cni check NET NETNS    compare the attachment with its result
-       loden cni del NET NETNS      detach it
-       loden cni status NET         can ADD be served?
-       loden cni gc NET             detach and release what belongs to no namespace that exists
-
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "cni",
+    words: "",
+    summary: "attach a namespace to a network by CNI plugins, as runtimes do",
+    text: "\
 NET is the name of a network in the configuration directory; NETNS is a path, or a name in /run/netns.
 
-  -i IFNAME          interface in the pod; CNI_IFNAME, else eth0
-  -o json            print JSON
-  --id ID            container id; else cnitool- and a hash of NETNS
-  --conf-dir DIR     configurations; NETCONFPATH, else /etc/cni/net.d
-  --bin-dir DIRS     plugins, directories joined by colons; CNI_PATH, else /opt/cni/bin
-  --cache-dir DIR    where results are kept, with those of runtimes; else /var/lib/cni
-  --timeout SECONDS  limit for each plugin; else 120
-
-CNI_ARGS is handed to the plugins; CAP_ARGS holds values of capabilities as a JSON object, such as
-{\"portMappings\":[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\"}]}.
-";
+CNI_ARGS is handed to the plugins; CAP_ARGS holds values of capabilities as a JSON object, such as \
+{\"portMappings\":[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\"}]}.",
+    flags: &[
+        flag("-i", "IFNAME", "interface in the pod; CNI_IFNAME, else eth0").long("--ifname"),
+        flag("-o", "json", "print JSON"),
+        flag("--id", "ID", "container id; else cnitool- and a hash of NETNS"),
+        flag("--conf-dir", "DIR", "configurations; NETCONFPATH, else /etc/cni/net.d"),
+        flag("--bin-dir", "DIRS", "plugins, directories joined by colons; CNI_PATH, else /opt/cni/bin"),
+        flag("--cache-dir", "DIR", "where results are kept, with those of runtimes; else /var/lib/cni"),
+        flag("--timeout", "SECONDS", "limit for each plugin; else 120"),
+    ],
+    exit: "0 done, 1 a plugin or the configuration refuses, 2 the command line is not understood.",
+    sub: &[
+        Command { name: "add", words: "NET NETNS", summary: "attach a namespace to a network", ..NONE },
+        Command {
+            name: "check",
+            words: "NET NETNS",
+            summary: "compare the attachment with its result",
+            ..NONE
+        },
+        Command { name: "del", words: "NET NETNS", summary: "detach it", ..NONE },
+        Command { name: "status", words: "NET", summary: "can ADD be served?", ..NONE },
+        Command {
+            name: "gc",
+            words: "NET",
+            summary: "detach and release what belongs to no namespace that exists",
+            ..NONE
+        },
+    ],
+};
 
 /// How the answer is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,12 +73,13 @@ struct Options {
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    if matches!(words.first().map(String::as_str), Some("-h" | "-help" | "--help" | "help")) {
-        return print(USAGE);
+    let helps = words.iter().any(|word| ["-h", "-help", "--help"].contains(&word.as_str()));
+    if helps || words.first().is_some_and(|word| word == "help") {
+        return print(&COMMAND.usage());
     }
-    let Some((verb, options)) = options(words, &|key| std::env::var(key).ok()) else {
-        complain(USAGE);
-        return 2;
+    let (verb, options) = match options(words, &|key| std::env::var(key).ok()) {
+        Ok(chosen) => chosen,
+        Err(error) => return COMMAND.refuse(&error),
     };
     let options = match options {
         Ok(options) => options,
@@ -114,41 +134,53 @@ fn run(verb: &str, options: &Options) -> Result<String, Error> {
     Ok(format!("{}\n", text.trim_end()))
 }
 
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    options(words, &|_| None).map(drop)
+}
+
 type Chosen = (String, Result<Options, String>);
 
-/// `None` if the words are not understood at all.
-fn options(words: &[String], env: &dyn Fn(&str) -> Option<String>) -> Option<Chosen> {
+/// Inside: what the words say makes no sense to us; what they say makes no sense to a plugin.
+fn options(words: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Chosen, String> {
     let env = |key: &str| env(key).filter(|value| !value.is_empty());
     let or = |key: &str, default: &str| env(key).unwrap_or_else(|| default.to_owned());
     let (mut format, mut plain) = (Format::Text, Vec::new());
     let (mut conf_dir, mut path) = (or("NETCONFPATH", "/etc/cni/net.d"), or("CNI_PATH", "/opt/cni/bin"));
     let (mut ifname, mut cache, mut seconds) = (or("CNI_IFNAME", "eth0"), "/var/lib/cni".to_owned(), 120);
     let mut id = None;
-    let mut rest = words.iter();
-    while let Some(word) = rest.next() {
-        match word.as_str() {
-            "-i" | "--ifname" => ifname = rest.next()?.clone(),
-            "-o" if rest.next()? == "json" => format = Format::Json,
-            "--id" => id = Some(rest.next()?.clone()),
-            "--conf-dir" => conf_dir = rest.next()?.clone(),
-            "--bin-dir" => path = rest.next()?.clone(),
-            "--cache-dir" => cache = rest.next()?.clone(),
-            "--timeout" => seconds = rest.next()?.parse().ok().filter(|s| *s > 0)?,
-            flag if flag.starts_with('-') => return None,
-            _ => plain.push(word.clone()),
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(word) = words.word()? {
+        match word {
+            "-i" => ifname = words.value()?.to_owned(),
+            "-o" => match words.value()? {
+                "json" => format = Format::Json,
+                other => return Err(format!("-o {other:?} is no format; write json")),
+            },
+            "--id" => id = Some(words.value()?.to_owned()),
+            "--conf-dir" => conf_dir = words.value()?.to_owned(),
+            "--bin-dir" => path = words.value()?.to_owned(),
+            "--cache-dir" => cache = words.value()?.to_owned(),
+            "--timeout" => {
+                let text = words.value()?;
+                let told = || format!("--timeout {text:?} is no number of seconds above 0");
+                seconds = text.parse().ok().filter(|s| *s > 0).ok_or_else(told)?;
+            }
+            word => plain.push(word.to_owned()),
         }
     }
     let mut plain = plain.into_iter();
-    let verb = plain.next()?;
-    let network = plain.next()?;
-    let needs_netns = match verb.as_str() {
-        "add" | "del" | "check" => true,
-        "status" | "gc" => false,
-        _ => return None,
-    };
+    let verb = plain.next().ok_or("it needs a verb")?;
+    let form = COMMAND.below(&verb).ok_or_else(|| words.unknown(&verb))?;
+    let network = plain.next().ok_or_else(|| format!("{verb} needs {}", form.words))?;
+    let needs_netns = form.words == "NET NETNS";
     let netns = plain.next().unwrap_or_default();
-    if plain.next().is_some() || needs_netns == netns.is_empty() {
-        return None;
+    if needs_netns && netns.is_empty() {
+        return Err(format!("{verb} needs {}", form.words));
+    }
+    if let Some(more) = plain.next().or_else(|| (!needs_netns && !netns.is_empty()).then(|| netns.clone())) {
+        return Err(format!("{more:?} is too much: {verb} takes {}", form.words));
     }
     let netns = if netns.is_empty() || netns.contains('/') { netns } else { format!("/run/netns/{netns}") };
     let made = || {
@@ -177,7 +209,7 @@ fn options(words: &[String], env: &dyn Fn(&str) -> Option<String>) -> Option<Cho
         };
         Ok(Options { format, network, netns: netns.clone(), conf_dir: conf_dir.into(), runner })
     };
-    Some((verb, made()))
+    Ok((verb, made()))
 }
 
 /// A failure of the disk.

@@ -2,29 +2,39 @@
 
 use std::io::Read as _;
 
+use super::words::{Command, NONE, Words};
 use super::{complain, print};
 use crate::start::{self, Personality, Store};
 
-const USAGE: &str = "\
-usage: loden config get
-       loden config put FILE
-
-Reads or writes the network configuration in the store named by LODEN_STORE or the FLANNELD_*
-variables. FILE is JSON such as {\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}; - is standard
-input. It is checked before it is written.
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "config",
+    words: "",
+    summary: "read or write the network configuration in the store",
+    text: "\
+Reads or writes the network configuration in the store named by LODEN_STORE or the FLANNELD_* variables. FILE is JSON such as \
+{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}; - is standard input. It is checked before it is written.",
+    flags: &[],
+    exit: "0 done, 1 the store or the file does not do, 2 the command line is not understood.",
+    sub: &[
+        Command { name: "get", words: "", summary: "print it", ..NONE },
+        Command { name: "put", words: "FILE", summary: "check a file and write it", ..NONE },
+    ],
+};
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = match words.as_slice() {
+    let texts: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match texts.as_slice() {
         ["get"] => get(),
         ["put", file] => put(file),
-        ["-h" | "-help" | "--help" | "help"] => return print(USAGE),
-        _ => {
-            complain(USAGE);
-            return 2;
+        ["-h" | "-help" | "--help" | "help"] => return print(&COMMAND.usage()),
+        [] => return COMMAND.refuse("get or put?"),
+        ["put"] => return COMMAND.refuse("put needs a file; - is standard input"),
+        ["get" | "put", more @ ..] => {
+            return COMMAND.refuse(&format!("{:?} is too much", more.last().unwrap_or(&"")));
         }
+        [other, ..] => return COMMAND.refuse(&Words::new(words, &COMMAND).unknown(other)),
     };
     match done {
         Ok(()) => 0,

@@ -15,20 +15,27 @@ use model::Family;
 use model::codec::subnet_env;
 
 use super::complain;
+use super::words::{Command, flag, switch};
 use crate::outputs;
 
-const USAGE: &str = "\
-usage: mk-docker-opts [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
-
-Writes the Docker options that follow from flannel's env file.
-
-  -f FILE   flannel's env file, /run/flannel/subnet.env unless given; it may be absent
-  -d FILE   file to write, /run/docker_opts.env unless given
-  -i        each option as a variable of its own, such as DOCKER_OPT_MTU
-  -c        all options in one variable; without -i and -c: both
-  -k KEY    name of that variable, DOCKER_OPTS unless given
-  -m        leave --ip-masq out
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "mk-docker-opts",
+    words: "",
+    summary: "write Docker's options from subnet.env, as flannel's script does",
+    text: "\
+Writes the Docker options that follow from flannel's env file. Letters may stand together, as in -cm.",
+    flags: &[
+        flag("-f", "FILE", "flannel's env file, /run/flannel/subnet.env unless given; it may be absent"),
+        flag("-d", "FILE", "file to write, /run/docker_opts.env unless given"),
+        switch("-i", "each option as a variable of its own, such as DOCKER_OPT_MTU"),
+        switch("-c", "all options in one variable; without -i and -c: both"),
+        flag("-k", "KEY", "name of that variable, DOCKER_OPTS unless given"),
+        switch("-m", "leave --ip-masq out"),
+    ],
+    exit: "0 written, 1 not, or written and another route leads to the subnet.",
+    sub: &[],
+};
 
 /// The command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +51,7 @@ struct Words {
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
     let Some(words) = parse(words) else {
-        complain(USAGE);
+        complain(&COMMAND.usage());
         return 1;
     };
     match run(&words) {

@@ -4,56 +4,61 @@ use std::path::{Path, PathBuf};
 
 use kernel::sysctl;
 
-use super::{Words, complain, print, status};
-use crate::doctor::{Finding, collect, examine, show};
+use super::words::{Command, FORMAT, Words, flag, switch};
+use super::{complain, print, status};
+use crate::doctor::{Facts, Finding, collect, examine, show};
+use crate::dump::open::Dump;
 use crate::{args, socket};
 
-const USAGE: &str = "\
-usage: loden doctor [--fix] [-o table|json] [--root DIR]
-
-Looks at this host and says what keeps packets of pods from arriving, or will: for each finding what was seen, what
-follows, and the command that mends it; the gravest first. Works before the first start of the agent and without it.
-
-  --fix        write the kernel parameters that findings ask for, until the next boot; everything else is for people
-  -o table     text for people (the default), coloured on a terminal unless NO_COLOR is set
-  -o json      one JSON document, with a version
-  --root DIR   files of the host are below DIR (for containers); the network is that of the calling process
-
-Exit status: 0 nothing found, 1 something found, 2 not everything could be looked at, and nothing found.
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "doctor",
+    words: "",
+    summary: "say what is wrong with this host and how to mend it",
+    text: "\
+Looks at this host and says what keeps packets of pods from arriving, or will: for each finding what was seen, what \
+follows, and the command that mends it; the gravest first. Works before the first start of the agent and without it.",
+    flags: &[
+        switch(
+            "--fix",
+            "write the kernel parameters that findings ask for, until the next boot; everything else is for people",
+        ),
+        FORMAT,
+        flag(
+            "--root",
+            "DIR",
+            "files of the host are below DIR (for containers); the network is that of the calling process",
+        ),
+        flag("--from", "FILE", "look at what `loden dump` collected in this archive; - is standard input"),
+    ],
+    exit: "0 nothing found, 1 something found, 2 not everything could be looked at, and nothing found.",
+    sub: &[],
+};
 
 struct Wish {
     fix: bool,
     json: bool,
     root: PathBuf,
+    from: Option<String>,
 }
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
     let wish = match parse(words) {
         Ok(Some(wish)) => wish,
-        Ok(None) => return print(USAGE),
-        Err(error) => {
-            complain(&format!("loden doctor: {error}\n\n{USAGE}"));
-            return 2;
-        }
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
-    let options = args::from_environment();
-    let subnet_file = Path::new(&options.subnet_file);
-    let said = std::env::var("LODEN_SOCKET").ok();
-    let answer = match socket::path(said.as_deref(), &options.subnet_file) {
-        Some(path) => socket::ask(&path),
-        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
+    let facts = match &wish.from {
+        None => here(&wish.root),
+        Some(file) => match recorded(file) {
+            Ok(facts) => facts,
+            Err(error) => {
+                complain(&format!("loden doctor: {error}\n"));
+                return 2;
+            }
+        },
     };
-    let agent = answer.unwrap_or_else(|silent| status::alone(silent, subnet_file));
-    let certificates =
-        [&options.etcd_certfile, &options.etcd_cafile].into_iter().filter(|file| !file.is_empty());
-    let place = collect::Place {
-        root: wish.root,
-        subnet_file: subnet_file.to_owned(),
-        certificates: certificates.map(PathBuf::from).collect(),
-    };
-    let facts = collect::facts(&place, agent);
     let found = examine(&facts);
     if wish.json {
         print(&format!("{}\n", show::json(&found, &facts).to_indented()));
@@ -69,6 +74,34 @@ pub fn main(words: &[String]) -> u8 {
         (true, true) => 0,
         (true, false) => 2,
     }
+}
+
+/// What an archive says.
+fn recorded(file: &str) -> Result<Facts, String> {
+    let dump = Dump::open(file)?;
+    let facts = dump.facts()?;
+    complain(&format!("as of {}\n", dump.made));
+    Ok(facts)
+}
+
+/// What this host says.
+fn here(root: &Path) -> Facts {
+    let options = args::from_environment();
+    let subnet_file = Path::new(&options.subnet_file);
+    let said = std::env::var("LODEN_SOCKET").ok();
+    let answer = match socket::path(said.as_deref(), &options.subnet_file) {
+        Some(path) => socket::ask(&path),
+        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
+    };
+    let agent = answer.unwrap_or_else(|silent| status::alone(silent, subnet_file));
+    let certificates =
+        [&options.etcd_certfile, &options.etcd_cafile].into_iter().filter(|file| !file.is_empty());
+    let place = collect::Place {
+        root: root.to_owned(),
+        subnet_file: subnet_file.to_owned(),
+        certificates: certificates.map(PathBuf::from).collect(),
+    };
+    collect::facts(&place, agent)
 }
 
 fn fix(found: &[Finding]) {
@@ -87,18 +120,28 @@ fn fix(found: &[Finding]) {
     }
 }
 
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    parse(words).map(drop)
+}
+
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
-    let mut wish = Wish { fix: false, json: false, root: PathBuf::from("/") };
-    let mut words = Words::new(words);
-    while let Some(name) = words.word() {
+    let mut wish = Wish { fix: false, json: false, root: PathBuf::from("/"), from: None };
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(name) = words.word()? {
         match name {
-            "--fix" | "-fix" => wish.fix = true,
-            "-o" | "--output" => wish.json = super::is_json(words.value("table or json")?)?,
-            "--root" => wish.root = PathBuf::from(words.value("a directory")?),
-            "-h" | "-help" | "--help" | "help" => return Ok(None),
-            other => return Err(format!("there is no {other:?} here")),
+            "--fix" => wish.fix = true,
+            "-o" => wish.json = super::is_json(words.value()?)?,
+            "--root" => wish.root = PathBuf::from(words.value()?),
+            "--from" => wish.from = Some(words.value()?.to_owned()),
+            "--help" => return Ok(None),
+            other => return Err(words.unknown(other)),
         }
+    }
+    if wish.from.is_some() && wish.fix {
+        return Err("--fix changes this host, and --from is about another one".to_owned());
     }
     Ok(Some(wish))
 }

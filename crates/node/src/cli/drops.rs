@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use fastpath::drops::{Watch, reasons};
 use kernel::{Netns, Rtnl, process};
 
-use super::{Words, complain, print};
+use super::words::{Command, Words, flag, switch};
+use super::{complain, print};
 use crate::args;
 use crate::capture::way;
 use crate::doctor::collect;
@@ -16,19 +17,31 @@ use crate::drops::symbols::Symbols;
 use crate::drops::{Count, Group, Groups, MOST, Place, Scene, group, show};
 use crate::pods;
 
-const USAGE: &str = "\
-usage: loden drops [-f] [--all] [-o table|json] [--seconds N]
-
-Listens to the kernel for packets it drops on this host and in its pods, and says where, why, what usually causes that and
-which command mends it; the gravest first. Changes nothing: what listens ends with this command, however it ends.
-
-  -f, --follow  go on until Ctrl-C, and say what is new each second
-  --seconds N   listen for N seconds; 10 without -f
-  --all         also what concerns no pod and no tunnel, and what is no loss: the ends of connections, frames for others
-  -o table|json text for people (the default), or one JSON document, with a version; with -f one in each line
-
-Exit status: 0 nothing was dropped, 1 something was, 2 it could not listen.
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "drops",
+    words: "",
+    summary: "say which packets this host drops, where and why",
+    text: "\
+Listens to the kernel for packets it drops on this host and in its pods, and says where, why, what usually causes that and \
+which command mends it; the gravest first. Changes nothing: what listens ends with this command, however it ends.",
+    flags: &[
+        switch("-f", "go on until Ctrl-C, and say what is new each second").long("--follow"),
+        flag("--seconds", "SECONDS", "listen for so many seconds; 10 without -f"),
+        switch(
+            "--all",
+            "also what concerns no pod and no tunnel, and what is no loss: the ends of connections, frames for others",
+        ),
+        flag(
+            "-o",
+            "table|json",
+            "text for people (the default), or one JSON document, with a version; with -f one in each line",
+        )
+        .long("--output"),
+    ],
+    exit: "0 nothing was dropped, 1 something was, 2 it could not listen.",
+    sub: &[],
+};
 
 /// How often what is new is told.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,11 +53,8 @@ const SHORT: Duration = Duration::from_millis(100);
 pub fn main(words: &[String]) -> u8 {
     let wish = match parse(words) {
         Ok(Some(wish)) => wish,
-        Ok(None) => return print(USAGE),
-        Err(error) => {
-            complain(&format!("loden drops: {error}\n\n{USAGE}"));
-            return 2;
-        }
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
     match run(&wish) {
         Ok(code) => code,
@@ -62,22 +72,28 @@ struct Wish {
     seconds: Option<u64>,
 }
 
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    parse(words).map(drop)
+}
+
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
     let mut wish = Wish { follow: false, all: false, json: false, seconds: None };
-    let mut words = Words::new(words);
-    while let Some(name) = words.word() {
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(name) = words.word()? {
         match name {
-            "-f" | "--follow" => wish.follow = true,
+            "-f" => wish.follow = true,
             "--all" => wish.all = true,
-            "-o" | "--output" => wish.json = super::is_json(words.value("table or json")?)?,
+            "-o" => wish.json = super::is_json(words.value()?)?,
             "--seconds" => {
-                let text = words.value("a number of seconds")?;
+                let text = words.value()?;
                 let number = text.parse().ok().filter(|number| *number > 0);
                 wish.seconds = Some(number.ok_or_else(|| format!("{text:?} is no number from 1 on"))?);
             }
-            "-h" | "-help" | "--help" | "help" => return Ok(None),
-            other => return Err(format!("there is no {other:?} here")),
+            "--help" => return Ok(None),
+            other => return Err(words.unknown(other)),
         }
     }
     Ok(Some(wish))

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 
-use super::{Words, cleanup, complain, print};
+use super::words::{Command, FORMAT, SOCKET, Words, flag, switch};
+use super::{cleanup, complain, print};
+use crate::dump::open::Dump;
 use crate::status::{Status, Verdict, json, show};
 use crate::{args, metrics, socket};
 
@@ -14,44 +16,57 @@ const WAIT: Duration = Duration::from_secs(60);
 /// Distance of questions.
 const AGAIN: Duration = Duration::from_secs(1);
 
-const USAGE: &str = "\
-usage: loden status [--wait[=SECONDS]] [--why] [-o table|json] [--socket PATH]
-
-Shows how this node is: store, lease, interface, backend, peers, kernel objects, troubles. Asks the agent
-through its socket, which is beside the subnet file (FLANNELD_SUBNET_FILE, else /run/flannel/subnet.env) or
-where LODEN_SOCKET says. Without an agent it shows what the kernel holds.
-
-  --wait[=SECONDS]
-                  ask again until the node is healthy, at most so long (60 s)
-  --why           show everything that was looked at in choosing the interface, and a sentence for each path
-  -o table        text for people (the default), coloured on a terminal unless NO_COLOR is set
-  -o json         one JSON document, with a version
-  --socket PATH   ask the agent with this socket
-
-Exit status: 0 healthy: ready, nothing wrong, and packets were seen to come back from another node if there is
-one; 1 not healthy; 2 cannot tell: no agent answers, or no path has been probed.
-";
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "status",
+    words: "",
+    summary: "show how this node is, and why",
+    text: "\
+Shows how this node is: store, lease, interface, backend, peers, kernel objects, troubles. Asks the agent through its \
+socket, which is beside the subnet file (FLANNELD_SUBNET_FILE, else /run/flannel/subnet.env) or where LODEN_SOCKET says. \
+Without an agent it shows what the kernel holds.",
+    flags: &[
+        flag("--wait", "SECONDS", "ask again until the node is healthy, at most so long (60 s)").maybe(),
+        switch(
+            "--why",
+            "show everything that was looked at in choosing the interface, and a sentence for each path",
+        ),
+        FORMAT,
+        SOCKET,
+        flag("--from", "FILE", "show what it was when `loden dump` made this archive; - is standard input"),
+    ],
+    exit: "0 healthy: ready, nothing wrong, and packets were seen to come back from another node if there is one; 1 not \
+           healthy; 2 cannot tell: no agent answers, or no path has been probed.",
+    sub: &[],
+};
 
 struct Wish {
     why: bool,
     wait: Option<Duration>,
     json: bool,
     socket: Option<PathBuf>,
+    from: Option<String>,
 }
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
     let wish = match parse(words) {
         Ok(Some(wish)) => wish,
-        Ok(None) => return print(USAGE),
-        Err(error) => {
-            complain(&format!("loden status: {error}\n\n{USAGE}"));
-            return 2;
-        }
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
+    if let Some(file) = &wish.from {
+        return match recorded(file) {
+            Ok(status) => tell(&status, &wish),
+            Err(error) => {
+                complain(&format!("loden status: {error}\n"));
+                2
+            }
+        };
+    }
     let options = args::from_environment();
     let said = std::env::var("LODEN_SOCKET").ok();
-    let path = wish.socket.or_else(|| socket::path(said.as_deref(), &options.subnet_file));
+    let path = wish.socket.clone().or_else(|| socket::path(said.as_deref(), &options.subnet_file));
     let ask = || {
         let answer = match &path {
             Some(path) => socket::ask(path),
@@ -60,28 +75,51 @@ pub fn main(words: &[String]) -> u8 {
         answer.unwrap_or_else(|silent| alone(silent, Path::new(&options.subnet_file)))
     };
     let status = patiently(wish.wait.unwrap_or_default(), ask);
+    tell(&status, &wish)
+}
+
+/// Prints it; gives the exit status.
+fn tell(status: &Status, wish: &Wish) -> u8 {
     if wish.json {
-        print(&format!("{}\n", json::write(&status).to_indented()));
+        print(&format!("{}\n", json::write(status).to_indented()));
     } else {
         let style = lab::style(false);
-        print(&style.lines(&show::show(&status, wish.why, style)));
+        print(&style.lines(&show::show(status, wish.why, style)));
     }
     status.verdict().code()
 }
 
+/// What an archive says.
+fn recorded(file: &str) -> Result<Status, String> {
+    let dump = Dump::open(file)?;
+    let status = dump.status()?;
+    complain(&format!("as of {}\n", dump.made));
+    Ok(status)
+}
+
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    parse(words).map(drop)
+}
+
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
-    let mut wish = Wish { why: false, wait: None, json: false, socket: None };
-    let mut words = Words::new(words);
-    while let Some(name) = words.word() {
+    let mut wish = Wish { why: false, wait: None, json: false, socket: None, from: None };
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(name) = words.word()? {
         match name {
-            "--why" | "-why" => wish.why = true,
-            "--wait" | "-wait" => wish.wait = Some(seconds(words.given)?),
-            "-o" | "--output" => wish.json = super::is_json(words.value("table or json")?)?,
-            "--socket" => wish.socket = Some(PathBuf::from(words.value("a path")?)),
-            "-h" | "-help" | "--help" | "help" => return Ok(None),
-            other => return Err(format!("there is no {other:?} here")),
+            "--why" => wish.why = true,
+            "--wait" => wish.wait = Some(seconds(words.given)?),
+            "-o" => wish.json = super::is_json(words.value()?)?,
+            "--socket" => wish.socket = Some(PathBuf::from(words.value()?)),
+            "--from" => wish.from = Some(words.value()?.to_owned()),
+            "--help" => return Ok(None),
+            other => return Err(words.unknown(other)),
         }
+    }
+    if wish.from.is_some() && (wish.wait.is_some() || wish.socket.is_some()) {
+        return Err("--from shows an archive, which neither --wait nor --socket can change".to_owned());
     }
     Ok(Some(wish))
 }

@@ -9,34 +9,38 @@ use lab::icmp::{self, Answer};
 use lab::proto::Hop;
 use lab::walk::{self, Station};
 
-use super::{Words, complain, print};
+use super::words::{Command, FORMAT, Words, flag};
+use super::{complain, print};
 use crate::pods::pod;
 use crate::trace::{Model, Sight, Verdict, Walk, compare, model as tables, picture, show};
 
-const USAGE: &str = "\
-usage: loden trace [SOURCE] DESTINATION [-o table|json] [--svg FILE] [--html FILE]
-
-Follows a packet from this host, or from a pod on it, to an address: by the kernel's tables (route, neighbour, forwarding
-entry, outer route) and by a real ICMP echo that packet sockets see on every device. The first hop where the two part is
+/// What it is, for help, completion and manual.
+pub const COMMAND: Command = Command {
+    name: "trace",
+    words: "[SOURCE] DESTINATION",
+    summary: "follow a packet by the kernel's tables and by a real one",
+    text: "\
+Follows a packet from this host, or from a pod on it, to an address: by the kernel's tables (route, neighbour, \
+forwarding entry, outer route) and by a real ICMP echo that packet sockets see on every device. The first hop where the two part is \
 named. What happens beyond this host is seen from the host there.
 
-  SOURCE        `host` (the default), the address of a pod of this host, or the path of a network namespace
-  DESTINATION   an address
-  -o table|json text for people (the default), or one JSON document, with a version
-  --svg FILE    also draw it; --html FILE as a page with the table. Nothing else is needed to look at them
-
-Exit status: 0 the packet took that way and came back, 1 it did not, 2 it could not be tried.
-";
+SOURCE is `host` (the default), the address of a pod of this host, or the path of a network namespace. DESTINATION is an \
+address.",
+    flags: &[
+        FORMAT,
+        flag("--svg", "FILE", "also draw it; nothing else is needed to look at it"),
+        flag("--html", "FILE", "the same as a page with the table"),
+    ],
+    exit: "0 the packet took that way and came back, 1 it did not, 2 it could not be tried.",
+    sub: &[],
+};
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
     let wish = match parse(words) {
         Ok(Some(wish)) => wish,
-        Ok(None) => return print(USAGE),
-        Err(error) => {
-            complain(&format!("loden trace: {error}\n\n{USAGE}"));
-            return 2;
-        }
+        Ok(None) => return print(&COMMAND.usage()),
+        Err(error) => return COMMAND.refuse(&error),
     };
     match run(&wish) {
         Ok(code) => code,
@@ -55,17 +59,22 @@ struct Wish {
     html: Option<String>,
 }
 
+/// Whether the words make sense.
+#[cfg(test)]
+pub fn understands(words: &[String]) -> Result<(), String> {
+    parse(words).map(drop)
+}
+
 /// `None` for help.
 fn parse(words: &[String]) -> Result<Option<Wish>, String> {
     let (mut json, mut ends, mut svg, mut html) = (false, Vec::new(), None, None);
-    let mut words = Words::new(words);
-    while let Some(name) = words.word() {
+    let mut words = Words::new(words, &COMMAND);
+    while let Some(name) = words.word()? {
         match name {
-            "-o" | "--output" => json = super::is_json(words.value("table or json")?)?,
-            "--svg" => svg = Some(words.value("a file")?.to_owned()),
-            "--html" => html = Some(words.value("a file")?.to_owned()),
-            "-h" | "-help" | "--help" | "help" => return Ok(None),
-            flag if flag.starts_with('-') => return Err(format!("there is no {flag:?} here")),
+            "-o" => json = super::is_json(words.value()?)?,
+            "--svg" => svg = Some(words.value()?.to_owned()),
+            "--html" => html = Some(words.value()?.to_owned()),
+            "--help" => return Ok(None),
             end => ends.push(end),
         }
     }

@@ -104,7 +104,7 @@ fn network(facts: &mut Facts) -> Result<(), String> {
 }
 
 /// As `ip rule` does.
-fn shown(rule: &plan::state::Rule) -> String {
+pub fn shown(rule: &plan::state::Rule) -> String {
     let from = rule.from.map_or("all".to_owned(), |net| net.to_string());
     let to = rule.to.map_or(String::new(), |net| format!(" to {net}"));
     let mark = rule.fwmark.map_or(String::new(), |(mark, mask)| format!(" fwmark {mark:#x}/{mask:#x}"));

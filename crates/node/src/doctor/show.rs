@@ -50,7 +50,7 @@ pub fn show(found: &[Finding], facts: &Facts, style: Style) -> Vec<Text> {
 }
 
 /// Words in lines of at most `room` columns; a longer word has a line of its own.
-fn wrapped(text: &str, room: usize) -> Vec<String> {
+pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let last = lines

@@ -108,3 +108,70 @@ fn what_no_test_can_break_is_found_in_facts() {
         assert_eq!(found.first().map(|finding| finding.check), Some(check), "{found:?}");
     }
 }
+
+#[test]
+fn facts_as_json_and_back() {
+    let facts = Facts {
+        missing: vec!["packet rules: nft: not there".to_owned()],
+        sysctls: [("net/ipv4/ip_forward".to_owned(), "1".to_owned())].into(),
+        kinds: Some([("vxlan".to_owned(), true)].into()),
+        devices: vec![
+            facts::Device {
+                name: "flannel.1".to_owned(),
+                kind: "vxlan".to_owned(),
+                mtu: 1450,
+                up: true,
+                carrier: true,
+                mac: "02:00:00:00:00:01".parse().ok(),
+                master: Some("br0".to_owned()),
+                vxlan: Some((1, 8472, "192.0.2.1".parse().ok())),
+            },
+            facts::Device { vxlan: Some((2, 4789, None)), ..Default::default() },
+        ],
+        addresses: vec![facts::Address {
+            dev: "eth0".to_owned(),
+            net: "2001:db8::1/64".parse().expect("an address"),
+            duplicate: true,
+        }],
+        routes: vec![facts::Route {
+            dst: "10.1.0.0/24".parse().expect("a network"),
+            dev: Some("flannel.1".to_owned()),
+            gateway: "10.1.0.0".parse().ok(),
+            metric: 7,
+            kind: 1,
+            protocol: 76,
+        }],
+        rules: vec!["512: from all lookup 256".to_owned()],
+        neighbours: vec![(
+            "flannel.1".to_owned(),
+            "10.1.0.0".parse().expect("an address"),
+            "02:00:00:00:00:02".parse().expect("a hardware address"),
+        )],
+        udp: vec![8472],
+        ruleset: Ruleset::nft(
+            "table ip t {\n\tchain c {\n\t\ttype filter hook forward priority 0; policy drop;\n\t\taccept\n\t}\n}\n",
+        ),
+        subnet_env: Some("FLANNEL_MTU=1450\n".to_owned()),
+        subnet_file: "/run/flannel/subnet.env".to_owned(),
+        cni_confs: vec![("10-flannel.conflist".to_owned(), "{}".to_owned())],
+        cni_programs: Some(Vec::new()),
+        reserved: [("cbr0".to_owned(), 3)].into(),
+        network_manager: Some(String::new()),
+        networkd: Some(vec![("a.network".to_owned(), "[Match]".to_owned())]),
+        ufw: Some("ENABLED=no".to_owned()),
+        docker_options: Some("x".to_owned()),
+        certificates: vec![("/a.pem".to_owned(), 1, u64::MAX)],
+        now: 1_800_000_000,
+        written: 1_700_000_000,
+        space: vec![("/run".to_owned(), 1 << 40, u64::MAX)],
+        agent: None,
+    };
+    for facts in [facts, Facts::default()] {
+        let text = json::write(&facts).to_indented();
+        assert_eq!(json::read(text.as_bytes()), Ok(facts), "{text}");
+    }
+    for (text, error) in [("x", "not JSON: "), ("{}", "not what a doctor collects")] {
+        let got = json::read(text.as_bytes()).expect_err(text);
+        assert!(got.starts_with(error), "{got}");
+    }
+}

@@ -34,11 +34,11 @@ pub fn write(status: &Status) -> Json {
 /// Reads a document of our version or a later one; what is missing is empty.
 ///
 /// # Errors
-/// One sentence: not JSON, or not a status.
+/// Half a sentence: not JSON, or not a status.
 pub fn read(text: &[u8]) -> Result<Status, String> {
-    let json = Json::parse(text).map_err(|error| format!("the agent's answer is not JSON: {error}"))?;
+    let json = Json::parse(text).map_err(|error| format!("not JSON: {error}"))?;
     if int::<u32>(&json, "version") < VERSION {
-        return Err("the agent's answer is not a status".to_owned());
+        return Err("not a status".to_owned());
     }
     Ok(Status {
         ready: flag(&json, "ready"),
@@ -60,24 +60,24 @@ pub fn read(text: &[u8]) -> Result<Status, String> {
 }
 
 /// A part of the document.
-trait Part: Sized {
+pub(crate) trait Part: Sized {
     fn write(&self) -> Json;
     fn read(json: &Json) -> Self;
 }
 
-fn one<T: Part>(part: &Option<T>) -> Json {
+pub(crate) fn one<T: Part>(part: &Option<T>) -> Json {
     part.as_ref().map(T::write).into()
 }
 
-fn many<T: Part>(parts: &[T]) -> Json {
+pub(crate) fn many<T: Part>(parts: &[T]) -> Json {
     Json::array(parts.iter().map(T::write))
 }
 
-fn texts(texts: &[String]) -> Json {
+pub(crate) fn texts(texts: &[String]) -> Json {
     Json::array(texts.iter().map(String::as_str))
 }
 
-fn maybe<T: Part>(json: &Json, key: &str) -> Option<T> {
+pub(crate) fn maybe<T: Part>(json: &Json, key: &str) -> Option<T> {
     json.get_exact(key).filter(|part| !part.is_null()).map(T::read)
 }
 
@@ -85,27 +85,27 @@ fn items<'a>(json: &'a Json, key: &str) -> &'a [Json] {
     json.get_exact(key).and_then(Json::as_array).unwrap_or_default()
 }
 
-fn list<T: Part>(json: &Json, key: &str) -> Vec<T> {
+pub(crate) fn list<T: Part>(json: &Json, key: &str) -> Vec<T> {
     items(json, key).iter().map(T::read).collect()
 }
 
-fn words(json: &Json, key: &str) -> Vec<String> {
+pub(crate) fn words(json: &Json, key: &str) -> Vec<String> {
     items(json, key).iter().filter_map(Json::as_str).map(str::to_owned).collect()
 }
 
-fn maybe_text(json: &Json, key: &str) -> Option<String> {
+pub(crate) fn maybe_text(json: &Json, key: &str) -> Option<String> {
     json.get_exact(key).and_then(Json::as_str).map(str::to_owned)
 }
 
-fn text(json: &Json, key: &str) -> String {
+pub(crate) fn text(json: &Json, key: &str) -> String {
     maybe_text(json, key).unwrap_or_default()
 }
 
-fn flag(json: &Json, key: &str) -> bool {
+pub(crate) fn flag(json: &Json, key: &str) -> bool {
     json.get_exact(key).and_then(Json::as_bool).unwrap_or_default()
 }
 
-fn int<T: GoInt + Default>(json: &Json, key: &str) -> T {
+pub(crate) fn int<T: GoInt + Default>(json: &Json, key: &str) -> T {
     json.get_exact(key).and_then(Json::as_int).unwrap_or_default()
 }
 
@@ -123,8 +123,9 @@ macro_rules! parts {
         }
     )* };
 }
+pub(crate) use parts;
 
-fn put<T: Clone + Into<Json>>(value: &T) -> Json {
+pub(crate) fn put<T: Clone + Into<Json>>(value: &T) -> Json {
     value.clone().into()
 }
 

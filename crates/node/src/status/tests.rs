@@ -241,11 +241,7 @@ fn json_and_back() {
         let text = json::write(&status).to_indented();
         assert_eq!(json::read(text.as_bytes()), Ok(status));
     }
-    for (text, error) in [
-        ("", "the agent's answer is not JSON: "),
-        ("{}", "the agent's answer is not a status"),
-        ("[1]", "the agent's answer is not a status"),
-    ] {
+    for (text, error) in [("", "not JSON: "), ("{}", "not a status"), ("[1]", "not a status")] {
         let got = json::read(text.as_bytes()).expect_err(text);
         assert!(got.starts_with(error), "{got}");
     }

@@ -26,7 +26,8 @@ fn carrier(test: &str) -> Option<&'static str> {
     None
 }
 
-fn available(test: &str) -> bool {
+/// Whether something does; a note that the test is skipped, if not.
+pub fn available(test: &str) -> bool {
     carrier(test).is_some()
 }
 

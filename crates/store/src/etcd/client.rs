@@ -220,7 +220,7 @@ impl Client {
         };
         match result {
             Ok(conn) => {
-                tracing::debug!(endpoint = conn.endpoint, "connected to etcd");
+                tracing::debug!(endpoint = conn.endpoint, "connected to etcd at {}", conn.endpoint);
                 state.conn = Some(conn.clone());
                 Ok((at, conn))
             }

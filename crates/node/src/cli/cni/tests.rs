@@ -43,7 +43,7 @@ fn words_and_environment_are_read() {
         "add net x --id",
         "add net x -z",
     ] {
-        assert!(read(words, &[]).is_none(), "{words}");
+        assert!(read(words, &[]).is_err(), "{words}");
     }
     for (key, value, want) in [
         ("CAP_ARGS", "[", "CAP_ARGS: "),
