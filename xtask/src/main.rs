@@ -26,6 +26,8 @@ pub const PACKAGES: &[&str] = &[
     "etcd-server",
     "ethtool",
     "firewalld",
+    "fish",
+    "groff-base",
     "iproute2",
     "iptables",
     "iputils-ping",
@@ -40,6 +42,7 @@ pub const PACKAGES: &[&str] = &[
     "systemd",
     "tcpdump",
     "wireguard-tools",
+    "zsh",
 ];
 
 const USAGE: &str = "\

@@ -191,20 +191,53 @@ fn bash_completes_commands_flags_and_values() {
     }
 }
 
+/// What zsh would show: the functions of its completion system print what they are given.
+const ZSH: &str = r#"
+compdef() { : }
+_describe() { print -rl -- ${(P)2} }
+compadd() { shift; print -rl -- $@ }
+_files() { print -r -- FILES $@ }
+_message() { : }
+. $1
+words=($=2) CURRENT=$#words PREFIX=$words[-1]
+_loden
+"#;
+
 #[test]
-fn zsh_and_fish_can_read_their_scripts() {
-    for (shell, words) in [("zsh", &["-n"][..]), ("fish", &["--no-execute"])] {
-        let script = out(&loden(&["completion", shell]));
+fn zsh_and_fish_complete_the_same() {
+    let dir = TempDir::new().unwrap();
+    for shell in ["zsh", "fish"] {
+        let script = dir.path().join(shell);
+        fs::write(&script, loden(&["completion", shell]).stdout).unwrap();
+        let text = fs::read_to_string(&script).unwrap();
         for part in ["status", "log-format", "topology", "show how this node is, and why"] {
-            assert!(script.contains(part), "{shell}: {part}");
+            assert!(text.contains(part), "{shell}: {part}");
         }
-        if installed(shell, &format!("{shell} completion")) {
-            let dir = TempDir::new().unwrap();
-            let file = dir.path().join("script");
-            fs::write(&file, script).unwrap();
-            let words: Vec<&str> = words.iter().copied().chain([file.to_str().unwrap()]).collect();
-            let done = run(shell, &words);
-            assert!(done.status.success() && done.stderr.is_empty(), "{shell}: {}", err(&done));
+        if !installed(shell, &format!("zsh_and_fish_complete_the_same, {shell}")) {
+            continue;
+        }
+        for (line, want, never) in [
+            ("loden st", "status", "--wait"),
+            ("loden status --w", "--wait", "demo"),
+            ("loden status -o t", "table", "--why"),
+            ("loden lab d", "demo", "doctor"),
+            ("loden lab up --topology r", "routed", "doctor"),
+            ("loden lab up --no", "--no-agents", "doctor"),
+            ("loden agent --log-f", "--log-format", "--topology"),
+            ("loden man tr", "trace", "--topology"),
+        ] {
+            let path = script.to_str().unwrap();
+            let source = format!("source {path}; complete -C '{line}'");
+            let words = match shell {
+                "zsh" => vec!["-f", "-c", ZSH, "zsh", path, line],
+                _ => vec!["--no-config", "-c", &source],
+            };
+            let mut command = Command::new(shell);
+            let done = command.args(words).env("HOME", dir.path()).current_dir(&dir).output().unwrap();
+            let got = out(&done);
+            let offers = |word: &str| got.lines().any(|l| l.split([':', '\t']).next() == Some(word));
+            assert!(done.status.success() && offers(want), "{shell} {line}: {got}{}", err(&done));
+            assert!(!offers(never), "{shell} {line}: {got}");
         }
     }
 }
