@@ -48,8 +48,15 @@ impl Endpoint {
 pub(super) fn parse_list(list: &str, tls_settings: bool) -> Result<Vec<Endpoint>, String> {
     let mut endpoints = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
-        let endpoint = parse(text, tls_settings)
-            .ok_or_else(|| format!("etcd endpoint {text:?}: not of the form http://host:port, https://host:port, host:port or unix:/path"))?;
+        let endpoint = parse(text, tls_settings).ok_or_else(|| match text.rsplit_once('@') {
+            // What stands before it may be a password, and this goes into the log.
+            Some((_, host)) => format!(
+                "etcd endpoint at {host:?}: name the user with etcd-username and etcd-password, not in the endpoint"
+            ),
+            None => format!(
+                "etcd endpoint {text:?}: not of the form http://host:port, https://host:port, host:port or unix:/path"
+            ),
+        })?;
         endpoints.push(endpoint);
     }
     if endpoints.is_empty() {
@@ -129,6 +136,8 @@ mod tests {
         }
         assert_eq!(parse_list("http://a:1, http://b:2,", false).unwrap().len(), 2);
         assert!(parse_list("", false).unwrap_err().contains("no etcd endpoint"));
+        let said = parse_list("http://u:secret@a:1", false).unwrap_err();
+        assert!(said.contains("\"a:1\"") && !said.contains("secret"), "{said}");
         assert!(parse_list("http://a:1,x://", false).unwrap_err().contains("\"x://\""));
     }
 }
