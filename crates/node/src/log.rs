@@ -234,6 +234,10 @@ pub fn init(verbosity: i64, form: Form) -> Arc<Tail> {
         tracing_subscriber::fmt().with_max_level(level).with_writer(Sink(tail.clone())).with_ansi(false);
     // A second start in one process (tests) keeps the first subscriber.
     let _ = tracing::subscriber::set_global_default(subscriber.event_format(form).finish());
+    if form == Form::Json {
+        // A program that reads lines shall be able to read the last one.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(topic = "panic", "{panic}")));
+    }
     tail
 }
 

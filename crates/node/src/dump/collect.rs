@@ -8,8 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use kernel::rtnl::RouteFilter;
-use kernel::{Kernel, process, sysctl};
+use kernel::{Kernel, Nft, process, sysctl};
 use model::Json;
+use plan::state::NftFamily;
 
 use super::{Bundle, tables};
 use crate::args::Options;
@@ -281,8 +282,41 @@ fn rules(bundle: &mut Bundle) {
             Err(error) if error.kind() == ErrorKind::NotFound && !needed => {
                 bundle.absent(&format!("program {program}"));
             }
-            Err(error) => bundle.missing(file, &format!("{program}: {error}")),
+            Err(error) => {
+                bundle.missing(file, &format!("{program}: {error}"));
+                if program == "nft" {
+                    own_rules(bundle);
+                }
+            }
         }
+    }
+}
+
+/// Rules of nftables as far as we can read them, where nobody else does: in an image there is no `nft`.
+fn own_rules(bundle: &mut Bundle) {
+    let read = || -> Result<String, String> {
+        let text = |errno: kernel::Errno| errno.to_string();
+        let mut nft = Nft::open().map_err(|error| error.to_string())?;
+        let mut lines = Vec::new();
+        for family in [NftFamily::Ip, NftFamily::Ip6, NftFamily::Inet, NftFamily::Bridge] {
+            for table in nft.tables(family).map_err(text)? {
+                lines.push(format!("table {table}"));
+                let rules = nft.rules(&table, None).map_err(text)?;
+                for chain in nft.chains(&table).map_err(text)? {
+                    let hook = chain.hook.map_or(String::new(), |hook| format!(" {hook:?}"));
+                    lines.push(format!("  chain {}{hook}", chain.name));
+                    for rule in rules.iter().filter(|rule| rule.chain == chain.name) {
+                        let comment = rule.comment.as_ref().map_or(String::new(), |c| format!(" {c:?}"));
+                        lines.push(format!("    {:?}{comment}", rule.expressions));
+                    }
+                }
+            }
+        }
+        Ok(tables::lines(&lines, String::clone))
+    };
+    match read() {
+        Ok(text) => bundle.text("kernel/nft-own.txt", "netlink, as far as it is understood", &text),
+        Err(why) => bundle.missing("kernel/nft-own.txt", &why),
     }
 }
 

@@ -1,9 +1,11 @@
 //! What the agent's log looks like, and how much of it there is while something is down.
 
+use apidouble::{NODES, full_node};
 use serde_json::Value;
 
+use crate::kube;
 use crate::troubles::etcdctl;
-use crate::world::{Etcd, World, has_etcd, until};
+use crate::world::{Etcd, Host, World, has_etcd, until};
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// Tries that would fill a page if each had a line.
@@ -28,6 +30,38 @@ fn lines(log: &str) -> Vec<Value> {
     log.lines().map(line).collect()
 }
 
+/// Counts the packets that ask for a connection, on the wire.
+struct Tries<'a>(&'a Host);
+
+impl Tries<'_> {
+    fn of(host: &Host, port: u16) -> Tries<'_> {
+        for command in [
+            "add table inet tries",
+            "add counter inet tries syn",
+            "add chain inet tries out { type filter hook output priority 0 ; }",
+            &format!(
+                "add rule inet tries out tcp dport {port} tcp flags & (syn|ack) == syn counter name syn"
+            ),
+        ] {
+            host.sh(&format!("nft {command}"));
+        }
+        Tries(host)
+    }
+
+    fn now(&self) -> u64 {
+        let counter = self.0.json("nft -j list counter inet tries syn");
+        counter["nftables"][1]["counter"]["packets"].as_u64().unwrap_or_default()
+    }
+
+    /// Waits until there are so many.
+    fn reach(&self, many: u64) {
+        until("the store to be tried again and again", || match self.now() {
+            now if now >= many => Ok(()),
+            now => Err(format!("{now} tries")),
+        });
+    }
+}
+
 #[test]
 fn a_store_that_is_away_costs_a_line_and_its_return_another() {
     if !has_etcd("a_store_that_is_away_costs_a_line") {
@@ -45,25 +79,13 @@ fn a_store_that_is_away_costs_a_line_and_its_return_another() {
     assert_eq!((&ready["state"], &ready["peers"]), (&"begins".into(), &0.into()), "{ready}");
 
     etcd.stop();
-    // Who does not listen is asked in vain, a packet for each try.
-    for command in [
-        "add table inet tries",
-        "add counter inet tries syn",
-        "add chain inet tries out { type filter hook output priority 0 ; }",
-        "add rule inet tries out tcp dport 2379 tcp flags & (syn|ack) == syn counter name syn",
-    ] {
-        host.sh(&format!("nft {command}"));
-    }
+    let tries = Tries::of(host, 2379);
     let since = std::time::Instant::now();
     until("the store to be missed", || {
         let away = lines(&agent.log()).into_iter().find(|line| line["topic"] == "watch");
         away.filter(|line| line["state"] == "begins").map(drop).ok_or_else(|| agent.log())
     });
-    until("the store to be tried again and again", || {
-        let tries =
-            host.json("nft -j list counter inet tries syn")["nftables"][1]["counter"]["packets"].clone();
-        if tries.as_u64() >= Some(TRIES) { Ok(()) } else { Err(format!("{tries} tries")) }
-    });
+    tries.reach(TRIES);
     let during = lines(&agent.log());
     let new = &during[before.len()..];
     assert!(new.len() <= 3, "{} lines in {:?}: {new:#?}", new.len(), since.elapsed());
@@ -77,6 +99,36 @@ fn a_store_that_is_away_costs_a_line_and_its_return_another() {
     let all = lines(&agent.log()).len() - before.len();
     println!("{all} lines in {minutes:.1} minutes");
     assert!(all as f64 <= 10.0 * minutes, "{all} lines: {}", agent.log());
+}
+
+#[test]
+fn an_api_server_that_comes_and_goes_does_not_fill_a_page() {
+    let world = World::new(2);
+    let double = kube::api_server(&world.hosts[0]);
+    let host = &world.hosts[1];
+    double.create(&NODES, full_node("node2", &["10.244.2.0/24"], &host.public())).unwrap();
+    kube::admit(&double, host, VXLAN);
+    let agent = kube::agent(host, &["--log-format=json"]);
+    agent.ready();
+    let before = lines(&agent.log()).len();
+    let tries = Tries::of(host, 6443);
+    let since = std::time::Instant::now();
+    for _ in 0..5 {
+        double.shut().unwrap();
+        tries.reach(tries.now() + 2);
+        double.open().unwrap();
+        until("the API to be heard", || {
+            let (_, json) = host.status_json();
+            if json["store"]["heard_ms"].as_u64() < Some(500) {
+                Ok(())
+            } else {
+                Err(json["store"].to_string())
+            }
+        });
+    }
+    let all = &lines(&agent.log())[before..];
+    println!("{} lines in {:?}, {} tries", all.len(), since.elapsed(), tries.now());
+    assert!(all.len() <= 10, "{all:#?}");
 }
 
 #[test]
