@@ -90,6 +90,9 @@ fn run(wish: Wish) -> Result<u8, String> {
     let options = args::from_environment();
     let said = std::env::var("LODEN_SOCKET").ok();
     let socket = wish.socket.or_else(|| socket::path(said.as_deref(), &options.subnet_file));
+    if std::io::stderr().is_terminal() {
+        complain("asking the agent, the kernel and the host's programs; this may take some seconds\n");
+    }
     let bundle = collect::bundle(&collect::Place { socket, root: wish.root, options: &options });
     let gaps = bundle.gaps();
     let now = SystemTime::now();

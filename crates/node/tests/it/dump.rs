@@ -124,9 +124,14 @@ fn an_archive_tells_everything_but_secrets() {
     assert_eq!(listed.lines().next(), Some("loden-dump/MANIFEST"));
     let text = |name: &str| tar(&["-xOf", file, &format!("loden-dump/{name}")]);
     let manifest = text("MANIFEST");
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide/troubleshooting.md");
+    let guide = fs::read_to_string(guide).unwrap();
     for name in listed.lines().skip(1) {
         let name = name.strip_prefix("loden-dump/").unwrap();
         assert!(manifest.contains(&format!("\nfile {name} ")), "{name}: {manifest}");
+        let counters = name.strip_prefix("kernel/counters").and_then(|rest| rest.strip_suffix(".txt"));
+        let shown = if name.starts_with("cni/") { "cni/" } else { counters.unwrap_or(name) };
+        assert!(guide.contains(shown), "{name} is not in the guide");
     }
     for (name, part) in [
         ("status.json", "\"kind\": \"wireguard\""),
