@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod error;
+pub mod ethtool;
 pub mod iptables;
 pub mod link;
 pub mod monitor;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::process::Command;
 
 use ipnet::IpNet;
 use kernel::link::{self, BridgeVlan, End, LinkChange, NewKind, NewLink, PortFlags};
@@ -431,4 +432,27 @@ fn rules_of_both_families() {
         assert!(rtnl.delete_rule(&rule).unwrap());
         assert!(!rtnl.delete_rule(&rule).unwrap());
     }
+}
+
+#[test]
+fn offloads_are_as_ethtool_shows_them() {
+    if Command::new("ethtool").arg("--version").output().is_err() {
+        return println!("SKIP offloads_are_as_ethtool_shows_them: ethtool is not installed");
+    }
+    let (netns, _rtnl, _) = wired();
+    let set = |device: &str, features: &[(&str, bool)]| {
+        netns.run(|| kernel::ethtool::set_features(name(device), features)).unwrap()
+    };
+    let shown = |feature: &str| {
+        let all = run_in(&netns, "ethtool -k veth0");
+        let line = all.lines().find_map(|line| line.trim().strip_prefix(&format!("{feature}: ")));
+        line.unwrap_or_else(|| panic!("no {feature} in {all}")).to_owned()
+    };
+    for (segmentation, coalescing, want) in [(false, true, ["off", "on"]), (true, false, ["on", "off"])] {
+        set("veth0", &[("tx-udp-segmentation", segmentation), ("rx-gro", coalescing)]).unwrap();
+        assert_eq!([shown("tx-udp-segmentation"), shown("generic-receive-offload")], want);
+    }
+    let refused = set("veth0", &[("tx-by-pigeon", true)]).unwrap_err().to_string();
+    assert!(refused.contains("change the offloads of veth0"), "{refused}");
+    assert_eq!(set("none0", &[("rx-gro", true)]).unwrap_err().code(), Some(libc::ENODEV));
 }
