@@ -232,11 +232,11 @@ impl Lab {
         self.client.ask(&Request::PodAdd { host: format!("host{n}"), name: name.map(str::to_owned) })
     }
 
-    /// Deletes a pod through CNI.
+    /// Deletes a pod through CNI; gives the time of the chain in ms.
     ///
     /// # Errors
     /// There is none, or the plugin's own sentence.
-    pub fn pod_del(&self, name: &str) -> Result<()> {
+    pub fn pod_del(&self, name: &str) -> Result<f64> {
         self.client.ask(&Request::PodDel { name: name.to_owned() })
     }
 

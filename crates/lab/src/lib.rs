@@ -30,6 +30,7 @@ pub use cli::{main, style};
 pub use client::Client;
 pub use error::{Error, Result};
 pub use spec::{Spec, Stack, Topology};
+pub use sys::{block_signals, wait_for_signal};
 
 /// Runs a closure in a network namespace, on a thread of its own.
 pub(crate) fn inside<T: Send>(net: &Netns, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

@@ -26,7 +26,7 @@ pub enum Request {
         /// Name; the next free one when absent.
         name: Option<String>,
     },
-    /// Deletes a pod through CNI.
+    /// Deletes a pod through CNI; gives the time of the chain in ms.
     PodDel {
         /// Name.
         name: String,

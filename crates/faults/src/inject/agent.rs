@@ -89,7 +89,7 @@ pub fn pods_churn(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Re
     let lab = &scene.lab;
     let one = || -> Result<()> {
         let pod = lab.pod_add(host, None).map_err(|error| error.to_string())?;
-        lab.pod_del(&pod.name).map_err(|error| error.to_string())
+        lab.pod_del(&pod.name).map(drop).map_err(|error| error.to_string())
     };
     let done: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();

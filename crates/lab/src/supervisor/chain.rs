@@ -91,15 +91,17 @@ impl Chain {
         Ok(Added { result, plugins: steps, ms: start.elapsed().as_secs_f64() * 1000.0 })
     }
 
-    /// Disconnects a pod.
+    /// Disconnects a pod; gives the time of the whole chain in ms.
     ///
     /// # Errors
     /// The first plugin that fails, by name, with its own words.
-    pub fn del(&self, host: &Place, pod: &Place, result: &Value) -> Result<()> {
+    pub fn del(&self, host: &Place, pod: &Place, result: &Value) -> Result<f64> {
+        let start = Instant::now();
         for plugin in self.plugins.iter().rev() {
             self.call(plugin, "DEL", host, pod, POD_DEVICE, result)?;
         }
-        self.loopback(host, pod, "DEL")
+        let ms = start.elapsed().as_secs_f64() * 1000.0;
+        self.loopback(host, pod, "DEL").map(|()| ms)
     }
 
     /// Runtimes call `loopback` for each pod, outside the list.

@@ -343,20 +343,20 @@ impl World {
         Ok(PodSlot { place, host: at, facts })
     }
 
-    /// Disconnects a pod and ends it.
+    /// Disconnects a pod and ends it; gives the time of the CNI chain in ms.
     ///
     /// # Errors
     /// There is none, or the CNI chain fails; then the pod stays and can be deleted again.
-    pub fn pod_del(&self, name: &str) -> Result<()> {
+    pub fn pod_del(&self, name: &str) -> Result<f64> {
         let pod = self.pod(name)?;
-        self.chain.del(&self.hosts[pod.host].place, &pod.place, &pod.facts.result)?;
+        let ms = self.chain.del(&self.hosts[pod.host].place, &pod.place, &pod.facts.result)?;
         let slot = self.lock_pods().remove(name).flatten();
         drop(pod);
         if let Some(pod) = slot.and_then(Arc::into_inner) {
             pod.place.end();
         }
         self.write_hosts_file();
-        Ok(())
+        Ok(ms)
     }
 
     /// Renews what every place sees as `/etc/hosts`.
