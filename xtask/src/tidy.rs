@@ -9,6 +9,7 @@ use crate::say;
 /// Which rooms a room may use. An arrow that is not here is a mistake in one of the two.
 const ARROWS: &[(&str, &[&str])] = &[
     ("apidouble", &[]),
+    ("bench", &["kernel", "lab", "model", "plan"]),
     ("benches", &["apidouble", "kernel", "model", "plan"]),
     ("fastpath", &[]),
     ("model", &[]),
@@ -22,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("packaging", &[]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),
-    ("node", &["fastpath", "kernel", "lab", "model", "plan", "store", "tunnel"]),
+    ("node", &["bench", "fastpath", "kernel", "lab", "model", "plan", "store", "tunnel"]),
 ];
 
 /// What a plugin call must not pay for.

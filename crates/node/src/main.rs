@@ -28,8 +28,8 @@ mod outputs;
 mod pods;
 mod probe;
 mod reconcile;
-mod rights;
 mod redact;
+mod rights;
 mod settings;
 #[cfg(test)]
 mod sim;

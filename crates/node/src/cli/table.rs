@@ -1,9 +1,7 @@
 //! All commands, and what the environment says to them.
 
 use super::words::{Command, NONE, flag, switch};
-use super::{
-    capture, cleanup, cni, complete, config, docker_opts, doctor, drops, dump, man, status, trace,
-};
+use super::{capture, cleanup, cni, complete, config, docker_opts, doctor, drops, dump, man, status, trace};
 use crate::start;
 
 /// A command and what runs it: the words after its name go in, an exit status comes out.
@@ -22,6 +20,7 @@ pub const COMMANDS: &[Entry] = &[
     Entry { command: trace::COMMAND, run: |_, words| trace::main(words) },
     Entry { command: drops::COMMAND, run: |_, words| drops::main(words) },
     Entry { command: capture::COMMAND, run: |_, words| capture::main(words) },
+    Entry { command: BENCH, run: |_, words| bench::main(words, start::VERSION) },
     Entry { command: dump::COMMAND, run: |_, words| dump::main(words) },
     Entry { command: LAB, run: |_, words| u8::try_from(lab::main(words.to_vec())).unwrap_or(1) },
     Entry { command: config::COMMAND, run: |_, words| config::main(words) },
@@ -54,6 +53,45 @@ the agent.
 Nothing ends it but a signal: what is missing is said once and waited for. It leaves the data path as it is.",
     flags: &[],
     exit: "0 ended by a signal, 1 it cannot start, 2 the command line is not understood.",
+    sub: &[],
+};
+
+/// Its words are read by the room `bench`; a test holds the two together.
+const BENCH: Command = Command {
+    name: "bench",
+    words: "[lab|serve|host ADDRESS[:PORT]]",
+    summary: "measure the ways between pods beside the bare wire",
+    text: "\
+Measures the ways packets take between pods, side by side with the bare wire, in turns, and prints medians, their spread and how they \
+stand to the wire. Needs root. `lab` (the default) makes a lab of two hosts on this machine and ends it; all of it takes four \
+minutes. Between real hosts, `serve` on one and `host` on the other measure the wire and the pods' way the hosts are set up for.",
+    flags: &[
+        flag(
+            "--what",
+            "WAYS",
+            "some of host-gw, vxlan, fast, udp, wireguard (between pods of two hosts; fast is vxlan with the fast path), bridge, \
+             routed (between pods of one host), cni, peers (per second), joined by commas; else all",
+        ),
+        flag("--rounds", "N", "turns of each (1 to 100; default 5)"),
+        flag("--seconds", "SECONDS", "of each measurement (0.1 to 60; default 1)"),
+        flag(
+            "--wire",
+            "frames|trains",
+            "lab: frames alone, as through a plain network card (the default), or trains of segments whole",
+        ),
+        flag("-o", "table|json|html", "for people (the default), for programs, or a page with pictures"),
+        flag("-w", "FILE", "write there instead of to standard output"),
+        flag(
+            "--token",
+            "TOKEN",
+            "who may use `serve`: it makes one and prints it; 8 to 64 letters, digits and dashes. Better by LODEN_BENCH_TOKEN, \
+             which other users of the host cannot see",
+        ),
+        flag("--listen", "ADDRESS", "serve: address and port (all addresses, port 8477)"),
+        flag("--network", "NET", "serve, host: CNI network pods are attached to (cbr0), or none"),
+        flag("--idle", "SECONDS", "serve: ends after so long without a client (600)"),
+    ],
+    exit: "0 measured, 1 a way asked for by name could not be, 2 nothing could be.",
     sub: &[],
 };
 
@@ -163,6 +201,7 @@ pub const VARIABLES: &[Variable] = &[
          for `loden agent`, etcd for `flanneld`",
     ),
     variable("LODEN_LOG_FORMAT", "agent", "as --log-format: `text` (the default) or `json`"),
+    variable("LODEN_BENCH_TOKEN", "bench", "as --token"),
     variable(
         "LODEN_SOCKET",
         "agent, status, doctor, dump",

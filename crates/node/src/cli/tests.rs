@@ -67,6 +67,7 @@ fn every_flag_is_read() {
                     "capture" => super::capture::understands(
                         &[line, ["host", "192.0.2.1"].map(str::to_owned).to_vec()].concat(),
                     ),
+                    "bench" => bench::understands(&line),
                     "dump" => super::dump::understands(&line),
                     "trace" => super::trace::understands(&[line, vec!["192.0.2.1".to_owned()]].concat()),
                     "cleanup" => super::cleanup::understands(&line),
@@ -88,7 +89,7 @@ fn every_flag_is_read() {
 fn sample(value: &str) -> &str {
     match value {
         "CIDR" => "10.0.0.0/8",
-        "SECONDS" | "PACKETS" | "PORT" => "5",
+        "SECONDS" | "PACKETS" | "PORT" | "N" => "5",
         choices if choices.contains('|') => choices.split('|').next().unwrap_or_default(),
         choice if choice.chars().all(|c| c.is_ascii_lowercase()) => choice,
         _ => "x",
@@ -113,7 +114,7 @@ fn sources(dir: &Path, found: &mut Vec<(PathBuf, String)>) {
 
 fn programs() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    for room in ["cni", "fastpath", "kernel", "lab", "model", "node", "plan", "store", "tunnel"] {
+    for room in ["bench", "cni", "fastpath", "kernel", "lab", "model", "node", "plan", "store", "tunnel"] {
         sources(&root().join("crates").join(room).join("src"), &mut found);
     }
     found

@@ -128,7 +128,7 @@ impl Command {
             return self.sub.iter().flat_map(|sub| sub.synopsis(&name)).collect();
         }
         let mut line = name;
-        if self.is_agent() || self.flags.len() > 6 {
+        if self.is_agent() || self.flags.len() > 4 {
             line += " [FLAG]...";
         } else {
             self.flags.iter().for_each(|flag| line += &format!(" [{}]", flag.shown(flag.name)));

@@ -5,6 +5,7 @@
 
 mod backends;
 mod bad_input;
+mod bench;
 mod capture;
 mod changing;
 mod cleanup;

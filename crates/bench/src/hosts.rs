@@ -1,0 +1,210 @@
+//! Between two real hosts: one serves, the other one measures. Each attaches a pod of its own to the network the host
+//! has, through CNI, and takes it away at the end.
+//!
+//! Who serves answers only those who know its token, takes part in spans of a minute at most, sends nothing to
+//! anybody but a client, and ends by itself when nobody comes (decision 0227).
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kernel::Netns;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::args::{Link, Plan, Serve};
+use crate::machine::Machine;
+use crate::traffic::{self, Client, Server, Taken};
+use crate::{Result, say, tell};
+
+/// Container id of our pods. The same each time, so that what a killed one left is taken away by the next.
+const ID: &str = "loden-bench";
+
+/// What a server tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Greeting {
+    machine: Machine,
+    /// Where its pod's server listens, or why there is none.
+    pod: Result<SocketAddr>,
+}
+
+/// A pod on this host's network; taken away with the value.
+struct Pod {
+    network: String,
+    net: Netns,
+    address: IpAddr,
+}
+
+impl Pod {
+    fn attach(network: &str) -> Result<Pod> {
+        // Of one that was killed; there is nothing to take away mostly.
+        let net = Netns::create().map_err(|error| error.to_string())?;
+        let _ = cni("del", network, &net);
+        let output = cni("add", network, &net)?;
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let why = json["msg"].as_str().map_or(words, str::to_owned);
+            return Err(format!("attach a pod to the network {network:?}: {why}; see --network"));
+        }
+        let ips = json["ips"].as_array().into_iter().flatten();
+        let mut addresses = ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
+        let address = addresses.next().ok_or_else(|| format!("the network {network:?} gave no address"))?;
+        Ok(Pod { network: network.to_owned(), net, address })
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // What stays is taken away by the next one, or by `loden cni gc`.
+        let _ = cni("del", &self.network, &self.net);
+    }
+}
+
+/// Calls the network's plugins as `loden cni` does.
+fn cni(verb: &str, network: &str, net: &Netns) -> Result<Output> {
+    let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
+    let mut command = Command::new(program);
+    command.args(["cni", verb, network]).arg(net.path()).args(["-o", "json", "--id", ID]);
+    command.output().map_err(|error| format!("start `loden cni {verb}`: {error}"))
+}
+
+/// What this host says of its backend, such as `vxlan, fast path`.
+fn backend() -> String {
+    let output =
+        std::env::current_exe().and_then(|it| Command::new(it).args(["status", "-o", "json"]).output());
+    let status: Value =
+        output.ok().and_then(|out| serde_json::from_slice(&out.stdout).ok()).unwrap_or(Value::Null);
+    let kind = status["backend"]["kind"].as_str().unwrap_or("an unknown backend");
+    let fast = if status["fast_path"]["on"] == Value::Bool(true) { ", fast path" } else { "" };
+    format!("{kind}{fast}")
+}
+
+/// Is the other host until a signal, or until nobody comes any more.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn serve(serve: &Serve) -> Result<u8> {
+    lab::block_signals();
+    let token = match &serve.token {
+        Some(token) => token.clone(),
+        None => traffic::fresh_token().map_err(|error| format!("make a token: {error}"))?,
+    };
+    let pod = match &serve.network {
+        Some(network) => Pod::attach(network),
+        None => Err("its `serve` was told --network none".to_owned()),
+    };
+    // Counts up with each client.
+    let clients = Arc::new(AtomicU64::new(0));
+    let seen = || {
+        let clients = clients.clone();
+        move || {
+            clients.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let inner = pod.as_ref().ok().map(|pod| {
+        let begin = || Server::start((pod.address, 0).into(), &token, Arc::new(traffic::greeting), seen());
+        let server = pod.net.run(begin).map_err(|error| error.to_string())?;
+        server.map_err(|error| format!("listen on {}: {error}", pod.address))
+    });
+    let inner = inner.transpose()?;
+    let at = match (&pod, &inner) {
+        (Err(why), _) => Err(why.clone()),
+        (Ok(_), server) => server.as_ref().map(Server::at).ok_or_else(|| "there is no pod".to_owned()),
+    };
+    let greeting = Greeting { machine: Machine::here(), pod: at.clone() };
+    let told = serde_json::to_string(&greeting).map_err(|error| error.to_string())?;
+    let outer = Server::start(serve.at, &token, Arc::new(move || told.clone()), seen())
+        .map_err(|error| format!("listen on {}: {error}; see --listen", serve.at))?;
+    match &at {
+        Ok(at) => tell(&format!("a pod of {} answers at {at}", backend())),
+        Err(why) => tell(&format!("only the wire can be measured: {why}")),
+    }
+    let port = outer.at().port();
+    let place =
+        if serve.at.ip().is_unspecified() { format!("THIS-HOST:{port}") } else { outer.at().to_string() };
+    say(&format!("loden bench host {place} --token {token}\n"))?;
+    let (sender, signal) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(lab::wait_for_signal()));
+    let (mut last, mut count) = (Instant::now(), 0);
+    let why = loop {
+        if let Ok(signal) = signal.recv_timeout(Duration::from_millis(500)) {
+            break format!("ended by signal {signal}");
+        }
+        let now = clients.load(Ordering::Relaxed);
+        if now != count {
+            (last, count) = (Instant::now(), now);
+        }
+        if last.elapsed() > serve.idle {
+            break format!("nobody came for {} s", serve.idle.as_secs());
+        }
+    };
+    drop((outer, inner, pod));
+    tell(&why);
+    Ok(0)
+}
+
+/// Our end and what the other one told.
+pub struct Ends {
+    client: Client,
+    /// The other machine.
+    pub other: Machine,
+    /// The way between the pods, or why there is none.
+    pub pods: Result<Way>,
+    /// What that way is.
+    pub about: String,
+}
+
+/// The way between two pods.
+pub struct Way {
+    client: Client,
+    pod: Pod,
+}
+
+impl Way {
+    /// One turn.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn turn(&self) -> Result<Taken> {
+        let turn = self.pod.net.run(|| self.client.turn()).map_err(|error| error.to_string())?;
+        turn.map_err(|error| format!("measure from our pod to {}: {error}", self.client.to))
+    }
+}
+
+impl Ends {
+    /// One turn on the wire.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn wire(&self) -> Result<Taken> {
+        self.client.turn().map_err(|error| format!("measure to {}: {error}", self.client.to))
+    }
+}
+
+/// Asks the other host what it has, and makes our pod.
+///
+/// # Errors
+/// The other host is away, or wants another token.
+pub fn reach(link: &Link, plan: &Plan) -> Result<Ends> {
+    let to = link.to;
+    let client = Client { to, token: link.token.clone(), span: plan.span, apart: false };
+    let told = client.hello().map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::ConnectionReset => {
+            format!("{to} does not take this token, or is not a `loden bench serve` of this version")
+        }
+        _ => format!("reach {to}: {error}; does `loden bench serve` run there?"),
+    })?;
+    let Greeting { machine: other, pod } = serde_json::from_str(&told)
+        .map_err(|_| format!("{to} answers, but is not a `loden bench serve` of this version"))?;
+    let apart = Machine::here().boot != other.boot;
+    let pods = pod.and_then(|at| {
+        let network = link.network.as_ref().ok_or("--network none was given")?;
+        let pod = Pod::attach(network)?;
+        Ok(Way { client: Client { to: at, apart, ..client.clone() }, pod })
+    });
+    let about = format!("pods of the two hosts, {}", backend());
+    Ok(Ends { client: Client { apart, ..client }, other, pods, about })
+}

@@ -1,0 +1,168 @@
+//! Things done per second, beside the least the kernel takes for them: pods attached and detached, peers programmed.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use kernel::link::{End, LinkChange, NewKind, NewLink};
+use kernel::rtnl::{AddrInfo, FdbInfo, NeighInfo, Put, RouteInfo};
+use kernel::{Kernel, Netns, Rtnl};
+use lab::Lab;
+use model::{IfName, Ipv4Net, Mac};
+use plan::Step;
+use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Via, Vxlan};
+
+use crate::Result;
+
+/// Pods of one turn.
+const PODS: u32 = 10;
+/// Peers of one turn.
+const PEERS: u32 = 1_000;
+
+/// Names of the devices that are made.
+const ETH0: &str = "eth0";
+const BRIDGE: &str = "bench0";
+const TUNNEL: &str = "flannel.1";
+
+fn sentence(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Pods attached and detached in a second, and how often the bare requests of an attachment can be made.
+///
+/// # Errors
+/// One sentence.
+pub fn pods(lab: &Lab) -> Result<[f64; 3]> {
+    let (mut add, mut del) = (0.0, 0.0);
+    for number in 0..PODS {
+        let name = format!("bench-{number}");
+        add += lab.pod_add(1, Some(&name)).map_err(sentence)?.add_ms;
+        del += lab.pod_del(&name).map_err(sentence)?;
+    }
+    let bare = bare()?.as_secs_f64();
+    let rate = |seconds: f64| f64::from(PODS) / seconds;
+    Ok([rate(add / 1e3), rate(del / 1e3), rate(bare)])
+}
+
+/// What any plugin asks of the kernel for a pod on a bridge: the pair, its address, its routes; in one namespace after
+/// the other, with sockets of its own.
+fn bare() -> Result<Duration> {
+    let host = Netns::create().map_err(sentence)?;
+    let mut rtnl = Rtnl::open_in(host.as_fd()).map_err(sentence)?;
+    let kind = NewKind::Bridge { vlan_filtering: false };
+    rtnl.create_link(&NewLink { up: true, ..NewLink::new(IfName::fixed(BRIDGE), kind) }).map_err(sentence)?;
+    let bridge =
+        rtnl.link_by_name(IfName::fixed(BRIDGE)).map_err(sentence)?.ok_or("the bridge has gone")?.index;
+    let mut took = Duration::ZERO;
+    for number in 0..PODS {
+        let pod = Netns::create().map_err(sentence)?;
+        let start = Instant::now();
+        attach(&host, &pod, bridge, number).map_err(sentence)?;
+        took += start.elapsed();
+    }
+    Ok(took)
+}
+
+fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32) -> Result<(), kernel::Error> {
+    let mut outside = host.run(Rtnl::open)??;
+    let far = End { netns: Some(pod.as_fd()), ..End::new(IfName::fixed(ETH0)) };
+    let near = IfName::new(&format!("bench{}", number + 1)).unwrap_or(IfName::fixed(ETH0));
+    let new = NewLink { up: true, master: Some(bridge), ..NewLink::new(near, NewKind::Veth(far)) };
+    outside.create_link(&new)?;
+    let mut inside = pod.run(Rtnl::open)??;
+    let Some(eth0) = inside.link_by_name(IfName::fixed(ETH0))?.map(|link| link.index) else { return Ok(()) };
+    inside.set_link(eth0, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+    let address = Ipv4Addr::from(0x0af4_0102 + number);
+    let net = model::IpNet::new_assert(address.into(), 24);
+    inside.add_address(&AddrInfo::new(eth0, net), Put::Exclusive)?;
+    let everything = model::IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let gateway = Some(IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)));
+    inside.add_route(&RouteInfo { gateway, dev: Some(eth0), ..RouteInfo::to(everything) }, Put::Exclusive)
+}
+
+/// Peers programmed in a second as the agent does it, and with one acknowledged request after the other.
+///
+/// # Errors
+/// One sentence.
+pub fn peers() -> Result<[f64; 2]> {
+    let batched = batched().map_err(sentence)?.as_secs_f64();
+    let single = single().map_err(sentence)?.as_secs_f64();
+    Ok([f64::from(PEERS) / batched, f64::from(PEERS) / single])
+}
+
+/// Subnet, hardware address and outer address of a peer.
+fn peer(number: u32) -> (Ipv4Net, Mac, IpAddr) {
+    let [_, b, c, d] = number.to_be_bytes();
+    let subnet = Ipv4Net::new_assert(Ipv4Addr::from(0x0a00_0000 | (number << 8)), 24);
+    (subnet, Mac([2, 0, 0, b, c, d]), Ipv4Addr::from(0xac10_0000 | number).into())
+}
+
+/// A fresh namespace with a tunnel that is up.
+fn tunnel() -> Result<(Netns, Kernel), String> {
+    let netns = Netns::create().map_err(sentence)?;
+    let mut kernel = Kernel::open_in(&netns).map_err(sentence)?;
+    let vxlan = Vxlan {
+        vni: 1,
+        port: 8472,
+        local: None,
+        lower: None,
+        learning: false,
+        gbp: false,
+        l2miss: false,
+        group: None,
+    };
+    let (name, kind) = (IfName::fixed(TUNNEL), LinkKind::Vxlan(vxlan));
+    let link = Link { name, kind, mac: None, mtu: None, up: true, txqlen: None, master: None };
+    let address = Addr { dev: name, net: model::IpNet::new_assert(Ipv4Addr::new(10, 0, 0, 0).into(), 32) };
+    // Addresses need their device to be there.
+    for object in [Object::Link(Box::new(link)), Object::Addr(address)] {
+        put(&mut kernel, vec![object])?;
+    }
+    Ok((netns, kernel))
+}
+
+fn put(kernel: &mut Kernel, objects: Vec<Object>) -> Result<()> {
+    let steps: Vec<Step> = objects.into_iter().map(Step::Put).collect();
+    kernel.apply(&steps).into_iter().collect::<std::result::Result<(), _>>().map_err(sentence)
+}
+
+fn batched() -> Result<Duration> {
+    let (_netns, mut kernel) = tunnel()?;
+    let (dev, mut objects) = (IfName::fixed(TUNNEL), Vec::new());
+    for id in 1..=PEERS {
+        let (subnet, mac, outer) = peer(id);
+        let via = IpAddr::V4(subnet.network());
+        objects.push(Object::Neigh(Neigh { dev, dst: via, mac }));
+        objects.push(Object::Fdb(Fdb { dev, mac, dst: outer }));
+        objects.push(Object::Nexthop(Nexthop { id, dev, via, onlink: true }));
+        objects.push(Object::Route(Route::ours(subnet.into(), Via::Nexthop(id))));
+    }
+    objects.sort_by_key(Object::key);
+    let start = Instant::now();
+    put(&mut kernel, objects)?;
+    Ok(start.elapsed())
+}
+
+fn single() -> Result<Duration> {
+    let (netns, mut kernel) = tunnel()?;
+    let found = kernel.rtnl().link_by_name(IfName::fixed(TUNNEL)).map_err(sentence)?;
+    let index = found.ok_or("the tunnel has gone")?.index;
+    let mut rtnl = Rtnl::open_in(netns.as_fd()).map_err(sentence)?;
+    let start = Instant::now();
+    for number in 1..=PEERS {
+        let (subnet, mac, outer) = peer(number);
+        let via = IpAddr::V4(subnet.network());
+        let route = RouteInfo {
+            gateway: Some(via),
+            dev: Some(index),
+            onlink: true,
+            protocol: plan::ROUTE_PROTOCOL,
+            ..RouteInfo::to(subnet.into())
+        };
+        rtnl.add_neighbour(&NeighInfo::permanent(index, via, mac), Put::Replace)
+            .and_then(|()| rtnl.add_fdb(&FdbInfo::vxlan(index, mac, outer), Put::Replace))
+            .and_then(|()| rtnl.add_route(&route, Put::Replace))
+            .map_err(sentence)?;
+    }
+    Ok(start.elapsed())
+}

@@ -1,0 +1,250 @@
+//! What was measured, as a value: what tables, JSON and pages are made of. Pure.
+//!
+//! The JSON is the report itself. Its `schema` changes when a member loses its meaning; members may be added.
+
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// Name and version of the JSON.
+pub const SCHEMA: &str = "loden.bench/1";
+
+/// Everything of one run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// Version of the program.
+    pub version: String,
+    /// When it began.
+    pub date: String,
+    /// `lab`, or `hosts`.
+    pub place: &'static str,
+    /// The machine, or both.
+    pub machines: Vec<Machine>,
+    /// `frames`, `trains`, or `real`.
+    pub wire: &'static str,
+    /// Turns of each.
+    pub rounds: usize,
+    /// Seconds of each measurement.
+    pub seconds: f64,
+    /// Share of this machine's processors in use while nothing was measured, turn by turn.
+    pub foreign: Samples,
+    /// The wire first.
+    pub ways: Vec<Row>,
+}
+
+/// One way.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    /// Why it could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
+    /// What was measured, in the order of [`Figure::ALL`].
+    pub figures: Vec<Measured>,
+}
+
+/// A figure of a way.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Which.
+    pub figure: Figure,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Turn by turn.
+    pub samples: Samples,
+    /// What stands beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Beside>,
+}
+
+/// The same quantity of something else, measured in the same turns.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Beside {
+    /// What it is of: `wire`, or what the kernel takes at least.
+    pub what: &'static str,
+    /// The way's over it, turn by turn.
+    pub ratio: Samples,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Figure {
+    /// One stream of TCP.
+    TcpOne,
+    /// Four streams.
+    TcpFour,
+    /// Processor time per GB of one stream.
+    CpuPerGb,
+    /// Datagrams of 64 bytes.
+    Datagrams,
+    /// Processor time for each.
+    CpuPerDatagram,
+    /// Round trip of one byte, median.
+    TripHalf,
+    /// The same, 99th percentile.
+    TripMost,
+    /// CNI ADD.
+    PodsAdded,
+    /// CNI DEL.
+    PodsDeleted,
+    /// Peers into the kernel.
+    PeersProgrammed,
+}
+
+impl Figure {
+    /// All, in the order of reports.
+    pub const ALL: [Figure; 10] = [
+        Figure::TcpOne,
+        Figure::TcpFour,
+        Figure::CpuPerGb,
+        Figure::Datagrams,
+        Figure::CpuPerDatagram,
+        Figure::TripHalf,
+        Figure::TripMost,
+        Figure::PodsAdded,
+        Figure::PodsDeleted,
+        Figure::PeersProgrammed,
+    ];
+
+    /// What it is, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Figure::TcpOne => "TCP, one stream",
+            Figure::TcpFour => "TCP, four streams",
+            Figure::CpuPerGb => "Processor time per GB",
+            Figure::Datagrams => "Datagrams of 64 bytes",
+            Figure::CpuPerDatagram => "Processor time per datagram",
+            Figure::TripHalf => "Round trip, median",
+            Figure::TripMost => "Round trip, 99th percentile",
+            Figure::PodsAdded => "Pods attached",
+            Figure::PodsDeleted => "Pods detached",
+            Figure::PeersProgrammed => "Peers programmed",
+        }
+    }
+
+    /// Its unit.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Figure::TcpOne | Figure::TcpFour => "Gbit/s",
+            Figure::CpuPerGb => "s",
+            Figure::CpuPerDatagram | Figure::TripHalf | Figure::TripMost => "us",
+            Figure::Datagrams | Figure::PodsAdded | Figure::PodsDeleted | Figure::PeersProgrammed => "1/s",
+        }
+    }
+
+    /// More of it is better.
+    pub fn more(self) -> bool {
+        matches!(self.unit(), "Gbit/s" | "1/s")
+    }
+}
+
+/// Samples in the order they were taken, with their middle and their ends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Samples {
+    /// The middle one; of an even number the mean of the two in the middle.
+    pub median: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
+    /// All.
+    pub values: Vec<f64>,
+}
+
+impl Samples {
+    /// Of values that are numbers; what is none is left out.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Samples {
+        let values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
+        let last = sorted.len().saturating_sub(1);
+        Samples { median: (at(last / 2) + at(last.div_ceil(2))) / 2.0, least: at(0), most: at(last), values }
+    }
+
+    /// Each over the one taken in the same turn: what disturbs the machine meets both.
+    pub fn over(&self, other: &Samples) -> Samples {
+        Samples::of(self.values.iter().zip(&other.values).map(|(ours, other)| ours / other))
+    }
+}
+
+impl Measured {
+    /// A figure, beside that of something else.
+    pub fn new(figure: Figure, samples: Samples, beside: Option<(&'static str, &Samples)>) -> Measured {
+        let beside = beside.map(|(what, other)| Beside { what, ratio: samples.over(other) });
+        Measured { figure, unit: figure.unit(), samples, beside }
+    }
+}
+
+impl Report {
+    /// Ways with a figure, and what was measured.
+    pub fn column(&self, figure: Figure) -> Vec<(&Row, &Measured)> {
+        let of = |row: &'_ Row| row.figures.iter().position(|measured| measured.figure == figure);
+        self.ways.iter().filter_map(|row| Some((row, &row.figures[of(row)?]))).collect()
+    }
+
+    /// As JSON.
+    pub fn json(&self) -> String {
+        let mut shown = self.clone();
+        // For telling machines apart, not for others to know.
+        shown.machines.iter_mut().for_each(|machine| machine.boot.clear());
+        serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
+    }
+}
+
+/// A number as people read it: three digits count.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1_000_000.0 => format!("{:.2} M", value / 1e6),
+        v if v >= 10_000.0 => format!("{:.0} k", value / 1e3),
+        v if v >= 1_000.0 => format!("{:.1} k", value / 1e3),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_a_middle_and_ends() {
+        for (values, want) in [
+            (vec![], [0.0, 0.0, 0.0]),
+            (vec![3.0], [3.0, 3.0, 3.0]),
+            (vec![3.0, 1.0, 8.0], [3.0, 1.0, 8.0]),
+            (vec![4.0, 1.0, 2.0, 9.0], [3.0, 1.0, 9.0]),
+            (vec![f64::NAN, 1.0, f64::INFINITY], [1.0, 1.0, 1.0]),
+        ] {
+            let Samples { median, least, most, .. } = Samples::of(values);
+            assert_eq!([median, least, most], want);
+        }
+        let ratio = Samples::of([1.0, 2.0, 9.0]).over(&Samples::of([4.0, 4.0, 9.0]));
+        assert_eq!(ratio.values, [0.25, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn three_digits_count() {
+        for (value, want) in [
+            (0.0, "0.00"),
+            (0.0123, "0.012"),
+            (0.456, "0.46"),
+            (9.876, "9.88"),
+            (45.67, "45.7"),
+            (456.7, "457"),
+            (4567.0, "4.6 k"),
+            (45_678.0, "46 k"),
+            (4_567_890.0, "4.57 M"),
+        ] {
+            assert_eq!(number(value), want);
+        }
+    }
+}

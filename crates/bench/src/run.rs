@@ -1,0 +1,220 @@
+//! Measures turn by turn and gives the report away.
+
+use std::time::Duration;
+
+use crate::args::{Format, Link, Plan};
+use crate::hosts;
+use crate::machine::{self, Machine};
+use crate::report::{Figure, Measured, Report, Row, SCHEMA, Samples};
+use crate::traffic::Taken;
+use crate::ways::{self, Standing, Way};
+use crate::{Result, rates, say, show, tell};
+
+/// How long is looked at what others use.
+const LOOK: Duration = Duration::from_millis(200);
+/// Share of the processors others may use before figures are doubted (docs/guide/performance.md).
+const DOUBT: f64 = 0.12;
+
+/// What one turn of a way gave: the figures, in the order of the report, and what stands beside each.
+type Turn = Vec<(Figure, f64, Option<(&'static str, f64)>)>;
+
+/// A way and what was taken of it.
+struct Line {
+    name: String,
+    about: String,
+    turns: Vec<Turn>,
+    unavailable: Option<String>,
+}
+
+impl Line {
+    fn new(name: &str, about: &str) -> Line {
+        Line { name: name.to_owned(), about: about.to_owned(), turns: Vec::new(), unavailable: None }
+    }
+
+    /// A way that fails once is not measured again.
+    fn take(&mut self, turn: Result<Turn>) {
+        match turn {
+            Ok(turn) => self.turns.push(turn),
+            Err(why) => self.unavailable = Some(why),
+        }
+    }
+
+    fn row(self) -> Row {
+        let mut figures = Vec::new();
+        for (at, (figure, _, beside)) in self.turns.first().into_iter().flatten().enumerate() {
+            let column = |pick: fn(&(Figure, f64, Option<(&'static str, f64)>)) -> f64| {
+                Samples::of(self.turns.iter().filter_map(|turn| turn.get(at)).map(pick))
+            };
+            let other = column(|(_, _, beside)| beside.map_or(0.0, |(_, value)| value));
+            let beside = beside.map(|(what, _)| (what, &other));
+            figures.push(Measured::new(*figure, column(|(_, value, _)| *value), beside));
+        }
+        let figures = if self.unavailable.is_some() { Vec::new() } else { figures };
+        Row { name: self.name, about: self.about, unavailable: self.unavailable, figures }
+    }
+}
+
+/// What traffic gave, beside the wire's of the same turn.
+fn turn_of(taken: Taken, wire: Option<Taken>) -> Turn {
+    let values = |t: Taken| [t.one, t.many, t.cpu, t.datagrams, t.each, t.half, t.most];
+    let beside = wire.map(values);
+    let figures = Figure::ALL.into_iter().zip(values(taken)).enumerate();
+    figures.map(|(at, (figure, value))| (figure, value, beside.map(|wire| ("wire", wire[at])))).collect()
+}
+
+/// In a lab on this machine.
+///
+/// # Errors
+/// Not root, or not even the wire could be made: one sentence.
+pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("a lab between whose hosts is measured needs root".to_owned());
+    }
+    let wire = Standing::wire(plan)?;
+    let mut lines = vec![Line::new("wire", "the hosts themselves, without a pod network")];
+    let mut standing = Vec::new();
+    for way in &plan.ways {
+        let mut line = Line::new(way.name(), way.about());
+        let made = match way {
+            Way::Cni => ways::empty(plan).map(Place::Pods),
+            Way::Peers => Ok(Place::Peers),
+            way => Standing::way(*way, plan).map(Box::new).map(Place::Ends),
+        };
+        match made {
+            Ok(place) => {
+                if let Place::Ends(ends) = &place
+                    && let Some(note) = &ends.note
+                {
+                    line.about = format!("{}, {note}", line.about);
+                }
+                standing.push((lines.len(), place));
+            }
+            Err(why) => {
+                tell(&format!("{}: {why}", way.name()));
+                line.unavailable = Some(why);
+            }
+        }
+        lines.push(line);
+    }
+    let mut foreign = Vec::new();
+    for round in 0..plan.rounds {
+        tell(&format!("round {} of {}", round + 1, plan.rounds));
+        foreign.push(machine::foreign(LOOK));
+        // In changing order, so that nobody always comes after the same.
+        let mut order: Vec<usize> = (0..standing.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        let beside = wire.turn()?;
+        lines[0].take(Ok(turn_of(beside, None)));
+        for number in order {
+            let (at, place) = &standing[number];
+            if lines[*at].unavailable.is_none() {
+                lines[*at].take(place.turn(beside));
+            }
+        }
+    }
+    let report = Report {
+        schema: SCHEMA,
+        version: version.to_owned(),
+        date: machine::date(),
+        place: "lab",
+        machines: vec![Machine::here()],
+        wire: if plan.trains { "trains" } else { "frames" },
+        rounds: plan.rounds,
+        seconds: plan.span.as_secs_f64(),
+        foreign: Samples::of(foreign),
+        ways: lines.into_iter().map(Line::row).collect(),
+    };
+    give(&report, plan)
+}
+
+/// Something that stands and can be measured.
+enum Place {
+    Ends(Box<Standing>),
+    Pods(lab::Lab),
+    Peers,
+}
+
+impl Place {
+    fn turn(&self, wire: Taken) -> Result<Turn> {
+        Ok(match self {
+            Place::Ends(ends) => turn_of(ends.turn()?, Some(wire)),
+            Place::Pods(lab) => {
+                let [add, del, bare] = rates::pods(lab)?;
+                vec![
+                    (Figure::PodsAdded, add, Some(("bare requests", bare))),
+                    (Figure::PodsDeleted, del, None),
+                ]
+            }
+            Place::Peers => {
+                let [batched, single] = rates::peers()?;
+                vec![(Figure::PeersProgrammed, batched, Some(("one by one", single)))]
+            }
+        })
+    }
+}
+
+/// From this host to another.
+///
+/// # Errors
+/// The other host is away, or wants another token: one sentence.
+pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
+    let ends = hosts::reach(link, plan)?;
+    let mut lines = vec![Line::new("wire", "the hosts themselves")];
+    lines.push(Line::new("pods", &ends.about));
+    lines[1].unavailable = ends.pods.as_ref().err().cloned();
+    let mut foreign = Vec::new();
+    for round in 0..plan.rounds {
+        tell(&format!("round {} of {}", round + 1, plan.rounds));
+        foreign.push(machine::foreign(LOOK));
+        let first = if round % 2 == 0 { Some(ends.wire()?) } else { None };
+        let pods = ends.pods.as_ref().ok().map(|pod| pod.turn());
+        let wire = match first {
+            Some(wire) => wire,
+            None => ends.wire()?,
+        };
+        lines[0].take(Ok(turn_of(wire, None)));
+        if let Some(pods) = pods
+            && lines[1].unavailable.is_none()
+        {
+            lines[1].take(pods.map(|taken| turn_of(taken, Some(wire))));
+        }
+    }
+    let report = Report {
+        schema: SCHEMA,
+        version: version.to_owned(),
+        date: machine::date(),
+        place: "hosts",
+        machines: vec![Machine::here(), ends.other.clone()],
+        wire: "real",
+        rounds: plan.rounds,
+        seconds: plan.span.as_secs_f64(),
+        foreign: Samples::of(foreign),
+        ways: lines.into_iter().map(Line::row).collect(),
+    };
+    give(&report, plan)
+}
+
+/// Prints or writes the report; gives the exit status.
+fn give(report: &Report, plan: &Plan) -> Result<u8> {
+    let text = match plan.format {
+        Format::Table => show::table(report),
+        Format::Json => report.json(),
+        Format::Html => show::html(report),
+    };
+    match &plan.file {
+        Some(file) => {
+            std::fs::write(file, text).map_err(|error| format!("write {}: {error}", file.display()))?;
+        }
+        None => say(&text)?,
+    }
+    if report.foreign.median > DOUBT {
+        tell(&format!(
+            "others use {:.0} % of the processors: only the ratios mean anything, and their spread is wide",
+            report.foreign.median * 100.0
+        ));
+    }
+    let missing = report.ways.iter().any(|row| row.unavailable.is_some());
+    Ok(u8::from(missing && plan.named))
+}

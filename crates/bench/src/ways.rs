@@ -1,0 +1,256 @@
+//! The ways there are, and how each stands in a lab: two hosts with real agents and a pod each, or one host with two.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::Netns;
+use lab::spec::Spec;
+use lab::{Builder, Lab};
+use model::IfName;
+use serde_json::Value;
+
+use crate::Result;
+use crate::args::Plan;
+use crate::traffic::{self, Client, Server};
+
+/// What can be measured besides the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Plain routes to the other host.
+    HostGw,
+    /// The kernel's VXLAN.
+    Vxlan,
+    /// VXLAN with the fast path.
+    Fast,
+    /// flannel's udp, in user space.
+    Udp,
+    /// WireGuard: the kernel's, or in user space.
+    Wireguard,
+    /// Between two pods of one host, by a bridge.
+    Bridge,
+    /// Between two pods of one host, by routes.
+    Routed,
+    /// Pods attached and detached.
+    Cni,
+    /// Peers programmed.
+    Peers,
+}
+
+impl Way {
+    /// All, in the order of reports.
+    pub const ALL: [Way; 9] = [
+        Way::HostGw,
+        Way::Vxlan,
+        Way::Fast,
+        Way::Udp,
+        Way::Wireguard,
+        Way::Bridge,
+        Way::Routed,
+        Way::Cni,
+        Way::Peers,
+    ];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::HostGw => "host-gw",
+            Way::Vxlan => "vxlan",
+            Way::Fast => "fast",
+            Way::Udp => "udp",
+            Way::Wireguard => "wireguard",
+            Way::Bridge => "bridge",
+            Way::Routed => "routed",
+            Way::Cni => "cni",
+            Way::Peers => "peers",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Way::HostGw => "pods of two hosts, plain routes",
+            Way::Vxlan => "pods of two hosts, the kernel's VXLAN",
+            Way::Fast => "the same with the fast path",
+            Way::Udp => "pods of two hosts, flannel's udp in user space",
+            Way::Wireguard => "pods of two hosts, WireGuard",
+            Way::Bridge => "two pods of one host, by the plugin bridge",
+            Way::Routed => "two pods of one host, by the plugin ptp",
+            Way::Cni => "pods attached and detached through CNI, one after the other",
+            Way::Peers => "routes, neighbours and forwarding entries of 1,000 peers into the kernel",
+        }
+    }
+
+    fn spec(self) -> Spec {
+        let backend = match self {
+            Way::HostGw => "host-gw",
+            Way::Udp => "udp",
+            Way::Wireguard => "wireguard",
+            _ => "vxlan",
+        };
+        let (hosts, pods) = match self {
+            Way::Bridge | Way::Routed => (1, 2),
+            Way::Cni => (1, 0),
+            _ => (2, 1),
+        };
+        Spec {
+            name: format!("bench-{}-{}", std::process::id(), self.name()),
+            hosts,
+            pods,
+            backend: backend.to_owned(),
+            agent_args: if self == Way::Fast { vec!["--fast-path=on".to_owned()] } else { Vec::new() },
+            conflist: (self == Way::Routed).then(|| PTP.to_owned()),
+            ..Spec::default()
+        }
+    }
+
+    fn ends(self) -> [&'static str; 2] {
+        match self {
+            Way::Bridge | Way::Routed => ["pod1-1", "pod1-2"],
+            _ => ["pod1-1", "pod2-1"],
+        }
+    }
+}
+
+/// The tutorials' chain with routes in place of the bridge.
+const PTP: &str = r#"{
+  "name": "cbr0",
+  "cniVersion": "0.3.1",
+  "plugins": [{"type": "flannel", "delegate": {"type": "ptp"}}]
+}
+"#;
+
+/// How long the first packet of a way may take, in ms.
+const FIRST_MS: u64 = 20_000;
+
+/// Two ends with a server on the second: one way, or the wire.
+pub struct Standing {
+    client: Client,
+    inside: Netns,
+    _server: Server,
+    _lab: Lab,
+    /// What there is to say of it besides.
+    pub note: Option<String>,
+}
+
+impl Standing {
+    /// The wire: the hosts themselves, without agents, rules and followed connections.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn wire(plan: &Plan) -> Result<Standing> {
+        let name = format!("bench-{}-wire", std::process::id());
+        let spec = Spec { name, hosts: 2, pods: 0, agents: false, ..Spec::default() };
+        let lab = start(&spec, plan)?;
+        let to = lab.spec().ports().get(1).and_then(|port| port.addresses.first().map(|net| net.addr()));
+        Standing::between(lab, ["host1", "host2"], to.ok_or("the wire has no address")?, plan)
+    }
+
+    /// A way packets take.
+    ///
+    /// # Errors
+    /// One sentence: what this kernel or this host lacks.
+    pub fn way(way: Way, plan: &Plan) -> Result<Standing> {
+        let lab = start(&way.spec(), plan)?;
+        let [from, to] = way.ends();
+        let pods = lab.status().map_err(|error| error.to_string())?.pods;
+        let address = pods.iter().find(|pod| pod.name == to).and_then(|pod| pod.address(false));
+        let reach = lab.ping_within(from, to, FIRST_MS).map_err(|error| error.to_string())?;
+        if let Some(why) = reach.why {
+            return Err(format!("{to} does not answer {from}: {why}"));
+        }
+        let note = match way {
+            Way::Fast => fast_path(&lab)?,
+            Way::Wireguard => carrier(&lab),
+            _ => None,
+        };
+        let standing = Standing::between(lab, [from, to], address.ok_or("the pod has no address")?, plan)?;
+        Ok(Standing { note, ..standing })
+    }
+
+    fn between(lab: Lab, [from, to]: [&str; 2], address: IpAddr, plan: &Plan) -> Result<Standing> {
+        let token = traffic::fresh_token().map_err(|error| format!("make a token: {error}"))?;
+        let net = |place: &str| lab.place(place).net().map_err(|error| error.to_string());
+        let at = SocketAddr::new(address, 0);
+        let begin = || Server::start(at, &token, Arc::new(traffic::greeting), || {});
+        let server = net(to)?.run(begin).map_err(|error| error.to_string())?;
+        let server = server.map_err(|error| format!("listen on {at} in {to}: {error}"))?;
+        let client = Client { to: server.at(), token, span: plan.span, apart: false };
+        Ok(Standing { client, inside: net(from)?, _server: server, _lab: lab, note: None })
+    }
+
+    /// One turn.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn turn(&self) -> Result<traffic::Taken> {
+        let turn = self.inside.run(|| self.client.turn()).map_err(|error| error.to_string())?;
+        turn.map_err(|error| format!("measure to {}: {error}", self.client.to))
+    }
+}
+
+/// Starts a lab whose wire is as the plan says.
+fn start(spec: &Spec, plan: &Plan) -> Result<Lab> {
+    let named = |error: lab::Error| match error.log() {
+        [] => error.to_string(),
+        [.., last] => format!("{error}: {last}"),
+    };
+    let lab = Builder::of(spec.clone()).start_with(&mut |_| {}, Stdio::inherit()).map_err(named)?;
+    if !plan.trains {
+        for number in 1..=spec.hosts {
+            let cut = || kernel::ethtool::set_features(IfName::fixed("eth0"), ALONE);
+            let done = lab.host(number).run(cut).map_err(named)?;
+            done.map_err(|error| format!("make a wire of single frames: {error}; try --wire trains"))?;
+        }
+    }
+    Ok(lab)
+}
+
+/// What makes frames go one by one and be put together by the receiver, as with a plain network card.
+const ALONE: &[(&str, bool)] = &[
+    ("tx-tcp-segmentation", false),
+    ("tx-tcp-ecn-segmentation", false),
+    ("tx-tcp-mangleid-segmentation", false),
+    ("tx-tcp6-segmentation", false),
+    ("tx-udp-segmentation", false),
+    ("tx-generic-segmentation", false),
+    ("rx-gro", true),
+];
+
+/// Makes a lab in which pods are attached and detached.
+///
+/// # Errors
+/// One sentence.
+pub fn empty(plan: &Plan) -> Result<Lab> {
+    start(&Way::Cni.spec(), plan)
+}
+
+/// What an agent says of itself.
+fn status(lab: &Lab) -> Value {
+    let program = std::env::current_exe().map(|path| path.to_string_lossy().into_owned());
+    let asked = program.ok().and_then(|program| lab.host(1).exec(&program, &["status", "-o", "json"]).ok());
+    asked.and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null)
+}
+
+/// Waits until the fast path is on its devices.
+fn fast_path(lab: &Lab) -> Result<Option<String>> {
+    let mut last = String::new();
+    for _ in 0..100 {
+        let status = status(lab);
+        let path = &status["fast_path"];
+        if path["devices"].as_array().is_some_and(|devices| devices.len() > 1) {
+            return Ok(None);
+        }
+        last = path["why"].as_str().unwrap_or("the agent does not say why").to_owned();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(format!("the fast path is not on: {last}"))
+}
+
+/// Who carries WireGuard's packets.
+fn carrier(lab: &Lab) -> Option<String> {
+    let status = status(lab);
+    let carrier = status["backend"]["carrier"].as_str()?;
+    Some(format!("carried by {carrier}"))
+}
