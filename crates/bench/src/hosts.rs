@@ -54,6 +54,17 @@ impl Pod {
         let address = addresses.next().ok_or_else(|| format!("the network {network:?} gave no address"))?;
         Ok(Pod { network: network.to_owned(), net, address })
     }
+
+    /// Detaches it when this process is told to end, and ends.
+    fn detach_at_signal(&self) -> Result<()> {
+        let (network, net) = (self.network.clone(), self.net.try_clone().map_err(|error| error.to_string())?);
+        std::thread::spawn(move || {
+            let signal = lab::wait_for_signal();
+            let _ = cni("del", &network, &net);
+            std::process::exit(128 + signal);
+        });
+        Ok(())
+    }
 }
 
 impl Drop for Pod {
@@ -202,7 +213,9 @@ pub fn reach(link: &Link, plan: &Plan) -> Result<Ends> {
     let apart = Machine::here().boot != other.boot;
     let pods = pod.and_then(|at| {
         let network = link.network.as_ref().ok_or("--network none was given")?;
+        lab::block_signals();
         let pod = Pod::attach(network)?;
+        pod.detach_at_signal()?;
         Ok(Way { client: Client { to: at, apart, ..client.clone() }, pod })
     });
     let about = format!("pods of the two hosts, {}", backend());

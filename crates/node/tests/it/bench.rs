@@ -139,6 +139,53 @@ fn two_hosts_are_measured_with_a_token_only() {
     assert!(said(&output).contains("does `loden bench serve` run there?"), "{}", said(&output));
 }
 
+/// Addresses host-local has given away in a host of a lab.
+fn taken(lab: &lab::Lab, host: usize) -> String {
+    let words = "ls /var/lib/cni/networks/cbr0 2>/dev/null | grep -c '^10' || true";
+    lab.host(host).stdout("sh", &["-c", words]).unwrap().trim().to_owned()
+}
+
+#[test]
+fn pods_of_two_hosts_are_measured_and_detached() {
+    if !plugins("pods_of_two_hosts_are_measured_and_detached") {
+        return;
+    }
+    let loden = env!("CARGO_BIN_EXE_loden");
+    let lab = lab::Lab::builder(loden).hosts(2).start().unwrap();
+    let on = |host: usize, words: &[&str]| {
+        let mut command = lab.host(host).command(loden).unwrap();
+        command.arg("bench").args(words).env("CNI_PATH", "/run/loden-lab/bin");
+        command
+    };
+    let token = ["--token", "one-that-nobody-knows"];
+    let mut server = on(1, &["serve"]).args(token).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(taken(&lab, 1), "1");
+    let words = ["host", "192.0.2.11", "--rounds", "1", "--seconds", "0.1", "-o", "json"];
+    let output = on(2, &words).args(token).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    sane(way(&report, "wire"), TRAFFIC, 1);
+    sane(way(&report, "pods"), TRAFFIC, 1);
+    assert!(way(&report, "pods")["about"].as_str().unwrap().contains("vxlan"), "{report}");
+    assert_eq!(taken(&lab, 2), "0");
+    // Told to end in the middle, it detaches its pod as well; so does the server.
+    let words = ["host", "192.0.2.11", "--rounds", "100", "--seconds", "1"];
+    let mut client = on(2, &words).args(token).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("a pod", || if taken(&lab, 2) == "1" { Ok(()) } else { Err(taken(&lab, 2)) });
+    let end = |pattern: &str, host: usize| {
+        // Inside, process numbers are the lab's own.
+        lab.host(host).stdout("pkill", &["-TERM", "-f", pattern]).unwrap();
+    };
+    end("bench host 192.0.2.11", 2);
+    client.wait().unwrap();
+    assert_eq!(taken(&lab, 2), "0");
+    end("bench serve", 1);
+    server.wait().unwrap();
+    assert_eq!(taken(&lab, 1), "0");
+}
+
 #[test]
 fn mistakes_are_one_sentence() {
     for (words, want) in [
