@@ -42,6 +42,10 @@ mod wgkey;
 
 use std::process::ExitCode;
 
+/// The system's allocator, but for the threads of a tunnel (decision 0171).
+#[global_allocator]
+static ALLOCATOR: tunnel::alloc::Packets = tunnel::alloc::Packets;
+
 fn main() -> ExitCode {
     let mut words = std::env::args();
     let program = words.next().unwrap_or_default();

@@ -4,6 +4,7 @@
 //! The process outlives the agent that started it, killed or not. It decides nothing: the agent's loop reads
 //! what it does as a part of the kernel, compares and tells it.
 
+pub mod alloc;
 pub mod control;
 pub mod packet;
 pub mod peers;

@@ -1,5 +1,5 @@
 //! The system calls that neither the standard library nor rustix has: many datagrams in one call, and the
-//! requests of `/dev/net/tun`. All unsafe code of this room is here.
+//! requests of `/dev/net/tun`. All unsafe code of this room is here, but for the allocator.
 #![expect(unsafe_code, reason = "sendmmsg, recvmmsg and ioctl; each block has its SAFETY comment")]
 
 use std::fs::File;

@@ -27,7 +27,7 @@ use crate::packet::segment::Segments;
 use crate::packet::vnet::{self, Vnet};
 use crate::run::drop_privileges;
 use crate::udp::Batch;
-use crate::{sys, tun, udp};
+use crate::{alloc, sys, tun, udp};
 
 /// Bytes of packets gathered before they are sent: some trains, which stay in the processor's cache.
 const OUTBOX: usize = 256 << 10;
@@ -220,6 +220,7 @@ impl Relay {
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             // Rights are each thread's own; the one that binds ports keeps its.
             drop_privileges();
+            let _keeping = alloc::keep();
             work(&shared);
             if !shared.stopped() {
                 signal(&shared.ended);
