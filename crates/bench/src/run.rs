@@ -15,8 +15,16 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Share of the processors others may use before figures are doubted (docs/guide/performance.md).
 const DOUBT: f64 = 0.12;
 
-/// What one turn of a way gave: the figures, in the order of the report, and what stands beside each.
-type Turn = Vec<(Figure, f64, Option<(&'static str, f64)>)>;
+/// What one turn of a way gave: a figure, and what stands beside it.
+#[derive(Clone, Copy)]
+struct Entry {
+    figure: Figure,
+    value: f64,
+    beside: Option<(&'static str, f64)>,
+}
+
+/// In the order of the report.
+type Turn = Vec<Entry>;
 
 /// A way and what was taken of it.
 struct Line {
@@ -41,13 +49,13 @@ impl Line {
 
     fn row(self) -> Row {
         let mut figures = Vec::new();
-        for (at, (figure, _, beside)) in self.turns.first().into_iter().flatten().enumerate() {
-            let column = |pick: fn(&(Figure, f64, Option<(&'static str, f64)>)) -> f64| {
+        for (at, first) in self.turns.first().into_iter().flatten().enumerate() {
+            let column = |pick: fn(&Entry) -> f64| {
                 Samples::of(self.turns.iter().filter_map(|turn| turn.get(at)).map(pick))
             };
-            let other = column(|(_, _, beside)| beside.map_or(0.0, |(_, value)| value));
-            let beside = beside.map(|(what, _)| (what, &other));
-            figures.push(Measured::new(*figure, column(|(_, value, _)| *value), beside));
+            let other = column(|entry| entry.beside.map_or(0.0, |(_, value)| value));
+            let beside = first.beside.map(|(what, _)| (what, &other));
+            figures.push(Measured::new(first.figure, column(|entry| entry.value), beside));
         }
         let figures = if self.unavailable.is_some() { Vec::new() } else { figures };
         Row { name: self.name, about: self.about, unavailable: self.unavailable, figures }
@@ -59,7 +67,9 @@ fn turn_of(taken: Taken, wire: Option<Taken>) -> Turn {
     let values = |t: Taken| [t.one, t.many, t.cpu, t.datagrams, t.each, t.half, t.most];
     let beside = wire.map(values);
     let figures = Figure::ALL.into_iter().zip(values(taken)).enumerate();
-    figures.map(|(at, (figure, value))| (figure, value, beside.map(|wire| ("wire", wire[at])))).collect()
+    let entry =
+        |(at, (figure, value))| Entry { figure, value, beside: beside.map(|wire| ("wire", wire[at])) };
+    figures.map(entry).collect()
 }
 
 /// In a lab on this machine.
@@ -76,7 +86,7 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
     for way in &plan.ways {
         let mut line = Line::new(way.name(), way.about());
         let made = match way {
-            Way::Cni => ways::empty(plan).map(Place::Pods),
+            Way::Cni => ways::empty(plan).map(Box::new).map(Place::Pods),
             Way::Peers => Ok(Place::Peers),
             way => Standing::way(*way, plan).map(Box::new).map(Place::Ends),
         };
@@ -132,7 +142,7 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
 /// Something that stands and can be measured.
 enum Place {
     Ends(Box<Standing>),
-    Pods(lab::Lab),
+    Pods(Box<lab::Lab>),
     Peers,
 }
 
@@ -143,13 +153,17 @@ impl Place {
             Place::Pods(lab) => {
                 let [add, del, bare] = rates::pods(lab)?;
                 vec![
-                    (Figure::PodsAdded, add, Some(("bare requests", bare))),
-                    (Figure::PodsDeleted, del, None),
+                    Entry { figure: Figure::PodsAdded, value: add, beside: Some(("bare requests", bare)) },
+                    Entry { figure: Figure::PodsDeleted, value: del, beside: None },
                 ]
             }
             Place::Peers => {
                 let [batched, single] = rates::peers()?;
-                vec![(Figure::PeersProgrammed, batched, Some(("one by one", single)))]
+                vec![Entry {
+                    figure: Figure::PeersProgrammed,
+                    value: batched,
+                    beside: Some(("one by one", single)),
+                }]
             }
         })
     }
