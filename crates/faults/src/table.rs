@@ -208,7 +208,10 @@ pub const FAULTS: &[Fault] = &[
     tests(
         "R23",
         "24 MiB of memory, 64 files, 5 % of a processor; clients that say nothing",
-        &[("node", "it", "overload::little_of_everything"), ("node", "it", "overload::silent_clients")],
+        &[
+            ("node", "it", "overload::little_of_everything_slows_the_agent_and_does_not_kill_it"),
+            ("node", "it", "overload::silent_clients_take_no_files_no_processor_and_no_answers_away"),
+        ],
     ),
     here(
         "R24",

@@ -124,7 +124,9 @@ fn nodes_that_boot_without_etcd_have_their_network_and_follow_it_when_it_is_back
         cluster.agent(n).says(AWAY);
         assert_eq!(cluster.agent(n).count(AWAY), 1, "said once");
         let host = cluster.host(n);
-        assert!(host.troubles().contains(AWAY), "{}", host.troubles());
+        until("the file of troubles", || {
+            if host.troubles().contains(AWAY) { Ok(()) } else { Err(host.troubles()) }
+        });
         let rules = host.sh("nft list ruleset");
         assert!(rules.contains("masquerade"), "{rules}");
     }
