@@ -16,6 +16,8 @@ use packet::{Key, Packet, Wrap};
 /// How long after its last sight a packet is waited for: µs lie between the hops of one host, ms where it waits for a
 /// neighbour or in a queue.
 pub const PATIENCE_NS: u64 = 500_000_000;
+/// How long after the last hop of its way a packet is kept: devices below it, such as those of a bond, come after.
+const GRACE_NS: u64 = 100_000_000;
 /// Packets that are followed at once; beyond them the oldest is closed.
 const MOST: usize = 16_384;
 
@@ -74,15 +76,18 @@ pub struct Follower {
     hops: Vec<Hop>,
     there: Vec<usize>,
     back: Vec<usize>,
+    /// The direction in which a process takes packets from the last hop and sends them on.
+    handed_on: Option<bool>,
     open: VecDeque<Followed>,
     by_key: HashMap<Key, Vec<u64>>,
     numbered: u64,
 }
 
 impl Follower {
-    /// For a way there and a way back.
-    pub fn new(there: &[Hop], back: &[Hop]) -> Follower {
-        let mut follower = Follower::default();
+    /// For a way there and a way back. `handed_on` is the direction (`true` is there) whose last hop hands packets to
+    /// a process, which may take its time.
+    pub fn new(there: &[Hop], back: &[Hop], handed_on: Option<bool>) -> Follower {
+        let mut follower = Follower { handed_on, ..Follower::default() };
         follower.there = there.iter().map(|hop| follower.hop(hop)).collect();
         follower.back = back.iter().map(|hop| follower.hop(hop)).collect();
         follower
@@ -156,13 +161,15 @@ impl Follower {
         found
     }
 
-    /// Packets that are done with, in order: seen at the last hop, or not seen again for [`PATIENCE_NS`]; all of them
-    /// with `u64::MAX`.
+    /// Packets that are done with, in order: seen at the last hop a moment ago, or not seen again for [`PATIENCE_NS`];
+    /// all of them with `u64::MAX`.
     pub fn done(&mut self, now_ns: u64) -> Vec<Followed> {
         let mut done = Vec::new();
         while let Some(oldest) = self.open.front() {
-            let late = now_ns.saturating_sub(oldest.last_ns) >= PATIENCE_NS;
-            if !late && self.open.len() <= MOST && self.fate(oldest) != Fate::Passed {
+            let age = now_ns.saturating_sub(oldest.last_ns);
+            let more = self.handed_on == Some(oldest.forward);
+            let over = age >= GRACE_NS && !more && self.fate(oldest) == Fate::Passed;
+            if !over && age < PATIENCE_NS && self.open.len() <= MOST {
                 break;
             }
             let Some(followed) = self.open.pop_front() else { break };

@@ -192,7 +192,7 @@ fn follow(records: &[Seen]) -> Vec<(String, String)> {
     let hop = |device: &str| Hop { place: 0, device: device.to_owned() };
     let way: Vec<Hop> = ["veth7", "cni0", "flannel.1", "eth0"].map(hop).to_vec();
     let back: Vec<Hop> = way.iter().rev().cloned().collect();
-    let mut follower = Follower::new(&way, &back);
+    let mut follower = Follower::new(&way, &back, None);
     for (device, at_us, number, bytes) in records {
         let payload = match bytes {
             0 => [&ECHO[..6], &(*number as u16).to_be_bytes()].concat(),
@@ -283,6 +283,23 @@ fn sights_become_packets() {
         let want: Vec<(String, String)> =
             want.iter().map(|(seen, fate)| ((*seen).to_owned(), (*fate).to_owned())).collect();
         assert_eq!(follow(records), want, "{what}");
+    }
+}
+
+#[test]
+fn packets_are_kept_until_nothing_more_can_come() {
+    let hop = Hop { place: 0, device: "flannel0".to_owned() };
+    let packet = read(&ip("10.0.0.1", "10.0.0.2", 1, &ECHO));
+    for (handed_on, [soon, later]) in [(None, [1, 0]), (Some(true), [0, 1]), (Some(false), [1, 0])] {
+        let mut follower = Follower::new(std::slice::from_ref(&hop), &[], handed_on);
+        let sight = Sight { hop: 0, outgoing: true, at_ns: 1, wraps: Vec::new() };
+        assert_eq!(follower.see(sight.clone(), packet.clone(), true, Some(1)), [1]);
+        assert!(follower.done(GRACE_NS / 2).is_empty());
+        // The uplink below it, which the way does not name.
+        let uplink = follower.hop(&Hop { place: 0, device: "eth0".to_owned() });
+        assert_eq!(follower.see(Sight { hop: uplink, ..sight }, packet.clone(), true, Some(1)), [1]);
+        assert_eq!(follower.done(2 * GRACE_NS).len(), soon, "{handed_on:?}");
+        assert_eq!(follower.done(2 * PATIENCE_NS).len(), later, "{handed_on:?}");
     }
 }
 

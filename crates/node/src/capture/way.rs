@@ -32,15 +32,22 @@ pub const SOURCE: usize = 1;
 /// The destination's.
 pub const DESTINATION: usize = 2;
 
-/// The hops from one end to the other, and what is opaque on them: one sentence.
+/// The hops from one end to the other.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// In order.
+    pub hops: Vec<Hop>,
+    /// What cannot be seen on them: one sentence.
+    pub opaque: Option<String>,
+    /// The last one hands packets to a process.
+    pub handed_on: bool,
+}
+
+/// The hops from one end to the other.
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub fn between(
-    from: (&End, usize),
-    to: (&End, usize),
-    address: IpAddr,
-) -> Result<(Vec<Hop>, Option<String>), Error> {
+pub fn between(from: (&End, usize), to: (&End, usize), address: IpAddr) -> Result<Way, Error> {
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
     let mut hops: Vec<Hop> = Vec::new();
@@ -62,13 +69,14 @@ pub fn between(
             }
         }
     }
-    let mut opaque = None;
+    let (mut opaque, mut handed_on) = (None, false);
     if routed {
         let mut rest = Model::default();
         tables::follow(&mut rtnl, "host", address, &mut rest)?;
         for step in rest.steps {
             let kind = links.iter().find(|link| link.link.name.to_string() == step.device);
             hops.push(Hop { place: HOST, device: step.device });
+            handed_on = kind.is_some_and(|link| matches!(link.link.kind, LinkKind::Tun(_)));
             if kind.is_some_and(is_wireguard) {
                 let device = hops.last().map_or("", |hop| &hop.device);
                 opaque = Some(format!(
@@ -97,7 +105,7 @@ pub fn between(
         }
     }
     hops.dedup();
-    Ok((hops, opaque))
+    Ok(Way { hops, opaque, handed_on })
 }
 
 /// In the kernel, or in user space under the backend's name.

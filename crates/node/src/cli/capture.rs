@@ -207,18 +207,19 @@ fn run(wish: &Wish) -> Result<u8, String> {
     if program.len() > filter::MOST {
         return Err("the ends have too many addresses; name one address of each".to_owned());
     }
-    let (mut there, mut back, mut opaque) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut there, mut back, mut opaque, mut handed_on) = (Vec::new(), Vec::new(), Vec::new(), None);
     if let Some((a, b)) = pairs.iter().find_map(|pair| Some((first(&from, pair)?, first(&to, pair)?))) {
         // From the end that is here: the other's way comes in as this one goes out.
         let here = from.pod.is_some() || from.host;
-        let (way, hidden) = match here {
+        let way = match here {
             true => way::between((&from, way::SOURCE), (&to, way::DESTINATION), b).map_err(ask)?,
             false => way::between((&to, way::DESTINATION), (&from, way::SOURCE), a).map_err(ask)?,
         };
-        let reversed: Vec<Hop> = way.iter().rev().cloned().collect();
-        (there, back) = if here { (way, reversed) } else { (reversed, way) };
+        let reversed: Vec<Hop> = way.hops.iter().rev().cloned().collect();
+        (there, back) = if here { (way.hops, reversed) } else { (reversed, way.hops) };
         // What is hidden as it leaves comes out of the tunnel on the same device, and is seen there.
-        opaque.extend(hidden);
+        opaque.extend(way.opaque);
+        handed_on = way.handed_on.then_some(here);
     }
     let host = Netns::current().map_err(|error| error.to_string())?;
     let mut stations = vec![Station { place: "host".to_owned(), net: &host }];
@@ -241,7 +242,7 @@ fn run(wish: &Wish) -> Result<u8, String> {
         to: &to,
         only: wish.only,
         ports,
-        follower: Follower::new(&there, &back),
+        follower: Follower::new(&there, &back, handed_on),
         places,
         of_station,
         waiting: Vec::new(),

@@ -298,6 +298,7 @@ fn the_packets_of_ipv6_and_of_ipsec() {
         assert!(out.lines().next().unwrap().contains(part), "{part}: {out}");
     }
 
+    reaches(&near.netns, &to);
     // A policy that wants ESP; nothing is encrypted here, since the kernel may have none.
     let policy = format!(
         "ip xfrm policy add src {from}/32 dst {to}/32 dir out tmpl src 192.0.2.11 dst 192.0.2.12 proto esp reqid 11 mode tunnel"
