@@ -28,8 +28,8 @@ pub const MOST: usize = 1024;
 pub struct Place {
     /// `host`, or the address of a pod.
     pub name: String,
-    /// It is a pod's.
-    pub pod: bool,
+    /// The file of its namespace, if it is a pod's.
+    pub netns: Option<String>,
 }
 
 /// What is known of the host when a record comes.
@@ -47,8 +47,15 @@ pub struct Scene {
     pub reasons: BTreeMap<u32, String>,
 }
 
+impl Scene {
+    /// The file of the namespace that a group's packets were dropped in, if it is a pod's.
+    pub fn netns_of(&self, group: &Group) -> Option<&str> {
+        self.places.values().find(|place| place.name == group.place)?.netns.as_deref()
+    }
+}
+
 /// What is the same for all packets of a line.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
     /// The kernel's name of the reason.
     pub reason: String,
@@ -155,7 +162,7 @@ fn concerns(record: &Dropped, reason: &str, packet: Option<&Packet>, place: &Pla
         return false;
     }
     let of_pods = |address: IpAddr| scene.networks.iter().any(|net| net.contains(&address));
-    place.pod
+    place.netns.is_some()
         || !packet.wraps.is_empty()
         || of_pods(packet.from)
         || of_pods(packet.to)

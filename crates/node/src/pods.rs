@@ -61,6 +61,8 @@ pub fn tied(address: IpAddr) -> Option<Netns> {
 /// A namespace with an address that is tied to the caller's by a veth.
 #[derive(Debug)]
 pub struct Pod {
+    /// The file of its namespace.
+    pub path: PathBuf,
     /// Its namespace.
     pub netns: Netns,
     /// What tells it from others.
@@ -99,7 +101,7 @@ pub fn all() -> Result<Vec<Pod>, String> {
         let addresses = rtnl.addresses(None).unwrap_or_default();
         let addresses: Vec<IpNet> = addresses.iter().map(|a| a.net).filter(|n| is_global(n.addr())).collect();
         if !addresses.is_empty() {
-            pods.push(Pod { netns, id, addresses, host_ends });
+            pods.push(Pod { path, netns, id, addresses, host_ends });
         }
     }
     Ok(pods)

@@ -112,7 +112,7 @@ fn run(wish: &Wish) -> Result<u8, String> {
     look(&mut scene, &mut nets, &mut watch)?;
     let symbols = Symbols::read();
     let limit = wish.seconds.or(if wish.follow { None } else { Some(10) }).map(Duration::from_secs);
-    let pods = scene.places.values().filter(|place| place.pod).count();
+    let pods = scene.places.values().filter(|place| place.netns.is_some()).count();
     let for_how_long = limit.map_or(String::new(), |limit| format!(" for {} s", limit.as_secs()));
     complain(&format!("listening for drops on this host and in {pods} pods{for_how_long}; Ctrl-C ends it\n"));
     let begin = Instant::now();
@@ -147,7 +147,7 @@ fn run(wish: &Wish) -> Result<u8, String> {
         if wish.json {
             let rules = Rules::default();
             let each = sorted.iter().map(|(group, count)| {
-                let told = show::tell(group, *count, &rules.of(group, &nets, &scene));
+                let told = show::tell(group, *count, &rules.of(group, &nets, &scene), scene.netns_of(group));
                 show::json(group, *count, &told)
             });
             let seconds = begin.elapsed().as_secs();
@@ -195,7 +195,7 @@ impl Rules {
 fn tell(lines: &[(Group, Count)], nets: &Nets, scene: &Scene, json: bool) {
     let (rules, style) = (Rules::default(), lab::style(false));
     for (group, count) in lines {
-        let told = show::tell(group, *count, &rules.of(group, nets, scene));
+        let told = show::tell(group, *count, &rules.of(group, nets, scene), scene.netns_of(group));
         if json {
             print(&format!("{}\n", show::json(group, *count, &told).to_compact()));
         } else if count.told > 0 {
@@ -212,13 +212,14 @@ fn look(scene: &mut Scene, nets: &mut Nets, watch: &mut Watch) -> Result<(), Str
     let text = |error: kernel::Error| error.to_string();
     let host = Netns::current().map_err(|error| error.to_string())?;
     let id = host.id().map_err(|error| error.to_string())?;
-    let mut found = vec![(Place { name: "host".to_owned(), pod: false }, id, host)];
+    let mut found = vec![(Place { name: "host".to_owned(), netns: None }, id, host)];
     let mut ends = Vec::new();
     for pod in pods::all()? {
         ends.extend(pod.host_ends);
         scene.networks.extend(pod.addresses.iter().map(ipnet::IpNet::trunc));
         let name = pod.addresses.first().map_or(String::new(), |address| address.addr().to_string());
-        found.push((Place { name, pod: true }, pod.id, pod.netns));
+        let netns = Some(pod.path.display().to_string());
+        found.push((Place { name, netns }, pod.id, pod.netns));
     }
     for (place, id, netns) in found {
         let inode = id.inode as u32;

@@ -75,13 +75,13 @@ pub const REASONS: &[Reason] = &[
     ),
     loss(
         "TCP_CSUM",
-        "the TCP checksum is wrong: broken checksum offload of a NIC, a driver or the tunnel, seldom the cable",
-        "ethtool -K {dev} tx-checksum-ip-generic off",
+        "the TCP checksum is wrong: broken checksum offload of a NIC, a driver or the tunnel, seldom the cable; on the node that sends",
+        "ethtool -K flannel.1 tx-checksum-ip-generic off",
     ),
     loss(
         "UDP_CSUM",
-        "the UDP checksum is wrong: broken checksum offload of a NIC, a driver or the tunnel, seldom the cable",
-        "ethtool -K {dev} tx-checksum-ip-generic off",
+        "the UDP checksum is wrong: broken checksum offload of a NIC, a driver or the tunnel, seldom the cable; on the node that sends",
+        "ethtool -K flannel.1 tx-checksum-ip-generic off",
     ),
     loss("ICMP_CSUM", "the ICMP checksum is wrong: bytes were changed on the way", "ethtool -S {dev}"),
     loss(
@@ -102,8 +102,8 @@ pub const REASONS: &[Reason] = &[
     loss(
         "PKT_TOO_BIG",
         "{bytes} bytes do not fit the next device and may not be cut: the sender's MTU is too large, or it never hears that \
-         (ICMP \"fragmentation needed\" is filtered)",
-        "ip -o link show; the pods' MTU must be that of subnet.env",
+         (ICMP \"fragmentation needed\" is filtered); the pods' MTU must be that of subnet.env",
+        "ip -o link show",
     ),
     loss(
         "IP_INNOROUTES",

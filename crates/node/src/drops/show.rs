@@ -25,8 +25,8 @@ pub struct Told {
     pub mend: String,
 }
 
-/// In words; `rules` are those of the namespace it happened in.
-pub fn tell(group: &Group, count: Count, rules: &Ruleset) -> Told {
+/// In words; `rules` are those of the namespace it happened in, `netns` its file if it is a pod's.
+pub fn tell(group: &Group, count: Count, rules: &Ruleset, netns: Option<&str>) -> Told {
     let known = reasons::find(&group.reason);
     let function = if group.function.is_empty() { "the kernel" } else { &group.function };
     let says = known.map_or_else(
@@ -52,7 +52,18 @@ pub fn tell(group: &Group, count: Count, rules: &Ruleset) -> Told {
         [only] => only.shown_by(),
         _ => known.map_or(String::new(), |reason| fill(reason.mend, group, count)),
     };
-    Told { says, owner, mend }
+    Told { says, owner, mend: netns.map_or_else(|| mend.clone(), |netns| inside(netns, &mend)) }
+}
+
+/// A command, run in a namespace.
+fn inside(netns: &str, command: &str) -> String {
+    // Checksums are made by the tunnel of the node that sends, whoever sees them.
+    match command {
+        "" => String::new(),
+        command if command.contains("flannel") => command.to_owned(),
+        command if command.contains([';', '|']) => format!("nsenter --net={netns} sh -c '{command}'"),
+        command => format!("nsenter --net={netns} {command}"),
+    }
 }
 
 fn fill(text: &str, group: &Group, count: Count) -> String {

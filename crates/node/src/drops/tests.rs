@@ -101,8 +101,8 @@ fn only_what_concerns_pods_and_is_a_loss() {
     let reasons = [(3, "NO_SOCKET"), (13, "OTHERHOST"), (12, "NETFILTER_DROP")];
     let scene = Scene {
         places: BTreeMap::from([
-            (1, Place { name: "host".to_owned(), pod: false }),
-            (2, Place { name: "10.244.1.7".to_owned(), pod: true }),
+            (1, Place { name: "host".to_owned(), netns: None }),
+            (2, Place { name: "10.244.1.7".to_owned(), netns: Some("/proc/7/ns/net".to_owned()) }),
         ]),
         networks: vec!["10.244.0.0/16".parse().unwrap()],
         devices: vec!["cni0".to_owned()],
@@ -128,6 +128,25 @@ fn only_what_concerns_pods_and_is_a_loss() {
         group(&record(12, 1, "cni0", to_pod), &["nf_hook_slow", "ip_forward"], &scene, false).unwrap();
     assert_eq!((found.what.as_str(), found.function.as_str()), ("udp port 53", "nf_hook_slow"));
     assert_eq!(found.hook.map(|hook| hook.name), Some("forward"));
+}
+
+#[test]
+fn commands_are_run_where_it_happened() {
+    let command = |reason: &str, netns| {
+        let group = Group { reason: reason.to_owned(), device: "eth0".to_owned(), ..Group::default() };
+        show::tell(&group, Count::default(), &Ruleset::default(), netns).mend
+    };
+    let pod = Some("/proc/7/ns/net");
+    for (reason, netns, want) in [
+        ("NEIGH_FAILED", None, "ip neigh show dev eth0"),
+        ("NEIGH_FAILED", pod, "nsenter --net=/proc/7/ns/net ip neigh show dev eth0"),
+        ("XFRM_POLICY", pod, "nsenter --net=/proc/7/ns/net sh -c 'ip xfrm policy; ip xfrm state'"),
+        // The sender's offload, wherever it arrived.
+        ("UDP_CSUM", None, "ethtool -K flannel.1 tx-checksum-ip-generic off"),
+        ("OTHERHOST", pod, ""),
+    ] {
+        assert_eq!(command(reason, netns), want, "{reason}");
+    }
 }
 
 #[test]

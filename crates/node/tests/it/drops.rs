@@ -214,7 +214,10 @@ fn it_follows_and_leaves_nothing_behind() {
     flood.signal("-INT");
     let (code, out, err) = flood.end();
     assert!(code == 1 && out.contains("NO_SOCKET on eth0@10.1.0.7: 10.1.0.1 → 10.1.0.7 udp port 9"), "{out}");
-    assert!(out.contains("$ ss -lntu") && err.contains("dropped too fast to be looked at"), "{out} {err}");
+    assert!(
+        out.contains("/ns/net ss -lntu") && err.contains("dropped too fast to be looked at"),
+        "{out} {err}"
+    );
 
     for (words, want) in
         [(&["--help"][..], 0), (&["--seconds", "0"], 2), (&["-o", "xml"], 2), (&["nonsense"], 2)]
