@@ -158,7 +158,7 @@ fn bash_completes_commands_flags_and_values() {
     fs::write(dir.path().join("file with blank.tar"), "").unwrap();
     for (line, want) in [
         (&["loden", "st"][..], &["status"][..]),
-        (&["loden", "c"], &["config", "cni", "cleanup", "completion"]),
+        (&["loden", "co"], &["config", "completion"]),
         (&["loden", "status", "--w"], &["--wait", "--why"]),
         (&["loden", "status", "-o", ""], &["table", "json"]),
         (&["loden", "status", "--output", "=", "j"], &["json"]),
