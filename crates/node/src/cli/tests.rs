@@ -409,6 +409,11 @@ fn guides_show_commands_that_exist() {
     for entry in fs::read_dir(root().join("docs/guide")).expect("the guides").flatten() {
         let text = fs::read_to_string(entry.path()).expect("a text");
         let file = entry.file_name();
+        for word in text.split(|c: char| c.is_whitespace() || "`(),:;|".contains(c)) {
+            let word = word.trim_end_matches('.');
+            let there = !word.starts_with("deploy/") || root().join(word).exists();
+            assert!(there, "{file:?} names {word}, which does not exist");
+        }
         let blocks = text.split("\n```sh\n").skip(1).filter_map(|block| block.split("\n```").next());
         for line in blocks.flat_map(str::lines) {
             let line = line.split(['>', '|', '#']).next().unwrap_or_default();
