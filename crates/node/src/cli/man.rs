@@ -107,9 +107,10 @@ fn page(command: &Command) -> String {
     text + ".SH SEE ALSO\n.BR loden (1)\n"
 }
 
+/// Words are not divided and lines not filled up with blanks: people copy them.
 fn head(name: &str, summary: &str) -> String {
     format!(
-        ".TH {} 1 \"\" \"loden {}\" Loden\n.SH NAME\n{} \\- {}\n",
+        ".TH {} 1 \"\" \"loden {}\" Loden\n.nh\n.ad l\n.SH NAME\n{} \\- {}\n",
         escaped(&name.to_uppercase()),
         start::VERSION,
         escaped(name),

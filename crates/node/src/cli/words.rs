@@ -127,14 +127,12 @@ impl Command {
         if !self.sub.is_empty() {
             return self.sub.iter().flat_map(|sub| sub.synopsis(&name)).collect();
         }
-        let mut line = name;
-        if self.is_agent() || self.flags.len() > 4 {
-            line += " [FLAG]...";
-        } else {
-            self.flags.iter().for_each(|flag| line += &format!(" [{}]", flag.shown(flag.name)));
-        }
-        if !self.words.is_empty() {
-            line += &format!(" {}", self.words);
+        let words = if self.words.is_empty() { String::new() } else { format!(" {}", self.words) };
+        let flags: String = self.flags.iter().map(|flag| format!(" [{}]", flag.shown(flag.name))).collect();
+        let line = format!("{name}{flags}{words}");
+        // What does not fit into a line is better read in the list.
+        if self.is_agent() || line.len() + "usage: ".len() > WIDTH {
+            return vec![format!("{name} [FLAG]...{words}")];
         }
         vec![line]
     }
