@@ -7,27 +7,50 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use model::Json;
 
 use crate::args::{Link, Plan, Serve};
 use crate::machine::Machine;
 use crate::traffic::{self, Client, Server, Taken};
-use crate::{Result, say, tell};
+use crate::{Result, inside, say, spawn, tell};
 
 /// Container id of our pods. The same each time, so that what a killed one left is taken away by the next.
 const ID: &str = "loden-bench";
 
+/// How often `serve` looks whether it is to end.
+const TICK: Duration = Duration::from_millis(100);
+
 /// What a server tells.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 struct Greeting {
     machine: Machine,
     /// Where its pod's server listens, or why there is none.
     pod: Result<SocketAddr>,
+}
+
+impl Greeting {
+    fn write(&self) -> String {
+        let pod = match &self.pod {
+            Ok(at) => ("pod", at.to_string().into()),
+            Err(why) => ("without", why.as_str().into()),
+        };
+        let boot = ("boot", self.machine.boot.as_str().into());
+        Json::object([("machine", self.machine.json()), boot, pod]).to_compact()
+    }
+
+    fn read(text: &str) -> Option<Greeting> {
+        let json: Json = text.parse().ok()?;
+        let text = |key: &str| json.get_exact(key).and_then(Json::as_str);
+        let pod = match text("without") {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(text("pod")?.parse().ok()?),
+        };
+        Some(Greeting { machine: Machine::read(json.get_exact("machine")?, text("boot")?), pod })
+    }
 }
 
 /// A pod on this host's network; taken away with the value.
@@ -43,22 +66,24 @@ impl Pod {
         let net = Netns::create().map_err(|error| error.to_string())?;
         let _ = cni("del", network, &net);
         let output = cni("add", network, &net)?;
-        let json: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        let json = Json::parse(&output.stdout).unwrap_or(Json::Null);
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            let why = json["msg"].as_str().map_or(words, str::to_owned);
+            let why = json.get_exact("msg").and_then(Json::as_str).map_or(words, str::to_owned);
             return Err(format!("attach a pod to the network {network:?}: {why}; see --network"));
         }
-        let ips = json["ips"].as_array().into_iter().flatten();
-        let mut addresses = ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
-        let address = addresses.next().ok_or_else(|| format!("the network {network:?} gave no address"))?;
+        let ips = json.get_exact("ips").and_then(Json::as_array).unwrap_or_default();
+        let address =
+            |ip: &Json| ip.get_exact("address").and_then(Json::as_str)?.split('/').next()?.parse().ok();
+        let address = ips.iter().find_map(address);
+        let address = address.ok_or_else(|| format!("the network {network:?} gave no address"))?;
         Ok(Pod { network: network.to_owned(), net, address })
     }
 
     /// Detaches it when this process is told to end, and ends.
     fn detach_at_signal(&self) -> Result<()> {
         let (network, net) = (self.network.clone(), self.net.try_clone().map_err(|error| error.to_string())?);
-        std::thread::spawn(move || {
+        spawn(move || {
             let signal = lab::wait_for_signal();
             let _ = cni("del", &network, &net);
             std::process::exit(128 + signal);
@@ -84,13 +109,13 @@ fn cni(verb: &str, network: &str, net: &Netns) -> Result<Output> {
 
 /// What this host says of its backend, such as `vxlan, fast path`.
 fn backend() -> String {
-    let output =
+    let status =
         std::env::current_exe().and_then(|it| Command::new(it).args(["status", "-o", "json"]).output());
-    let status: Value =
-        output.ok().and_then(|out| serde_json::from_slice(&out.stdout).ok()).unwrap_or(Value::Null);
-    let kind = status["backend"]["kind"].as_str().unwrap_or("an unknown backend");
-    let fast = if status["fast_path"]["on"] == Value::Bool(true) { ", fast path" } else { "" };
-    format!("{kind}{fast}")
+    let status = status.ok().and_then(|out| Json::parse(&out.stdout).ok()).unwrap_or(Json::Null);
+    let of = |part: &str, key: &str| status.get_exact(part).and_then(|part| part.get_exact(key)).cloned();
+    let kind = of("backend", "kind").and_then(|kind| kind.as_str().map(str::to_owned));
+    let fast = of("fast_path", "on").and_then(|on| on.as_bool()).unwrap_or(false);
+    format!("{}{}", kind.as_deref().unwrap_or("an unknown backend"), if fast { ", fast path" } else { "" })
 }
 
 /// Is the other host until a signal, or until nobody comes any more.
@@ -116,8 +141,8 @@ pub fn serve(serve: &Serve) -> Result<u8> {
         }
     };
     let inner = pod.as_ref().ok().map(|pod| {
-        let begin = || Server::start((pod.address, 0).into(), &token, Arc::new(traffic::greeting), seen());
-        let server = pod.net.run(begin).map_err(|error| error.to_string())?;
+        let begin = || Server::start((pod.address, 0).into(), &token, Arc::new(String::new), seen());
+        let server = inside(&pod.net, begin)?;
         server.map_err(|error| format!("listen on {}: {error}", pod.address))
     });
     let inner = inner.transpose()?;
@@ -126,7 +151,7 @@ pub fn serve(serve: &Serve) -> Result<u8> {
         (Ok(_), server) => server.as_ref().map(Server::at).ok_or_else(|| "there is no pod".to_owned()),
     };
     let greeting = Greeting { machine: Machine::here(), pod: at.clone() };
-    let told = serde_json::to_string(&greeting).map_err(|error| error.to_string())?;
+    let told = greeting.write();
     let outer = Server::start(serve.at, &token, Arc::new(move || told.clone()), seen())
         .map_err(|error| format!("listen on {}: {error}; see --listen", serve.at))?;
     match &at {
@@ -137,11 +162,14 @@ pub fn serve(serve: &Serve) -> Result<u8> {
     let place =
         if serve.at.ip().is_unspecified() { format!("THIS-HOST:{port}") } else { outer.at().to_string() };
     say(&format!("loden bench host {place} --token {token}\n"))?;
-    let (sender, signal) = std::sync::mpsc::channel();
-    std::thread::spawn(move || sender.send(lab::wait_for_signal()));
+    let ended = Arc::new(AtomicI32::new(0));
+    let told = ended.clone();
+    spawn(move || told.store(lab::wait_for_signal(), Ordering::Relaxed));
     let (mut last, mut count) = (Instant::now(), 0);
     let why = loop {
-        if let Ok(signal) = signal.recv_timeout(Duration::from_millis(500)) {
+        std::thread::sleep(TICK);
+        let signal = ended.load(Ordering::Relaxed);
+        if signal != 0 {
             break format!("ended by signal {signal}");
         }
         let now = clients.load(Ordering::Relaxed);
@@ -180,7 +208,7 @@ impl Way {
     /// # Errors
     /// One sentence.
     pub fn turn(&self) -> Result<Taken> {
-        let turn = self.pod.net.run(|| self.client.turn()).map_err(|error| error.to_string())?;
+        let turn = inside(&self.pod.net, || self.client.turn())?;
         turn.map_err(|error| format!("measure from our pod to {}: {error}", self.client.to))
     }
 }
@@ -208,8 +236,9 @@ pub fn reach(link: &Link, plan: &Plan) -> Result<Ends> {
         }
         _ => format!("reach {to}: {error}; does `loden bench serve` run there?"),
     })?;
-    let Greeting { machine: other, pod } = serde_json::from_str(&told)
-        .map_err(|_| format!("{to} answers, but is not a `loden bench serve` of this version"))?;
+    let greeting = Greeting::read(&told);
+    let Greeting { machine: other, pod } =
+        greeting.ok_or_else(|| format!("{to} answers, but is not a `loden bench serve` of this version"))?;
     let apart = Machine::here().boot != other.boot;
     let pods = pod.and_then(|at| {
         let network = link.network.as_ref().ok_or("--network none was given")?;
@@ -220,4 +249,21 @@ pub fn reach(link: &Link, plan: &Plan) -> Result<Ends> {
     });
     let about = format!("pods of the two hosts, {}", backend());
     Ok(Ends { client: Client { apart, ..client }, other, pods, about })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_read_as_it_is_written() {
+        let machine = Machine { boot: "here-and-now".to_owned(), ..Machine::here() };
+        for pod in [Ok("[2001:db8::7]:99".parse().unwrap()), Err("no \"cbr0\"".to_owned())] {
+            let greeting = Greeting { machine: machine.clone(), pod };
+            assert_eq!(Greeting::read(&greeting.write()), Some(greeting));
+        }
+        for text in ["", "{}", r#"{"machine":{},"boot":"x"}"#, r#"{"machine":{},"boot":"x","pod":"there"}"#] {
+            assert_eq!(Greeting::read(text), None, "{text}");
+        }
+    }
 }

@@ -16,6 +16,8 @@ mod ways;
 
 use std::io::{self, Write as _};
 
+use kernel::Netns;
+
 pub use args::USAGE;
 
 /// What goes wrong is one sentence.
@@ -43,6 +45,24 @@ pub fn main(words: &[String], version: &str) -> u8 {
 /// A sentence that names the word.
 pub fn understands(words: &[String]) -> Result<()> {
     args::parse(words).map(drop)
+}
+
+/// Does something in a network namespace. One copy of what that takes, whatever is done.
+fn inside<T: Send>(net: &Netns, work: impl FnOnce() -> T + Send) -> Result<T> {
+    fn run(net: &Netns, work: &mut (dyn FnMut() + Send)) -> Result<()> {
+        net.run(work).map_err(|error| error.to_string())
+    }
+    let (mut work, mut done) = (Some(work), None);
+    run(net, &mut || done = work.take().map(|work| work()))?;
+    done.ok_or_else(|| "nothing was done in the namespace".to_owned())
+}
+
+/// Starts a thread.
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    fn start(work: Box<dyn FnOnce() + Send>) {
+        std::thread::spawn(work);
+    }
+    start(Box::new(work));
 }
 
 /// Writes to standard output. A reader who has gone is no error.

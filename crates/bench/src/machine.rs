@@ -3,13 +3,13 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
+use model::Json;
 
 /// Clock ticks of `/proc/stat` in a second (`USER_HZ`, proc_stat(5)).
 const TICKS: f64 = 100.0;
 
 /// A machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Host name.
     pub name: String,
@@ -22,7 +22,6 @@ pub struct Machine {
     /// Release of the kernel.
     pub kernel: String,
     /// Says whether two namespaces are of one machine.
-    #[serde(skip_serializing_if = "String::is_empty", default)]
     pub boot: String,
 }
 
@@ -48,6 +47,31 @@ impl Machine {
             memory_mib: kib / 1024,
             kernel: read("/proc/sys/kernel/osrelease"),
             boot: read("/proc/sys/kernel/random/boot_id"),
+        }
+    }
+
+    /// For a report: what is nobody else's business stays here.
+    pub fn json(&self) -> Json {
+        Json::object([
+            ("name", self.name.as_str().into()),
+            ("cpu", self.cpu.as_str().into()),
+            ("cores", (self.cores as u64).into()),
+            ("memory_mib", self.memory_mib.into()),
+            ("kernel", self.kernel.as_str().into()),
+        ])
+    }
+
+    /// What [`Machine::json`] and the boot id say; what is missing is empty.
+    pub fn read(json: &Json, boot: &str) -> Machine {
+        let text = |key: &str| json.get_exact(key).and_then(Json::as_str).unwrap_or_default().to_owned();
+        let int = |key: &str| json.get_exact(key).and_then(Json::as_int::<u64>).unwrap_or_default();
+        Machine {
+            name: text("name"),
+            cpu: text("cpu"),
+            cores: int("cores") as usize,
+            memory_mib: int("memory_mib"),
+            kernel: text("kernel"),
+            boot: boot.to_owned(),
         }
     }
 

@@ -64,12 +64,12 @@ fn bare() -> Result<Duration> {
 }
 
 fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32) -> Result<(), kernel::Error> {
-    let mut outside = host.run(Rtnl::open)??;
+    let mut outside = Rtnl::open_in(host.as_fd())?;
     let far = End { netns: Some(pod.as_fd()), ..End::new(IfName::fixed(ETH0)) };
     let near = IfName::new(&format!("bench{}", number + 1)).unwrap_or(IfName::fixed(ETH0));
     let new = NewLink { up: true, master: Some(bridge), ..NewLink::new(near, NewKind::Veth(far)) };
     outside.create_link(&new)?;
-    let mut inside = pod.run(Rtnl::open)??;
+    let mut inside = Rtnl::open_in(pod.as_fd())?;
     let Some(eth0) = inside.link_by_name(IfName::fixed(ETH0))?.map(|link| link.index) else { return Ok(()) };
     inside.set_link(eth0, &LinkChange { up: Some(true), ..LinkChange::default() })?;
     let address = Ipv4Addr::from(0x0af4_0102 + number);
@@ -129,15 +129,19 @@ fn put(kernel: &mut Kernel, objects: Vec<Object>) -> Result<()> {
 fn batched() -> Result<Duration> {
     let (_netns, mut kernel) = tunnel()?;
     let (dev, mut objects) = (IfName::fixed(TUNNEL), Vec::new());
-    for id in 1..=PEERS {
-        let (subnet, mac, outer) = peer(id);
-        let via = IpAddr::V4(subnet.network());
-        objects.push(Object::Neigh(Neigh { dev, dst: via, mac }));
-        objects.push(Object::Fdb(Fdb { dev, mac, dst: outer }));
-        objects.push(Object::Nexthop(Nexthop { id, dev, via, onlink: true }));
-        objects.push(Object::Route(Route::ours(subnet.into(), Via::Nexthop(id))));
+    // In the order the agent writes them.
+    for kind in 0..4 {
+        for id in 1..=PEERS {
+            let (subnet, mac, outer) = peer(id);
+            let via = IpAddr::V4(subnet.network());
+            objects.push(match kind {
+                0 => Object::Neigh(Neigh { dev, dst: via, mac }),
+                1 => Object::Fdb(Fdb { dev, mac, dst: outer }),
+                2 => Object::Nexthop(Nexthop { id, dev, via, onlink: true }),
+                _ => Object::Route(Route::ours(subnet.into(), Via::Nexthop(id))),
+            });
+        }
     }
-    objects.sort_by_key(Object::key);
     let start = Instant::now();
     put(&mut kernel, objects)?;
     Ok(start.elapsed())

@@ -2,7 +2,7 @@
 //!
 //! The JSON is the report itself. Its `schema` changes when a member loses its meaning; members may be added.
 
-use serde::Serialize;
+use model::Json;
 
 use crate::machine::Machine;
 
@@ -10,10 +10,8 @@ use crate::machine::Machine;
 pub const SCHEMA: &str = "loden.bench/1";
 
 /// Everything of one run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: &'static str,
     /// Version of the program.
     pub version: String,
     /// When it began.
@@ -35,35 +33,31 @@ pub struct Report {
 }
 
 /// One way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// Its name.
     pub name: String,
     /// What it is.
     pub about: String,
     /// Why it could not be measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
     /// What was measured, in the order of [`Figure::ALL`].
     pub figures: Vec<Measured>,
 }
 
 /// A figure of a way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Which.
     pub figure: Figure,
-    /// Its unit.
-    pub unit: &'static str,
     /// Turn by turn.
     pub samples: Samples,
     /// What stands beside it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beside: Option<Beside>,
 }
 
 /// The same quantity of something else, measured in the same turns.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Beside {
     /// What it is of: `wire`, or what the kernel takes at least.
     pub what: &'static str,
@@ -72,8 +66,7 @@ pub struct Beside {
 }
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
     /// One stream of TCP.
     TcpOne,
@@ -112,6 +105,22 @@ impl Figure {
         Figure::PeersProgrammed,
     ];
 
+    /// What it is, for programs.
+    pub fn key(self) -> &'static str {
+        match self {
+            Figure::TcpOne => "tcp_one",
+            Figure::TcpFour => "tcp_four",
+            Figure::CpuPerGb => "cpu_per_gb",
+            Figure::Datagrams => "datagrams",
+            Figure::CpuPerDatagram => "cpu_per_datagram",
+            Figure::TripHalf => "trip_half",
+            Figure::TripMost => "trip_most",
+            Figure::PodsAdded => "pods_added",
+            Figure::PodsDeleted => "pods_deleted",
+            Figure::PeersProgrammed => "peers_programmed",
+        }
+    }
+
     /// What it is, for people.
     pub fn title(self) -> &'static str {
         match self {
@@ -145,7 +154,7 @@ impl Figure {
 }
 
 /// Samples in the order they were taken, with their middle and their ends.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Samples {
     /// The middle one; of an even number the mean of the two in the middle.
     pub median: f64,
@@ -162,7 +171,7 @@ impl Samples {
     pub fn of(values: impl IntoIterator<Item = f64>) -> Samples {
         let values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
         let mut sorted = values.clone();
-        sorted.sort_by(f64::total_cmp);
+        sorted.sort_unstable_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
         let last = sorted.len().saturating_sub(1);
         Samples { median: (at(last / 2) + at(last.div_ceil(2))) / 2.0, least: at(0), most: at(last), values }
@@ -178,7 +187,7 @@ impl Measured {
     /// A figure, beside that of something else.
     pub fn new(figure: Figure, samples: Samples, beside: Option<(&'static str, &Samples)>) -> Measured {
         let beside = beside.map(|(what, other)| Beside { what, ratio: samples.over(other) });
-        Measured { figure, unit: figure.unit(), samples, beside }
+        Measured { figure, samples, beside }
     }
 }
 
@@ -191,11 +200,63 @@ impl Report {
 
     /// As JSON.
     pub fn json(&self) -> String {
-        let mut shown = self.clone();
-        // For telling machines apart, not for others to know.
-        shown.machines.iter_mut().for_each(|machine| machine.boot.clear());
-        serde_json::to_string_pretty(&shown).unwrap_or_default() + "\n"
+        let json = Json::object([
+            ("schema", SCHEMA.into()),
+            ("version", self.version.as_str().into()),
+            ("date", self.date.as_str().into()),
+            ("place", self.place.into()),
+            ("machines", list(self.machines.iter().map(Machine::json))),
+            ("wire", self.wire.into()),
+            ("rounds", (self.rounds as u64).into()),
+            ("seconds", decimal(self.seconds)),
+            ("foreign", self.foreign.json()),
+            ("ways", list(self.ways.iter().map(Row::json))),
+        ]);
+        json.to_indented() + "\n"
     }
+}
+
+impl Row {
+    fn json(&self) -> Json {
+        let mut json =
+            Json::object([("name", self.name.as_str().into()), ("about", self.about.as_str().into())]);
+        if let Some(why) = &self.unavailable {
+            json.set("unavailable", why.as_str());
+        }
+        json.set("figures", list(self.figures.iter().map(Measured::json)));
+        json
+    }
+}
+
+impl Measured {
+    fn json(&self) -> Json {
+        let figure = [("figure", self.figure.key().into()), ("unit", self.figure.unit().into())];
+        let mut json = Json::object(figure);
+        json.set("samples", self.samples.json());
+        if let Some(Beside { what, ratio }) = &self.beside {
+            json.set("beside", Json::object([("what", (*what).into()), ("ratio", ratio.json())]));
+        }
+        json
+    }
+}
+
+impl Samples {
+    fn json(&self) -> Json {
+        Json::object([
+            ("median", decimal(self.median)),
+            ("least", decimal(self.least)),
+            ("most", decimal(self.most)),
+            ("values", list(self.values.iter().copied().map(decimal))),
+        ])
+    }
+}
+
+fn list(items: impl Iterator<Item = Json>) -> Json {
+    Json::Array(items.collect())
+}
+
+fn decimal(value: f64) -> Json {
+    Json::Number(value.to_string())
 }
 
 /// A number as people read it: three digits count.

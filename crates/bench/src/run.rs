@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::args::{Format, Link, Plan};
 use crate::hosts;
 use crate::machine::{self, Machine};
-use crate::report::{Figure, Measured, Report, Row, SCHEMA, Samples};
+use crate::report::{Figure, Measured, Report, Row, Samples};
 use crate::traffic::Taken;
 use crate::ways::{self, Standing, Way};
 use crate::{Result, rates, say, show, tell};
@@ -125,7 +125,6 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
         }
     }
     let report = Report {
-        schema: SCHEMA,
         version: version.to_owned(),
         date: machine::date(),
         place: "lab",
@@ -196,7 +195,6 @@ pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
         }
     }
     let report = Report {
-        schema: SCHEMA,
         version: version.to_owned(),
         date: machine::date(),
         place: "hosts",

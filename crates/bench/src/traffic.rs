@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
-use crate::machine::{self, Machine};
+use crate::machine;
 
 /// What every line begins with; the number goes up with the protocol.
 const MARK: &str = "loden-bench/1";
@@ -174,7 +174,7 @@ impl Server {
                 clients.fetch_add(1, Ordering::Relaxed);
                 let (clients, token) = (clients.clone(), token.clone());
                 let (greeting, seen) = (greeting.clone(), seen.clone());
-                std::thread::spawn(move || {
+                crate::spawn(move || {
                     // Who goes away is missed by nobody.
                     let _ = answer(stream, &token, &greeting, seen.as_ref());
                     clients.fetch_sub(1, Ordering::Relaxed);
@@ -368,14 +368,12 @@ impl Client {
         let until = Instant::now() + WARM + self.span + TAIL;
         let mut counts = Vec::new();
         let own = self.own_cpu(|| {
-            std::thread::scope(|scope| {
-                let send = |stream| scope.spawn(move || send(stream, until));
-                let threads: Vec<_> = streams.into_iter().map(send).collect();
-                for thread in threads {
-                    counts.push(thread.join().map_err(|_| io::Error::other("a sender panicked"))??);
-                }
-                Ok(())
-            })
+            let send = |stream| std::thread::spawn(move || send(stream, until));
+            let threads: Vec<_> = streams.into_iter().map(send).collect();
+            for thread in threads {
+                counts.push(thread.join().map_err(|_| io::Error::other("a sender panicked"))??);
+            }
+            Ok(())
         })?;
         let rate: f64 = counts.iter().map(|c| c.units / c.seconds).sum();
         let first = counts.first().copied().unwrap_or_default();
@@ -419,7 +417,7 @@ impl Client {
                 times.push(sent.elapsed().as_nanos() as f64 / 1e3);
             }
         }
-        times.sort_by(f64::total_cmp);
+        times.sort_unstable_by(f64::total_cmp);
         let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(0.0);
         Ok((at(0.5), at(0.99)))
     }
@@ -452,11 +450,6 @@ pub fn fresh_token() -> io::Result<String> {
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
-}
-
-/// A greeting that says which machine this is.
-pub fn greeting() -> String {
-    serde_json::to_string(&Machine::here()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -8,12 +8,11 @@ use std::time::Duration;
 use kernel::Netns;
 use lab::spec::Spec;
 use lab::{Builder, Lab};
-use model::IfName;
-use serde_json::Value;
+use model::{IfName, Json};
 
-use crate::Result;
 use crate::args::Plan;
 use crate::traffic::{self, Client, Server};
+use crate::{Result, inside};
 
 /// What can be measured besides the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,8 +172,8 @@ impl Standing {
         let token = traffic::fresh_token().map_err(|error| format!("make a token: {error}"))?;
         let net = |place: &str| lab.place(place).net().map_err(|error| error.to_string());
         let at = SocketAddr::new(address, 0);
-        let begin = || Server::start(at, &token, Arc::new(traffic::greeting), || {});
-        let server = net(to)?.run(begin).map_err(|error| error.to_string())?;
+        let begin = || Server::start(at, &token, Arc::new(String::new), || {});
+        let server = inside(&net(to)?, begin)?;
         let server = server.map_err(|error| format!("listen on {at} in {to}: {error}"))?;
         let client = Client { to: server.at(), token, span: plan.span, apart: false };
         Ok(Standing { client, inside: net(from)?, _server: server, _lab: lab, note: None })
@@ -185,7 +184,7 @@ impl Standing {
     /// # Errors
     /// One sentence.
     pub fn turn(&self) -> Result<traffic::Taken> {
-        let turn = self.inside.run(|| self.client.turn()).map_err(|error| error.to_string())?;
+        let turn = inside(&self.inside, || self.client.turn())?;
         turn.map_err(|error| format!("measure to {}: {error}", self.client.to))
     }
 }
@@ -200,7 +199,7 @@ fn start(spec: &Spec, plan: &Plan) -> Result<Lab> {
     if !plan.trains {
         for number in 1..=spec.hosts {
             let cut = || kernel::ethtool::set_features(IfName::fixed("eth0"), ALONE);
-            let done = lab.host(number).run(cut).map_err(named)?;
+            let done = inside(&lab.host(number).net().map_err(named)?, cut)?;
             done.map_err(|error| format!("make a wire of single frames: {error}; try --wire trains"))?;
         }
     }
@@ -226,31 +225,31 @@ pub fn empty(plan: &Plan) -> Result<Lab> {
     start(&Way::Cni.spec(), plan)
 }
 
-/// What an agent says of itself.
-fn status(lab: &Lab) -> Value {
-    let program = std::env::current_exe().map(|path| path.to_string_lossy().into_owned());
-    let asked = program.ok().and_then(|program| lab.host(1).exec(&program, &["status", "-o", "json"]).ok());
-    asked.and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null)
+/// A part of what an agent says of itself.
+fn status(lab: &Lab, part: &str) -> Option<Json> {
+    let program = std::env::current_exe().ok()?;
+    let output = lab.host(1).exec(program.to_str()?, &["status", "-o", "json"]).ok()?;
+    Json::parse(&output.stdout).ok()?.get_exact(part).cloned()
 }
 
 /// Waits until the fast path is on its devices.
 fn fast_path(lab: &Lab) -> Result<Option<String>> {
-    let mut last = String::new();
+    let mut last = None;
     for _ in 0..100 {
-        let status = status(lab);
-        let path = &status["fast_path"];
-        if path["devices"].as_array().is_some_and(|devices| devices.len() > 1) {
-            return Ok(None);
+        if let Some(path) = status(lab, "fast_path") {
+            let devices = path.get_exact("devices").and_then(Json::as_array);
+            if devices.is_some_and(|devices| devices.len() > 1) {
+                return Ok(None);
+            }
+            last = path.get_exact("why").and_then(Json::as_str).map(str::to_owned);
         }
-        last = path["why"].as_str().unwrap_or("the agent does not say why").to_owned();
         std::thread::sleep(Duration::from_millis(100));
     }
-    Err(format!("the fast path is not on: {last}"))
+    Err(format!("the fast path is not on: {}", last.as_deref().unwrap_or("the agent does not say why")))
 }
 
 /// Who carries WireGuard's packets.
 fn carrier(lab: &Lab) -> Option<String> {
-    let status = status(lab);
-    let carrier = status["backend"]["carrier"].as_str()?;
-    Some(format!("carried by {carrier}"))
+    let backend = status(lab, "backend")?;
+    Some(format!("carried by {}", backend.get_exact("carrier").and_then(Json::as_str)?))
 }
