@@ -456,3 +456,16 @@ fn offloads_are_as_ethtool_shows_them() {
     assert!(refused.contains("change the offloads of veth0"), "{refused}");
     assert_eq!(set("none0", &[("rx-gro", true)]).unwrap_err().code(), Some(libc::ENODEV));
 }
+
+#[test]
+fn a_namespace_is_known_by_the_devices_that_lead_there() {
+    let (netns, mut rtnl, _) = wired();
+    let [near, far] = [Netns::create().unwrap(), Netns::create().unwrap()];
+    run_in(&netns, "ip link add out7 type veth peer name in7");
+    assert_eq!(rtnl.netns_id(near.as_fd()).unwrap(), None);
+    run_in(&netns, &format!("ip link set in7 netns {}", near.path().display()));
+    let id = rtnl.netns_id(near.as_fd()).unwrap();
+    let link = rtnl.link_by_name(name("out7")).unwrap().unwrap();
+    assert!(id.is_some() && link.lower_netns == id, "{id:?} {link:?}");
+    assert_eq!(rtnl.netns_id(far.as_fd()).unwrap(), None);
+}
