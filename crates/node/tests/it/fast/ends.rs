@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{FLAGS, Talk, Two, bound, can, counted, on_devices};
+use crate::capture::Watching;
 use crate::traffic::Pod;
 use crate::world::{Host, sh, until};
 
@@ -18,6 +19,32 @@ fn established_flows_go_fast() {
         let (_, screen) = hosts[0].status(&[]);
         assert!(screen.contains("fast path  on eth0, veth0"), "{screen}");
     }
+}
+
+#[test]
+fn a_capture_knows_what_passes_over_devices() {
+    if !can("a_capture_knows_what_passes_over_devices") {
+        return;
+    }
+    let two = Two::start("vxlan", "auto");
+    let hosts: Vec<_> = two.world.hosts.iter().collect();
+    let talk = Talk::new(&two.pods[0], &two.pods[1]);
+    talk.until_fast(&hosts);
+    let from = two.pods[0].netns.path().display().to_string();
+    let (to, port) = (talk.to.ip().to_string(), format!("{}/udp", talk.to.port()));
+    let words = ["capture", &from, &to, &port, "-o", "json", "--count", "40"];
+    let capture = Watching::start(hosts[0], &words);
+    talk.whole(20);
+    let (code, out, err) = capture.end();
+    assert_eq!(code, 0, "{out} {err}");
+    let fast = |forward: bool| {
+        out.lines().any(|line| {
+            let packet: serde_json::Value = serde_json::from_str(line).unwrap();
+            let passes = |device: &str| line.contains(&format!("\"device\":\"{device}\""));
+            packet["forward"] == forward && passes("eth0") && !passes("cni0") && !passes("flannel.1")
+        })
+    };
+    assert!(fast(true) && fast(false), "{out}");
 }
 
 /// What is done to the first host, what undoes it, and whether rounds fail in between.
