@@ -95,7 +95,7 @@ pub fn compare(model: &Model, walk: &Walk) -> Verdict {
             ),
             (Some(before), None) => format!(
                 "the packet was seen on {} and not on {}: this host drops it in between, most likely a packet filter; \
-                 `loden doctor` looks at those{said}",
+                 `loden drops -f` names the reason while it happens, `loden doctor` looks at filters{said}",
                 before.device, step.device
             ),
             (None, None) => {
