@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -81,7 +82,9 @@ pub fn bundle(place: &Place<'_>) -> Bundle {
     };
     let settings = page("/v1/settings");
     let told = settings.as_ref().ok().and_then(|text| Json::parse(text.as_bytes()).ok()).unwrap_or_default();
-    let options = &as_told(place.options, &told);
+    // Its files are read and kept: somebody else's socket does not say which.
+    let trusted = place.socket.as_deref().is_some_and(is_of_root_or_ours);
+    let options = &as_told(place.options, if trusted { &told } else { &Json::Null });
     let place = &Place { socket: place.socket.clone(), root: place.root.clone(), options };
     let mut bundle = Bundle::new(secrets(place, &told));
     agent(&mut bundle, place, settings, page);
@@ -95,6 +98,14 @@ pub fn bundle(place: &Place<'_>) -> Bundle {
 /// A member of the agent's settings that is not empty.
 fn member<'a>(told: &'a Json, part: &str, name: &str) -> Option<&'a str> {
     told.get_exact(part)?.get_exact(name)?.as_str().filter(|value| !value.is_empty())
+}
+
+/// Whether root or the user of this process has made a socket.
+fn is_of_root_or_ours(path: &Path) -> bool {
+    let owner = |path: &Path| fs::metadata(path).map(|data| data.uid());
+    // The directory of a process belongs to its effective user (proc(5)).
+    let own = owner(Path::new("/proc/self"));
+    owner(path).is_ok_and(|owner| owner == 0 || own.is_ok_and(|own| own == owner))
 }
 
 /// The agent may have other files than this command's variables name.

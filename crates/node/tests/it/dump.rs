@@ -1,7 +1,9 @@
 //! `loden dump` on real hosts, with secrets planted where hosts have them; `tar` is the witness.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -282,6 +284,28 @@ fn what_is_no_archive_of_ours_is_told_in_a_sentence() {
         assert_eq!(done.status.code(), Some(2), "{words:?}");
         assert!(err(&done).contains(want), "{words:?}: {}", err(&done));
     }
+    // A socket of another user's does not say which files are read.
+    let socket = dir.join("evil.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::chown(&socket, Some(65_534), None).unwrap();
+    write("secrets.env", b"no archive is to have this");
+    let told =
+        format!(r#"{{"version":1,"flags":{{"subnet-file":"{}"}}}}"#, dir.join("secrets.env").display());
+    let liar = std::thread::spawn(move || {
+        // Status, settings, metrics, log.
+        for stream in listener.incoming().take(4) {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 512]);
+            let _ = stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{told}").as_bytes());
+        }
+    });
+    let evil = dir.join("evil.tar");
+    let done = dump(host, &evil, &["--socket", socket.to_str().unwrap()]);
+    assert!(evil.exists(), "{done:?}");
+    liar.join().unwrap();
+    let bytes = fs::read(&evil).unwrap();
+    assert!(String::from_utf8_lossy(&bytes).contains("secrets.env"), "it was told of the file");
+    assert!(!String::from_utf8_lossy(&bytes).contains("no archive is to have this"), "and did not read it");
     // Into a pipe the same archive goes, and nothing else.
     let mut command = host.loden(&["dump", "-o", "-"]);
     command.env("FLANNELD_SUBNET_FILE", host.subnet_file()).stderr(Stdio::null());
@@ -300,7 +324,9 @@ fn who_may_not_ask_gets_what_there_is() {
     let open = tempfile::Builder::new().prefix("loden-test").tempdir_in("/tmp").unwrap();
     fs::set_permissions(open.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = open.path().join("loden");
-    fs::copy(env!("CARGO_BIN_EXE_loden"), &program).unwrap();
+    // By another process: a file that ours has open for writing cannot be run, and others' children inherit it.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_loden")).arg(&program).status();
+    assert!(copied.unwrap().success());
     for dir in [world.dir.path(), &host.dir] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     }
