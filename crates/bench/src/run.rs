@@ -31,19 +31,24 @@ struct Line {
     name: String,
     about: String,
     turns: Vec<Turn>,
-    unavailable: Option<String>,
+    /// Why there is no way, or why the last turn failed.
+    why: Option<String>,
+    failed: usize,
 }
 
 impl Line {
     fn new(name: &str, about: &str) -> Line {
-        Line { name: name.to_owned(), about: about.to_owned(), turns: Vec::new(), unavailable: None }
+        Line { name: name.to_owned(), about: about.to_owned(), turns: Vec::new(), why: None, failed: 0 }
     }
 
-    /// A way that fails once is not measured again.
+    /// A turn that fails is left out; the others have their own to be compared with.
     fn take(&mut self, turn: Result<Turn>) {
         match turn {
             Ok(turn) => self.turns.push(turn),
-            Err(why) => self.unavailable = Some(why),
+            Err(why) => {
+                tell(&format!("{}: {why}", self.name));
+                (self.why, self.failed) = (Some(why), self.failed + 1);
+            }
         }
     }
 
@@ -57,8 +62,14 @@ impl Line {
             let beside = first.beside.map(|(what, _)| (what, &other));
             figures.push(Measured::new(first.figure, column(|entry| entry.value), beside));
         }
-        let figures = if self.unavailable.is_some() { Vec::new() } else { figures };
-        Row { name: self.name, about: self.about, unavailable: self.unavailable, figures }
+        let unavailable = self.why.filter(|_| self.turns.is_empty());
+        let about = match self.failed {
+            failed if failed > 0 && unavailable.is_none() => {
+                format!("{}; {failed} rounds failed", self.about)
+            }
+            _ => self.about,
+        };
+        Row { name: self.name, about, unavailable, figures }
     }
 }
 
@@ -101,7 +112,7 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
             }
             Err(why) => {
                 tell(&format!("{}: {why}", way.name()));
-                line.unavailable = Some(why);
+                line.why = Some(why);
             }
         }
         lines.push(line);
@@ -115,14 +126,17 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
         if round % 2 == 1 {
             order.reverse();
         }
-        let beside = wire.turn()?;
-        lines[0].take(Ok(turn_of(beside, None)));
+        let beside = wire.turn();
+        lines[0].take(beside.clone().map(|taken| turn_of(taken, None)));
+        // Without the wire a round says nothing.
+        let Ok(beside) = beside else { continue };
         for number in order {
             let (at, place) = &standing[number];
-            if lines[*at].unavailable.is_none() {
-                lines[*at].take(place.turn(beside));
-            }
+            lines[*at].take(place.turn(beside));
         }
+    }
+    if let (true, Some(why)) = (lines[0].turns.is_empty(), &lines[0].why) {
+        return Err(why.clone());
     }
     let report = Report {
         version: version.to_owned(),
@@ -176,7 +190,7 @@ pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
     let ends = hosts::reach(link, plan)?;
     let mut lines = vec![Line::new("wire", "the hosts themselves")];
     lines.push(Line::new("pods", &ends.about));
-    lines[1].unavailable = ends.pods.as_ref().err().cloned();
+    lines[1].why = ends.pods.as_ref().err().cloned();
     let mut foreign = Vec::new();
     for round in 0..plan.rounds {
         tell(&format!("round {} of {}", round + 1, plan.rounds));
@@ -188,9 +202,7 @@ pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
             None => ends.wire()?,
         };
         lines[0].take(Ok(turn_of(wire, None)));
-        if let Some(pods) = pods
-            && lines[1].unavailable.is_none()
-        {
+        if let Some(pods) = pods {
             lines[1].take(pods.map(|taken| turn_of(taken, Some(wire))));
         }
     }

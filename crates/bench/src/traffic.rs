@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, sockopt};
 
 use crate::machine;
 
@@ -26,10 +26,8 @@ pub const SMALL: usize = 64;
 pub const MANY: usize = 4;
 /// Time before anything counts: windows grow, caches fill.
 const WARM: Duration = Duration::from_millis(300);
-/// The sender goes on a little, so that the receiver's span is full.
-const TAIL: Duration = Duration::from_millis(250);
 /// How long anybody waits for the other one.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest span a server takes part in.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Clients at once.
@@ -100,7 +98,8 @@ pub struct Count {
 struct Meter {
     warm: Duration,
     span: Duration,
-    begun: Instant,
+    /// When the first came.
+    begun: Option<Instant>,
     total: u64,
     mark: Option<(Instant, u64, f64)>,
     count: Option<Count>,
@@ -109,7 +108,7 @@ struct Meter {
 impl Meter {
     fn new(warm: u64, span: u64) -> Meter {
         let (warm, span) = (Duration::from_millis(warm), Duration::from_millis(span));
-        Meter { warm, span, begun: Instant::now(), total: 0, mark: None, count: None }
+        Meter { warm, span, begun: None, total: 0, mark: None, count: None }
     }
 
     fn add(&mut self, units: u64) {
@@ -118,17 +117,32 @@ impl Meter {
             return;
         }
         let now = Instant::now();
+        if units > 0 && self.begun.is_none() {
+            self.begun = Some(now);
+        }
         match self.mark {
-            None if now - self.begun >= self.warm => self.mark = Some((now, self.total, machine::busy())),
-            Some((at, units, cpu)) if now - at >= self.span => {
-                self.count = Some(Count {
-                    units: (self.total - units) as f64,
-                    seconds: (now - at).as_secs_f64(),
-                    cpu: machine::busy() - cpu,
-                });
+            None if self.begun.is_some_and(|begun| now - begun >= self.warm) => {
+                self.mark = Some((now, self.total, machine::busy()))
             }
+            Some((at, ..)) if now - at >= self.span => self.count = self.counted(now),
             _ => {}
         }
+    }
+
+    fn counted(&self, now: Instant) -> Option<Count> {
+        let (at, units, cpu) = self.mark?;
+        Some(Count {
+            units: (self.total - units) as f64,
+            seconds: (now - at).as_secs_f64(),
+            cpu: machine::busy() - cpu,
+        })
+    }
+
+    /// When no more comes: a span that was cut short by a busy machine counts from its half on.
+    fn end(self) -> Option<Count> {
+        let now = Instant::now();
+        let enough = self.mark.is_some_and(|(at, ..)| now - at >= self.span / 2);
+        self.count.or_else(|| self.counted(now).filter(|_| enough))
     }
 }
 
@@ -213,13 +227,19 @@ fn answer(mut stream: TcpStream, token: &str, greeting: &Greeting, seen: &dyn Fn
         Ask::Stream(warm, span) => {
             let mut meter = Meter::new(warm, span);
             let mut buffer = vec![0; CHUNK];
+            let mut told = false;
+            // The sender ends when it has heard the count; what comes until then is taken.
             loop {
                 match stream.read(&mut buffer)? {
                     0 => break,
                     count => meter.add(count as u64),
                 }
+                if !told && meter.count.is_some() {
+                    tell_count(&mut stream, meter.count)?;
+                    told = true;
+                }
             }
-            tell_count(&mut stream, meter.count)
+            if told { Ok(()) } else { tell_count(&mut stream, meter.end()) }
         }
         Ask::Trips => {
             let mut byte = [0];
@@ -237,7 +257,7 @@ fn answer(mut stream: TcpStream, token: &str, greeting: &Greeting, seen: &dyn Fn
             tell(&mut stream, &socket.local_addr()?.port().to_string())?;
             let mut meter = Meter::new(warm, span);
             let mut buffer = [0; SMALL * 2];
-            let until = Instant::now() + meter.warm + meter.span + TAIL * 4;
+            let until = Instant::now() + meter.warm + meter.span + PATIENCE / 2;
             while meter.count.is_none() && Instant::now() < until {
                 match socket.recv(&mut buffer) {
                     Ok(_) => meter.add(1),
@@ -245,7 +265,7 @@ fn answer(mut stream: TcpStream, token: &str, greeting: &Greeting, seen: &dyn Fn
                     Err(_) => meter.add(0),
                 }
             }
-            tell_count(&mut stream, meter.count)
+            tell_count(&mut stream, meter.end())
         }
     }
 }
@@ -356,7 +376,7 @@ impl Client {
         if !self.apart || took == 0.0 {
             return Ok(0.0);
         }
-        // Of warm-up and tail as much as of the span.
+        // Of the warm-up as much as of the span.
         Ok((machine::busy() - start.1) * self.span.as_secs_f64() / took)
     }
 
@@ -365,7 +385,7 @@ impl Client {
         let (warm, span) = self.ms();
         let streams: Vec<TcpStream> =
             (0..count).map(|_| self.ask(Ask::Stream(warm, span))).collect::<io::Result<_>>()?;
-        let until = Instant::now() + WARM + self.span + TAIL;
+        let until = Instant::now() + WARM + self.span;
         let mut counts = Vec::new();
         let own = self.own_cpu(|| {
             let send = |stream| std::thread::spawn(move || send(stream, until));
@@ -389,10 +409,10 @@ impl Client {
         let port = parse::<u16>(&line(&mut control)?)?;
         socket.connect((self.to.ip(), port))?;
         let payload = [0x5a; SMALL];
-        let until = Instant::now() + WARM + self.span + TAIL;
+        let until = Instant::now() + WARM + self.span;
         let own = self.own_cpu(|| {
             // A full queue is what is wanted, and the end of the other side's count no failure.
-            while Instant::now() < until {
+            while goes_on(&control, until) {
                 for _ in 0..32 {
                     let _ = socket.send(&payload);
                 }
@@ -425,11 +445,21 @@ impl Client {
 
 fn send(mut stream: TcpStream, until: Instant) -> io::Result<Count> {
     let data = vec![0x5a; CHUNK];
-    while Instant::now() < until {
+    while goes_on(&stream, until) {
         stream.write_all(&data)?;
     }
     stream.shutdown(std::net::Shutdown::Write)?;
     read_count(&mut stream)
+}
+
+/// Whether to send more: the receiver has not said its count, and may still.
+fn goes_on(answer: &TcpStream, until: Instant) -> bool {
+    let now = Instant::now();
+    if now < until {
+        return true;
+    }
+    let said = rustix::net::recv(answer, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    said.is_err_and(|errno| errno == rustix::io::Errno::AGAIN) && now < until + PATIENCE / 2
 }
 
 fn read_count(stream: &mut TcpStream) -> io::Result<Count> {

@@ -97,7 +97,7 @@ fn class(figure: Figure, ratio: f64) -> &'static str {
 
 /// Where bars begin, how long the longest is, and how high a line is.
 const LEFT: f64 = 100.0;
-const LENGTH: f64 = 470.0;
+const LENGTH: f64 = 440.0;
 const HEIGHT: f64 = 30.0;
 
 /// A bar for each way, its spread as a whisker, the wire as a line through all.
@@ -112,7 +112,7 @@ fn chart(figure: Figure, column: &[(&Row, &Measured)], page: &mut String) {
     let x = |value: f64| LEFT + value / most * LENGTH;
     let height = column.len() as f64 * HEIGHT;
     page.push_str(&format!(
-        "<svg viewBox=\"0 0 860 {height}\" role=\"img\" aria-label=\"{}\">\n",
+        "<svg viewBox=\"0 0 900 {height}\" role=\"img\" aria-label=\"{}\">\n",
         figure.title()
     ));
     if let Some((_, wire)) = column.iter().find(|(row, _)| row.name == "wire") {

@@ -107,5 +107,5 @@ fn a_page_stands_alone_and_takes_names_as_text() {
     assert_eq!(page.matches("<svg").count(), 3);
     assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
     // The wire is a line through all bars, where all have one scale: 11 of 12 Gbit/s.
-    assert!(page.contains("x1=\"530.8\""), "{page}");
+    assert!(page.contains("x1=\"503.3\""), "{page}");
 }
