@@ -20,6 +20,9 @@ const EHOSTUNREACH: i32 = 113;
 /// The way out, as the end of a sentence; `None` where the kernel's own words must do.
 pub fn advice(step: &Step, errno: i32) -> Option<String> {
     match step {
+        Step::Put(Object::Nft(table)) if crate::sources::is_of_wireguard(&table.key) && errno != EPERM => Some(
+            "packets from a node between two addresses may go round in the tunnel: modprobe nf_tables".to_owned(),
+        ),
         Step::Put(Object::Nft(table)) if crate::sources::is_ours(&table.key) && errno != EPERM => Some(
             "packets for the tunnel are taken from any address: modprobe nf_tables, or set CheckSources of the \
              backend to false"

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use model::{Family, IfName};
+use model::{Family, IfName, IpNet};
 
 use crate::backend::is_our_device;
 use crate::state::{
@@ -107,6 +107,35 @@ impl Guard {
     }
 }
 
+/// The table beside a WireGuard device, in one family of outer packets: none of them comes from the cluster's own
+/// networks. A node without its public address for a moment takes the next best source, which is that of its tunnel;
+/// who hears that moves the endpoint there, into the tunnel, and the kernel then wraps what it has wrapped without
+/// end (decision 0172). Nor does this node send such packets to nodes that do not look.
+pub fn from_outside(device: IfName, family: Family, port: u16, networks: &[IpNet]) -> Object {
+    let drop = |network: &IpNet, leaving: Option<Match>| NftRule {
+        matches: [Match::Protocol(UDP), Match::DestinationPort(port), Match::Source(*network)]
+            .into_iter()
+            .chain(leaving)
+            .collect(),
+        statement: Statement::Counted(Verdict::Drop),
+        comment: None,
+    };
+    let chain = |name: &str, number: u32, leaving: Option<Match>| Chain {
+        name: name.to_owned(),
+        comment: None,
+        hook: Some(Hook { kind: ChainType::Filter, number, priority: 0 }),
+        rules: networks.iter().map(|network| drop(network, leaving.clone())).collect(),
+    };
+    Object::Nft(Box::new(NftTable {
+        key: key(device, family),
+        comment: Some("the tunnel's own packets come from outside".to_owned()),
+        owned: false,
+        sets: Vec::new(),
+        chains: vec![chain("input", 1, None), chain("output", 3, Some(Match::OutputDeviceNot(device)))],
+        drifted: false,
+    }))
+}
+
 fn key(device: IfName, family: Family) -> TableKey {
     let family = match family {
         Family::V4 => NftFamily::Ip,
@@ -126,6 +155,12 @@ pub fn is_ours(table: &TableKey) -> bool {
     device(table).is_some()
 }
 
+/// Whether it is that of [`from_outside`].
+pub fn is_of_wireguard(table: &TableKey) -> bool {
+    use crate::backend::wireguard::{DEVICE, DEVICE_V6};
+    device(table).is_some_and(|device| [DEVICE, DEVICE_V6].contains(&device.as_str()))
+}
+
 /// The device a table stands beside, by its name.
 pub fn device(table: &TableKey) -> Option<IfName> {
     let device = table.name.strip_prefix(PREFIX).and_then(|name| IfName::new(name).ok());
@@ -143,6 +178,7 @@ mod tests {
             (table(NftFamily::Ip, "loden-flannel.1"), true),
             (table(NftFamily::Ip6, "loden-flannel-v6.4096"), true),
             (table(NftFamily::Ip, "loden-flannel.ipip"), true),
+            (table(NftFamily::Ip6, "loden-flannel-wg-v6"), true),
             (table(NftFamily::Inet, "loden-flannel.1"), false),
             (table(NftFamily::Ip, "loden-veth-to-host"), false),
             (table(NftFamily::Ip, "flannel.1"), false),

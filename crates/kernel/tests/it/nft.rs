@@ -538,6 +538,29 @@ fn guarded(name: &str, sets: &str, condition: &str) -> String {
 }
 
 #[test]
+fn the_table_that_keeps_tunnels_out_of_themselves_is_as_nft_shows_it() {
+    let netns = fresh();
+    let mut kernel = Kernel::open_in(&netns).unwrap();
+    let network = "fd00:10::/48".parse().unwrap();
+    let table = plan::sources::from_outside(IfName::fixed("flannel-wg-v6"), Family::V6, 51821, &[network]);
+    let Object::Nft(content) = &table else { panic!("{table}") };
+    let scope = Scope { tables: [content.key.clone()].into(), ..Scope::default() };
+    let wanted: State = [table.clone()].into_iter().collect();
+    let steps = diff(&wanted, &kernel.read(&scope, &wanted).unwrap()).rest;
+    kernel.apply(&steps).into_iter().for_each(|r| r.unwrap());
+    assert_eq!(kernel.read(&scope, &wanted).unwrap(), wanted);
+    let listed = run_in(&netns, "nft -s list table ip6 loden-flannel-wg-v6");
+    assert_eq!(listed, format!("{content}\n"));
+    for rule in [
+        "type filter hook input priority filter; policy accept;\n\t\tudp dport 51821 ip6 saddr fd00:10::/48 counter drop\n",
+        "type filter hook output priority filter; policy accept;\n\t\tudp dport 51821 ip6 saddr fd00:10::/48 oifname != \"flannel-wg-v6\" \
+         counter drop\n",
+    ] {
+        assert!(listed.contains(rule), "{listed}");
+    }
+}
+
+#[test]
 fn the_table_beside_a_tunnel_is_listed_filled_and_changed_by_element() {
     let netns = fresh();
     let mut kernel = Kernel::open_in(&netns).unwrap();

@@ -16,6 +16,7 @@ use model::{Family, IfName, IpNet, Lease, LeaseAttrs, NetConf, Subnets, Wireguar
 
 use super::{Backend, Half};
 use crate::facts::{Facts, Families, WireguardFacts};
+use crate::sources::from_outside;
 use crate::state::{Addr, Carrier, Link, LinkKind, Object, Route, State, Via, WgPeer, Wireguard as Device};
 
 /// The device of IPv4, or of both families.
@@ -265,6 +266,13 @@ impl Backend for Wireguard {
     fn base(&self, facts: &Facts, own: Option<&Lease>) -> State {
         let mut state = State::default();
         let Some(wireguard) = &facts.wireguard else { return state };
+        for outer in self.outer() {
+            let of_outer = |net: &IpNet| Family::of_net(*net) == outer;
+            let networks: Vec<IpNet> = self.networks.iter().copied().filter(of_outer).collect();
+            if let Some(dev) = self.device(outer) {
+                state.put(from_outside(dev, outer, self.port(outer), &networks));
+            }
+        }
         for family in self.families.iter() {
             let Some(dev) = self.device(family) else { continue };
             state.put(Object::Link(Box::new(self.link(facts, wireguard, family, dev))));

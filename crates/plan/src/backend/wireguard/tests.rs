@@ -65,7 +65,9 @@ fn each_family_has_its_device_and_its_entries() {
     expect(
         &got,
         &format!(
-            "{}
+            "nft replace table ip loden-flannel-wg (2 chains, 2 rules)
+             nft replace table ip6 loden-flannel-wg-v6 (2 chains, 2 rules)
+             {}
              {}
              ip address replace 10.244.1.0/32 dev flannel-wg
              ip address replace fd00:10:244:1::/128 dev flannel-wg-v6
@@ -86,7 +88,8 @@ fn each_family_has_its_device_and_its_entries() {
     expect(
         &text(&v6, &facts, Some(&own()), &[peer(2)]),
         &format!(
-            "{}
+            "nft replace table ip6 loden-flannel-wg-v6 (2 chains, 2 rules)
+             {}
              ip address replace fd00:10:244:1::/128 dev flannel-wg-v6
              wg set flannel-wg-v6 peer {KEY_2} endpoint [2001:db8::12]:51821 allowed-ips fd00:10:244:2::/64
              ip route replace fd00:10:244::/48 dev flannel-wg-v6 proto 76
@@ -94,7 +97,9 @@ fn each_family_has_its_device_and_its_entries() {
             link("flannel-wg-v6", 5001).replace("1420", "1320")
         ),
     );
-    expect(&text(&backend(V4, "{}"), &facts, None, &[peer(2)]), &link("flannel-wg", 51820));
+    let guarded =
+        format!("nft replace table ip loden-flannel-wg (2 chains, 2 rules)\n{}", link("flannel-wg", 51820));
+    expect(&text(&backend(V4, "{}"), &facts, None, &[peer(2)]), &guarded);
     assert_eq!(backend(DUAL, "{}").mtu(&facts), 1420);
 }
 
@@ -123,10 +128,19 @@ fn one_tunnel_for_both_families_goes_where_the_peer_is() {
         let backend = backend(DUAL, &format!(r#"{{"Type":"wireguard","Mode":"{mode}"}}"#));
         let assembly = assembly(&backend, facts, Some(&own()), &[peer]);
         let lines: Vec<String> = assembly.wanted().iter().map(|(_, object)| object.to_string()).collect();
+        // Of the families that outer packets may have.
+        let guards = match mode {
+            "ipv4" => "nft replace table ip loden-flannel-wg (2 chains, 2 rules)",
+            "ipv6" => "nft replace table ip6 loden-flannel-wg (2 chains, 2 rules)",
+            _ => {
+                "nft replace table ip loden-flannel-wg (2 chains, 2 rules)\nnft replace table ip6 loden-flannel-wg (2 chains, 2 rules)"
+            }
+        };
         expect(
             &lines.join("\n"),
             &format!(
-                "ip link add flannel-wg mtu 1420 up type wireguard && wg set flannel-wg listen-port 51820 private-key /run/flannel/wgkey
+                "{guards}
+                 ip link add flannel-wg mtu 1420 up type wireguard && wg set flannel-wg listen-port 51820 private-key /run/flannel/wgkey
                  ip address replace 10.244.1.0/32 dev flannel-wg
                  ip address replace fd00:10:244:1::/128 dev flannel-wg
                  wg set flannel-wg peer {KEY_2} endpoint {endpoint} allowed-ips 10.244.2.0/24,fd00:10:244:2::/64
