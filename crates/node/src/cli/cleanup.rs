@@ -33,7 +33,7 @@ pub const COMMAND: Command = Command {
     text: "\
 Removes the devices flannel.N, flannel-v6.N, flannel.ipip, flannel0, flannel-wg and flannel-wg-v6 with all that is on them, the \
 tunnel behind flannel0, routes and nexthop objects of protocol 76, the nftables tables flannel-ipv4, flannel-ipv6 and \
-loden-flannel.*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec policies of the cluster's network and charon's \
+loden-flannel*, the iptables chains FLANNEL-POSTRTG and FLANNEL-FWD, IPsec policies of the cluster's network and charon's \
 connections for it, and the fast path. Pods on this host lose their way to other hosts. Stop the agent first, or it puts everything \
 back. What else is of ours or of flannel is named at the end, with the flag that removes it.",
     flags: &[
