@@ -28,7 +28,9 @@ pub fn dropped() -> Vec<Dropped> {
     let mut all = Vec::new();
     for (family, word) in [(NftFamily::Ip, "ip"), (NftFamily::Ip6, "ip6")] {
         for table in nft.tables(family).unwrap_or_default() {
-            let Some(device) = sources::device(&table) else { continue };
+            // What WireGuard's table drops is of nodes, not of strangers (decision 0172).
+            let strangers = !sources::is_of_wireguard(&table);
+            let Some(device) = sources::device(&table).filter(|_| strangers) else { continue };
             let counters = nft.counters(&table).unwrap_or_default();
             all.push(Dropped {
                 device: device.to_string(),

@@ -541,3 +541,45 @@ fn wireguard_with_another_psk_is_out_and_others_are_not() {
         if log.contains("hear WireGuard peers: works again") { Ok(()) } else { Err(log) }
     });
 }
+
+/// What the rule of a chain beside the IPv6 tunnel has dropped.
+fn dropped(host: &Host, chain: &str) -> u64 {
+    let listed = host.json("nft -j list table ip6 loden-flannel-wg-v6");
+    let rules = listed["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("rule"));
+    let rule = rules.into_iter().find(|rule| rule["chain"] == chain).unwrap();
+    let counter = rule["expr"].as_array().unwrap().iter().find_map(|part| part.get("counter")).unwrap();
+    counter["packets"].as_u64().unwrap()
+}
+
+/// A node without its public address sends with that of its tunnel. Nobody shall take that for the way to it, which would
+/// lead into the tunnel again (decision 0172).
+#[test]
+fn wireguard_never_leads_into_itself() {
+    if !available("wireguard_never_leads_into_itself") {
+        return;
+    }
+    let world = world(2, V6, "");
+    let mut agents = start(&world);
+    let [one, two] = &world.hosts[..] else { panic!("two hosts") };
+    reach(one, two);
+    reach(two, one);
+    // Nobody puts anything back on the second host, and its tunnel goes on.
+    agents.pop().unwrap().kill();
+    two.sh(&format!("ip -6 addr del {}/64 dev eth0", two.public6()));
+    two.sh("ip -6 route replace 2001:db8::/64 dev eth0");
+    let knock = || two.greet(one, inside(one)[0]).is_ok();
+    until("the host itself to drop what it would send with an inner source", || {
+        let answered = knock();
+        if dropped(two, "output") > 0 { Ok(()) } else { Err(format!("answered {answered}")) }
+    });
+    assert_eq!(dropped(one, "input"), 0, "nothing arrived");
+    // As a node of flannel's.
+    two.sh("nft delete table ip6 loden-flannel-wg-v6");
+    until("the other host to drop it", || {
+        let answered = knock();
+        if dropped(one, "input") > 0 { Ok(()) } else { Err(format!("answered {answered}")) }
+    });
+    let endpoint = wg(one, "flannel-wg-v6", "endpoints", &public_key(two, "flannel-wg-v6"));
+    assert_eq!(endpoint, format!("[{}]:51821", two.public6()), "the endpoint stays");
+    assert_eq!(one.status_json().1["dropped"], serde_json::json!([]), "a node is no stranger");
+}

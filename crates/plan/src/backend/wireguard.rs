@@ -269,7 +269,7 @@ impl Backend for Wireguard {
         for outer in self.outer() {
             let of_outer = |net: &IpNet| Family::of_net(*net) == outer;
             let networks: Vec<IpNet> = self.networks.iter().copied().filter(of_outer).collect();
-            if let Some(dev) = self.device(outer) {
+            if let Some(dev) = self.device(outer).filter(|_| !networks.is_empty()) {
                 state.put(from_outside(dev, outer, self.port(outer), &networks));
             }
         }
