@@ -13,8 +13,9 @@ use std::ptr;
 /// Sizes that are kept, in bytes: room for the address of the next block, and the longest packet.
 const LEAST: usize = 16;
 const MOST: usize = 66_000;
-/// The system aligns every block so.
-const ALIGN: usize = 16;
+/// The system aligns every block so: 16 where addresses have 8 bytes, 8 where they have 4. A block that was asked for with
+/// less must not be given to who asks for more.
+const ALIGN: usize = 2 * size_of::<usize>();
 /// Places of a shelf, each for one size at a time: whole segments, last ones, acknowledgements, each in clear and sealed.
 const PLACES: usize = 16;
 /// Blocks of a place. The library has one or two at a time.
