@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -85,22 +85,28 @@ pub fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, val
         .map(drop)
 }
 
-/// Has a socket take only messages that have `word` at byte `at` (classic BPF; kernel:
-/// Documentation/networking/filter.rst).
-pub fn only_with_word(fd: BorrowedFd<'_>, at: u32, word: [u8; 4]) -> io::Result<()> {
-    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    let give = libc::BPF_RET | libc::BPF_K;
-    // A word is loaded in network order.
-    let word = u32::from_be_bytes(word);
-    let mut steps = [step(load, 0, at), step(equal, 1, word), step(give, 0, u32::MAX), step(give, 0, 0)];
-    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+/// An instruction of classic BPF (kernel: Documentation/networking/filter.rst).
+fn op(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// Has a socket take only what a program of classic BPF lets through.
+fn attach_filter(fd: BorrowedFd<'_>, steps: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(steps.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
     let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
     // SAFETY: the program and its steps live through the call, which copies them; the lengths are theirs.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const program).cast(), length) })
         .map(drop)
+}
+
+/// Has a socket take only messages that have `word` at byte `at`.
+pub fn only_with_word(fd: BorrowedFd<'_>, at: u32, word: [u8; 4]) -> io::Result<()> {
+    // A word is loaded in network order: load it, compare, all of the message or none.
+    let word = u32::from_be_bytes(word);
+    let mut steps = [op(0x20, 0, 0, at), op(0x15, 0, 1, word), op(0x06, 0, 0, u32::MAX), op(0x06, 0, 0, 0)];
+    attach_filter(fd, &mut steps)
 }
 
 /// Sends one datagram.
@@ -259,7 +265,6 @@ pub fn udp_packet_socket(device: u32, port: u16) -> io::Result<OwnedFd> {
         OwnedFd::from_raw_fd(check(libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?)
     };
     // Protocol UDP, no fragment, destination port; as `tcpdump -dd` makes it, from the IP header on.
-    let op = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
     let mut filter = [
         op(0x30, 0, 0, 9),
         op(0x15, 0, 6, 17),
@@ -271,18 +276,7 @@ pub fn udp_packet_socket(device: u32, port: u16) -> io::Result<OwnedFd> {
         op(0x06, 0, 0, u32::MAX),
         op(0x06, 0, 0, 0),
     ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: the program and its instructions live through the call, and the length is its size.
-    check(unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            length,
-        )
-    })?;
+    attach_filter(fd.as_fd(), &mut filter)?;
     let address = packet_address(device);
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the address lives through the call and the length is its size.
