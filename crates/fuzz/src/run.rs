@@ -5,6 +5,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use sim::Random;
 
 use crate::{Target, mutate};
@@ -29,7 +31,8 @@ pub struct Crash {
     pub why: String,
 }
 
-/// An input that takes longer than this is a fault: somebody could hold the agent up with it.
+/// An input that takes more of a processor's time is a fault: somebody could hold the agent up with it. Not by the clock on
+/// the wall, which goes on while a busy machine does something else.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// The files of a target's corpus, in order of their names, and the empty input.
@@ -68,9 +71,9 @@ pub fn run(target: Target, seed: u64, from: u64, count: u64, time: Duration) -> 
             break;
         }
         let input = input(&corpus, seed, number);
-        let began = Instant::now();
+        let began = used();
         let done = panic::catch_unwind(AssertUnwindSafe(|| (target.decode)(&input)));
-        let took = began.elapsed();
+        let took = used().saturating_sub(began);
         let why = match done {
             Err(panic) => said(panic.as_ref()),
             Ok(()) if took > SLOW => format!("took {} ms", took.as_millis()),
@@ -83,6 +86,11 @@ pub fn run(target: Target, seed: u64, from: u64, count: u64, time: Duration) -> 
         return Err(Crash { number, input, why });
     }
     Ok(ran)
+}
+
+/// Processor time of this thread.
+fn used() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
