@@ -209,11 +209,11 @@ impl Desk {
     }
 }
 
-/// Asks an agent how it is.
+/// Asks an agent how it is. `None` is an agent without a socket.
 ///
 /// # Errors
 /// One sentence.
-pub fn ask(path: &Path) -> Result<Status, String> {
+pub fn ask(path: Option<&Path>) -> Result<Status, String> {
     json::read(get(path, "/v1/status")?.as_bytes()).map_err(|error| format!("the agent's answer is {error}"))
 }
 
@@ -221,7 +221,8 @@ pub fn ask(path: &Path) -> Result<Status, String> {
 ///
 /// # Errors
 /// One sentence.
-pub fn get(path: &Path, page: &str) -> Result<String, String> {
+pub fn get(path: Option<&Path>, page: &str) -> Result<String, String> {
+    let path = path.ok_or("the agent has no socket: LODEN_SOCKET is none")?;
     let sentence = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => format!("no agent runs here: there is no socket {}", path.display()),
         io::ErrorKind::ConnectionRefused => {

@@ -62,18 +62,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let wish = match parse(words) {
-        Ok(Some(wish)) => wish,
-        Ok(None) => return print(&COMMAND.usage()),
-        Err(error) => return COMMAND.refuse(&error),
-    };
-    match run(&wish) {
-        Ok(code) => code,
-        Err(error) => {
-            complain(&format!("loden capture: {error}\n"));
-            2
-        }
-    }
+    COMMAND.serve(parse(words), |wish| run(&wish))
 }
 
 struct Wish {

@@ -44,20 +44,13 @@ struct Wish {
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let wish = match parse(words) {
-        Ok(Some(wish)) => wish,
-        Ok(None) => return print(&COMMAND.usage()),
-        Err(error) => return COMMAND.refuse(&error),
-    };
+    COMMAND.serve(parse(words), |wish| run(&wish))
+}
+
+fn run(wish: &Wish) -> Result<u8, String> {
     let facts = match &wish.from {
         None => here(&wish.root),
-        Some(file) => match recorded(file) {
-            Ok(facts) => facts,
-            Err(error) => {
-                complain(&format!("loden doctor: {error}\n"));
-                return 2;
-            }
-        },
+        Some(file) => recorded(file)?,
     };
     let found = examine(&facts);
     if wish.json {
@@ -69,11 +62,11 @@ pub fn main(words: &[String]) -> u8 {
     if wish.fix {
         fix(&found);
     }
-    match (found.is_empty(), facts.missing.is_empty()) {
+    Ok(match (found.is_empty(), facts.missing.is_empty()) {
         (false, _) => 1,
         (true, true) => 0,
         (true, false) => 2,
-    }
+    })
 }
 
 /// What an archive says.
@@ -89,19 +82,9 @@ fn here(root: &Path) -> Facts {
     let options = args::from_environment();
     let subnet_file = Path::new(&options.subnet_file);
     let said = std::env::var("LODEN_SOCKET").ok();
-    let answer = match socket::path(said.as_deref(), &options.subnet_file) {
-        Some(path) => socket::ask(&path),
-        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
-    };
+    let answer = socket::ask(socket::path(said.as_deref(), &options.subnet_file).as_deref());
     let agent = answer.unwrap_or_else(|silent| status::alone(silent, subnet_file));
-    let certificates =
-        [&options.etcd_certfile, &options.etcd_cafile].into_iter().filter(|file| !file.is_empty());
-    let place = collect::Place {
-        root: root.to_owned(),
-        subnet_file: subnet_file.to_owned(),
-        certificates: certificates.map(PathBuf::from).collect(),
-    };
-    collect::facts(&place, agent)
+    collect::facts(&collect::Place::of(root, &options), agent)
 }
 
 fn fix(found: &[Finding]) {

@@ -44,18 +44,7 @@ struct Wish {
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let wish = match parse(words) {
-        Ok(Some(wish)) => wish,
-        Ok(None) => return print(&COMMAND.usage()),
-        Err(error) => return COMMAND.refuse(&error),
-    };
-    match run(wish) {
-        Ok(code) => code,
-        Err(error) => {
-            complain(&format!("loden dump: {error}\n"));
-            2
-        }
-    }
+    COMMAND.serve(parse(words), run)
 }
 
 /// Whether the words make sense.

@@ -50,32 +50,21 @@ struct Wish {
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let wish = match parse(words) {
-        Ok(Some(wish)) => wish,
-        Ok(None) => return print(&COMMAND.usage()),
-        Err(error) => return COMMAND.refuse(&error),
-    };
+    COMMAND.serve(parse(words), |wish| run(&wish))
+}
+
+fn run(wish: &Wish) -> Result<u8, String> {
     if let Some(file) = &wish.from {
-        return match recorded(file) {
-            Ok(status) => tell(&status, &wish),
-            Err(error) => {
-                complain(&format!("loden status: {error}\n"));
-                2
-            }
-        };
+        return Ok(tell(&recorded(file)?, wish));
     }
     let options = args::from_environment();
     let said = std::env::var("LODEN_SOCKET").ok();
     let path = wish.socket.clone().or_else(|| socket::path(said.as_deref(), &options.subnet_file));
     let ask = || {
-        let answer = match &path {
-            Some(path) => socket::ask(path),
-            None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
-        };
+        let answer = socket::ask(path.as_deref());
         answer.unwrap_or_else(|silent| alone(silent, Path::new(&options.subnet_file)))
     };
-    let status = patiently(wish.wait.unwrap_or_default(), ask);
-    tell(&status, &wish)
+    Ok(tell(&patiently(wish.wait.unwrap_or_default(), ask), wish))
 }
 
 /// Prints it; gives the exit status.

@@ -9,8 +9,8 @@ use lab::icmp::{self, Answer};
 use lab::proto::Hop;
 use lab::walk::{self, Station};
 
+use super::print;
 use super::words::{Command, FORMAT, Words, flag};
-use super::{complain, print};
 use crate::pods::pod;
 use crate::trace::{Model, Sight, Verdict, Walk, compare, model as tables, picture, show};
 
@@ -37,18 +37,7 @@ address.",
 
 /// Runs the command; gives the exit status.
 pub fn main(words: &[String]) -> u8 {
-    let wish = match parse(words) {
-        Ok(Some(wish)) => wish,
-        Ok(None) => return print(&COMMAND.usage()),
-        Err(error) => return COMMAND.refuse(&error),
-    };
-    match run(&wish) {
-        Ok(code) => code,
-        Err(error) => {
-            complain(&format!("loden trace: {error}\n"));
-            2
-        }
-    }
+    COMMAND.serve(parse(words), |wish| run(&wish))
 }
 
 struct Wish {

@@ -4,7 +4,7 @@
 
 use model::goflag::{self, near};
 
-use super::complain;
+use super::{complain, print};
 use crate::doctor::show::wrapped;
 
 /// Columns of help texts.
@@ -168,6 +168,20 @@ impl Command {
             text += &format!("{} {line}\n", if at == 0 { "usage:" } else { "      " });
         }
         text
+    }
+
+    /// Runs a command by what was read of its words: help, a mistake, or what is asked for. Gives the exit status; what
+    /// cannot be done is a sentence, and 2.
+    pub fn serve<W>(&self, read: Result<Option<W>, String>, run: impl FnOnce(W) -> Result<u8, String>) -> u8 {
+        match read.map(|wish| wish.map(run)) {
+            Ok(Some(Ok(code))) => code,
+            Ok(Some(Err(error))) => {
+                complain(&format!("{} {}: {error}\n", called(), self.name));
+                2
+            }
+            Ok(None) => print(&self.usage()),
+            Err(error) => self.refuse(&error),
+        }
     }
 
     /// Complains about a command line; gives the exit status.

@@ -15,6 +15,7 @@ use plan::state::{LinkKind, TABLE_MAIN};
 use super::cert;
 use super::facts::{Address, Device, Facts, Route};
 use super::ruleset::Ruleset;
+use crate::args::Options;
 use crate::status::Status;
 
 /// Where to look.
@@ -25,6 +26,18 @@ pub struct Place {
     pub subnet_file: PathBuf,
     /// Certificates the agent uses, as they are.
     pub certificates: Vec<PathBuf>,
+}
+
+impl Place {
+    /// That of an agent with these options.
+    pub fn of(root: &Path, options: &Options) -> Place {
+        let certificates = [&options.etcd_certfile, &options.etcd_cafile].into_iter();
+        Place {
+            root: root.to_owned(),
+            subnet_file: PathBuf::from(&options.subnet_file),
+            certificates: certificates.filter(|file| !file.is_empty()).map(PathBuf::from).collect(),
+        }
+    }
 }
 
 /// Everything. What cannot be read is said in `missing`.

@@ -76,10 +76,7 @@ pub struct Place<'a> {
 
 /// Everything.
 pub fn bundle(place: &Place<'_>) -> Bundle {
-    let page = |name: &str| match &place.socket {
-        Some(path) => socket::get(path, name),
-        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
-    };
+    let page = |name: &str| socket::get(place.socket.as_deref(), name);
     let settings = page("/v1/settings");
     let told = settings.as_ref().ok().and_then(|text| Json::parse(text.as_bytes()).ok()).unwrap_or_default();
     // Its files are read and kept: somebody else's socket does not say which.
@@ -150,10 +147,7 @@ fn agent(
     page: impl Fn(&str) -> Result<String, String>,
 ) {
     let subnet_file = Path::new(&place.options.subnet_file);
-    let status = match &place.socket {
-        Some(path) => socket::ask(path),
-        None => Err("the agent has no socket: LODEN_SOCKET is none".to_owned()),
-    };
+    let status = socket::ask(place.socket.as_deref());
     let from = match &status {
         Ok(_) => "the agent's answer",
         Err(_) => "the kernel alone, since no agent answers",
@@ -183,13 +177,7 @@ fn agent(
         bundle.missing(&format!("the agent's {}", what.join(", ")), &why);
         silent = others;
     }
-    let certificates = [&place.options.etcd_certfile, &place.options.etcd_cafile].into_iter();
-    let looked = collect::Place {
-        root: place.root.clone(),
-        subnet_file: subnet_file.to_owned(),
-        certificates: certificates.filter(|file| !file.is_empty()).map(PathBuf::from).collect(),
-    };
-    let facts = collect::facts(&looked, status);
+    let facts = collect::facts(&collect::Place::of(&place.root, place.options), status);
     facts.missing.iter().for_each(|what| bundle.missing("doctor", what));
     bundle.json("doctor.json", "`loden doctor -o json`", &doctor::show::json(&examine(&facts), &facts));
     bundle.json("facts.json", "what `loden doctor` looks at", &doctor::json::write(&facts));
