@@ -17,7 +17,7 @@ use crate::rtnl::{
     self, AddrInfo, FdbInfo, NeighInfo, NexthopInfo, Put, RouteInfo, addr, is_absent, neigh, nexthop, route,
 };
 use crate::wireguard::Change;
-use crate::{Errno, Error, Kernel, sysctl, tun};
+use crate::{Errno, Error, Kernel, ethtool, sysctl, tun};
 
 /// Messages collected before they are sent, to bound memory.
 const PENDING: usize = 4_096;
@@ -120,6 +120,10 @@ impl Kernel {
                     self.flush(run);
                     self.write_sysctl(path, value)
                 }
+                Step::Put(Object::Offload { dev, name, on }) => {
+                    self.flush(run);
+                    self.set_offload(*dev, name, *on)
+                }
                 Step::Put(Object::Nft(table)) => {
                     self.flush(run);
                     self.replace_table(table, run)
@@ -159,7 +163,7 @@ impl Kernel {
                     self.delete_policy(&policy.key)
                 }
                 // Nobody remembers what the value was before.
-                Step::Delete(Object::Sysctl { .. }) => Ok(()),
+                Step::Delete(Object::Sysctl { .. } | Object::Offload { .. }) => Ok(()),
                 Step::Put(object) | Step::Delete(object) => {
                     if !run.peers.is_empty() {
                         self.flush(run);
@@ -373,6 +377,7 @@ impl Kernel {
             | Object::Iptables(_)
             | Object::Link(_)
             | Object::Sysctl { .. }
+            | Object::Offload { .. }
             | Object::WgPeer(_)
             | Object::Tunnel(_)
             | Object::TunnelPeer(_)
@@ -502,6 +507,15 @@ impl Kernel {
             Some(found) => self.rtnl.delete_link(found.index).map(drop).map_err(errno_of),
             None => Ok(()),
         }
+    }
+
+    fn set_offload(&self, dev: IfName, name: &str, on: bool) -> Result<(), Errno> {
+        let set = || ethtool::set_features(dev, &[(name, on)]);
+        let set = match &self.netns {
+            Some(netns) => netns.run(set).map_err(Error::from).and_then(|set| set),
+            None => set(),
+        };
+        set.map_err(errno_of)
     }
 
     fn write_sysctl(&self, path: &str, value: &str) -> Result<(), Errno> {

@@ -114,6 +114,12 @@ impl Kernel {
         self.tunnels.set_user_space(user);
     }
 
+    /// The peers of a WireGuard device and what they carried; none if the device, or the process that carries it, does
+    /// not tell.
+    pub fn wireguard_peers(&mut self, link: &link::LinkInfo) -> Vec<wireguard::PeerInfo> {
+        self.tunnels.told(self.netns.as_ref(), link)
+    }
+
     fn iptables(&mut self) -> (&mut iptables::Tables, iptables::Place<'_>) {
         (&mut self.iptables, iptables::Place { nft: &mut self.nft, netns: self.netns.as_ref() })
     }

@@ -15,7 +15,7 @@ use plan::state::{Ipip, Link, Vxlan};
 pub use decode::{decode, decode_vlans};
 pub use encode::{
     arp_notify, change, create, delete, delete_group, dump, dump_vlans, get, get_by_name, no_own_address,
-    set_port, vlan,
+    port_up, set_port, vlan,
 };
 
 /// Attribute numbers libc lacks.

@@ -5,12 +5,13 @@
 //! was there at that moment; [`Event::Overrun`] says to look everywhere. Our own changes are reported as well:
 //! whoever knows what they were can tell them by what they say.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use model::{Family, IfName};
+use model::{Family, IfName, Mac};
 use plan::state::{Key, Object, Route, RouteKey, TableKey};
 
 use crate::link;
@@ -41,7 +42,11 @@ pub enum Event {
     Rule(Family),
     /// Anything in an nftables table, or the table itself.
     Nft(TableKey),
-    /// A queueing discipline of the device with this index came or went; only from [`Monitor::open_with_qdiscs`].
+    /// A neighbour has another hardware address than it had; only from [`Monitor::open_for_flows`].
+    Moved(IfName),
+    /// Anything in an nftables table of a family that the plan does not know (arp, netdev).
+    OtherNft,
+    /// A queueing discipline or a filter of the device with this index came or went; only from [`Monitor::open_for_flows`].
     Qdisc(u32),
     /// Events were lost: everything may have changed. What changes after this is told again.
     Overrun,
@@ -55,6 +60,8 @@ pub struct Monitor {
     /// For names of devices that changed before we listened.
     rtnl: Rtnl,
     names: Names,
+    /// Hardware addresses of neighbours, for those who want to hear of other ones. As many as the kernel has.
+    macs: Option<Macs>,
     queue: VecDeque<Event>,
     /// Events were lost, and the socket of the name has not been found empty since.
     lost_route: bool,
@@ -62,6 +69,8 @@ pub struct Monitor {
     lost_nft: bool,
     stop: OwnedFd,
 }
+
+type Macs = BTreeMap<(u32, IpAddr), Mac>;
 
 /// Ends the thread that waits for events.
 #[derive(Debug)]
@@ -86,12 +95,15 @@ impl Monitor {
         Monitor::with_buffer(MULTICAST_BUFFER)
     }
 
-    /// As [`Monitor::open`], and tells of queueing disciplines too.
+    /// As [`Monitor::open`], and tells of queueing disciplines, filters and neighbours that move, too.
     ///
     /// # Errors
-    /// As [`Monitor::open`].
-    pub fn open_with_qdiscs() -> Result<Monitor, Error> {
-        Monitor::listen(MULTICAST_BUFFER, &[libc::RTNLGRP_TC])
+    /// As [`Monitor::open`], or neighbours cannot be read.
+    pub fn open_for_flows() -> Result<Monitor, Error> {
+        let mut monitor = Monitor::listen(MULTICAST_BUFFER, &[libc::RTNLGRP_TC])?;
+        let known = monitor.rtnl.neighbours(None)?;
+        monitor.macs = Some(known.iter().filter_map(|n| Some(((n.index, n.dst), n.mac?))).collect());
+        Ok(monitor)
     }
 
     /// Listens in another namespace.
@@ -133,7 +145,7 @@ impl Monitor {
         let mut rtnl = Rtnl::open()?;
         let names = rtnl.links()?.into_iter().map(|l| (l.index, l.link.name)).collect();
         let queue = VecDeque::new();
-        Ok(Monitor { route, nft, rtnl, names, queue, lost_route: false, lost_nft: false, stop })
+        Ok(Monitor { route, nft, rtnl, names, macs: None, queue, lost_route: false, lost_nft: false, stop })
     }
 
     /// A handle by which another thread ends the waiting.
@@ -172,13 +184,20 @@ impl Monitor {
 
     /// Empties the sockets into the queue. Repeats of the same event in a row are one.
     fn take(&mut self, ready: [bool; 3]) -> Result<(), Errno> {
-        let Monitor { route, nft, rtnl, names, queue, lost_route, lost_nft, .. } = self;
+        let Monitor { route, nft, rtnl, names, macs, queue, lost_route, lost_nft, .. } = self;
         let mut push = |event: Event| {
             if queue.back() != Some(&event) {
                 queue.push_back(event);
             }
         };
-        if ready[0] && drain(route, lost_route, |reply| route_event(reply, rtnl, names, &mut push))? {
+        if ready[0]
+            && drain(route, lost_route, |reply| {
+                if let Some(device) = macs.as_mut().and_then(|macs| moved(reply, macs)) {
+                    names.get(&device).into_iter().for_each(|name| push(Event::Moved(*name)));
+                }
+                route_event(reply, rtnl, names, &mut push);
+            })?
+        {
             // A renaming may have been among them; each is asked for again when it is next met.
             names.clear();
             push(Event::Overrun);
@@ -191,7 +210,11 @@ impl Monitor {
                 }
                 return;
             }
-            message::decode_notification(reply).map(Event::Nft).into_iter().for_each(&mut push);
+            match message::decode_notification(reply) {
+                Some(table) => push(Event::Nft(table)),
+                None if message::is_change(reply) => push(Event::OtherNft),
+                None => {}
+            }
         };
         if ready[1] && drain(nft, lost_nft, element)? {
             push(Event::Overrun);
@@ -218,6 +241,18 @@ fn drain(socket: &mut Socket, lost: &mut bool, mut decode: impl FnMut(&Reply<'_>
     }
     *lost = !socket.skip(MULTICAST_SKIP)?;
     Ok(true)
+}
+
+/// The device of a neighbour whose hardware address is another one now.
+fn moved(reply: &Reply<'_>, macs: &mut Macs) -> Option<u32> {
+    let neigh = neigh::decode(reply)?;
+    let key = (neigh.index, neigh.dst);
+    if reply.kind == libc::RTM_DELNEIGH {
+        macs.remove(&key);
+        return None;
+    }
+    let mac = neigh.mac?;
+    (macs.insert(key, mac)? != mac).then_some(neigh.index)
 }
 
 fn route_event(reply: &Reply<'_>, rtnl: &mut Rtnl, names: &mut Names, push: &mut dyn FnMut(Event)) {

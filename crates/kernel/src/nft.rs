@@ -17,7 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use plan::state::{Element, NftFamily, NftTable, SetKey, TableKey};
 
-use crate::netlink::{Message, Protocol, Socket};
+use crate::netlink::{Message, Protocol, Reply, Socket};
 use crate::{Errno, Error};
 use batch::Change;
 pub use batch::{CommentIs, NftBatch};
@@ -108,7 +108,7 @@ impl Nft {
                 Ok(())
             }
             Err(errno) if errno.code == libc::EPERM => Err(self.owned_by_other(&table.key, errno)),
-            other => other,
+            other => other.map(drop),
         }
     }
 
@@ -119,7 +119,7 @@ impl Nft {
     pub fn delete_table(&mut self, key: &TableKey) -> Result<bool, Errno> {
         let operation = Operation::new(message::delete_table(key), format!("delete table {key}"));
         match self.transaction(None, vec![operation]) {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(errno) if errno.code == libc::ENOENT => Ok(false),
             Err(errno) if errno.code == libc::EPERM => Err(self.owned_by_other(key, errno)),
             Err(errno) => Err(errno),
@@ -131,7 +131,7 @@ impl Nft {
     /// # Errors
     /// The kernel's refusal; `ENOENT` for a set that is not there, or an address to be taken out that is not.
     pub fn change_elements(&mut self, set: &SetKey, put: bool, addresses: &[IpAddr]) -> Result<(), Errno> {
-        self.transaction(None, changes(set, put, addresses))
+        self.transaction(None, changes(set, put, addresses)).map(drop)
     }
 
     /// Addresses in a set; none if it is not there.
@@ -234,7 +234,7 @@ impl Nft {
     /// The kernel's refusal.
     pub fn table(&mut self, key: &TableKey) -> Result<Option<TableInfo>, Errno> {
         let mut found = None;
-        let each = &mut |reply: &crate::netlink::Reply<'_>| found = message::decode_table(reply);
+        let each = &mut |reply: &Reply<'_>| found = message::decode_table(reply);
         match self.socket.query(&message::get_table(key), each) {
             Ok(()) => Ok(found),
             Err(errno) if errno.code == libc::ENOENT => Ok(None),
@@ -281,6 +281,20 @@ impl Nft {
         Ok(rules.into_iter().filter_map(ours).collect())
     }
 
+    /// One rule, if it is there. Costs the same however many there are.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn rule(&mut self, key: &TableKey, chain: &str, handle: u64) -> Result<Option<RuleInfo>, Errno> {
+        let mut found = None;
+        let each = &mut |reply: &Reply<'_>| found = message::decode_rule(reply).map(|(_, rule)| rule);
+        match self.socket.query(&message::get_rule(key, chain, handle), each) {
+            Ok(()) => Ok(found),
+            Err(errno) if errno.code == libc::ENOENT => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Numbers for what the rules of a chain do, in order, whatever their counters say; none if it is not
     /// there.
     ///
@@ -304,7 +318,7 @@ impl Nft {
     fn dump<T>(
         &mut self,
         message: &Message,
-        decode: impl FnMut(&crate::netlink::Reply<'_>) -> Option<T>,
+        decode: impl FnMut(&Reply<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Errno> {
         match self.socket.dump(message, decode) {
             Err(errno) if errno.code == libc::ENOENT => Ok(Vec::new()),
@@ -324,10 +338,19 @@ impl Nft {
     /// # Errors
     /// The kernel's refusal, with the change it is about; nothing was changed then.
     pub fn commit(&mut self, batch: &NftBatch) -> Result<(), Error> {
+        self.commit_and_tell(batch).map(drop)
+    }
+
+    /// [`Nft::commit`], and the rules that were added, with the numbers the kernel gave them. Kernels before 4.10 do not
+    /// tell.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit_and_tell(&mut self, batch: &NftBatch) -> Result<Vec<RuleInfo>, Error> {
         let mut last = Errno::new(libc::ERESTART);
         for _ in 0..ATTEMPTS {
             match self.try_commit(batch) {
-                Ok(()) => return Ok(()),
+                Ok(added) => return Ok(added),
                 // The rule set changed between reading and writing, or during a listing.
                 Err(errno) if matches!(errno.code, libc::ERESTART | libc::EINTR) => last = errno,
                 Err(errno) => return Err(Error::Kernel { action: "change nftables".to_owned(), errno }),
@@ -336,14 +359,14 @@ impl Nft {
         Err(Error::Kernel { action: "change nftables".to_owned(), errno: last })
     }
 
-    fn try_commit(&mut self, batch: &NftBatch) -> Result<(), Errno> {
+    fn try_commit(&mut self, batch: &NftBatch) -> Result<Vec<RuleInfo>, Errno> {
         let generation = self.generation()?;
         let mut operations = Vec::new();
         for change in &batch.changes {
             self.operations_of(change, &mut operations)?;
         }
         if operations.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.transaction(Some(generation), operations)
     }
@@ -362,10 +385,11 @@ impl Nft {
                 message::delete_rule(table, chain, None),
                 format!("flush chain {table} {chain}"),
             )),
-            Change::AddRule { table, chain, rule } => out.push(Operation::new(
-                message::add_rule(table, chain, rule, false),
-                format!("add rule {table} {chain} {rule}"),
-            )),
+            Change::AddRule { table, chain, rule } => {
+                let mut message = message::add_rule(table, chain, rule, false);
+                message.set_flags(libc::NLM_F_ECHO);
+                out.push(Operation::new(message, format!("add rule {table} {chain} {rule}")));
+            }
             Change::DeleteRules { table, chain, comment } => {
                 let rules = self.rules(table, Some(chain))?;
                 for rule in rules.iter().filter(|r| comment.matches(r.comment.as_deref())) {
@@ -374,6 +398,14 @@ impl Nft {
                         format!("delete rule {table} {chain} handle {}", rule.handle),
                     ));
                 }
+            }
+            Change::DeleteRule { table, chain, handle, comment } => {
+                let action = format!("delete rule {table} {chain} handle {handle}");
+                let found = self.rule(table, chain, *handle)?;
+                if !found.is_some_and(|rule| comment.matches(rule.comment.as_deref())) {
+                    return Err(Errno { text: Some(action), ..Errno::new(libc::ENOENT) });
+                }
+                out.push(Operation::new(message::delete_rule(table, chain, Some(*handle)), action));
             }
             Change::DeleteChain { table, chain } => {
                 if self.chains(table)?.iter().any(|c| c.name == *chain) {
@@ -391,8 +423,12 @@ impl Nft {
         Ok(())
     }
 
-    /// All or nothing; the first error names its operation.
-    fn transaction(&mut self, generation: Option<u32>, operations: Vec<Operation>) -> Result<(), Errno> {
+    /// All or nothing; the first error names its operation. Gives the rules the kernel told of.
+    fn transaction(
+        &mut self,
+        generation: Option<u32>,
+        operations: Vec<Operation>,
+    ) -> Result<Vec<RuleInfo>, Errno> {
         let count = operations.len();
         let (messages, actions): (Vec<Message>, Vec<String>) =
             operations.into_iter().map(|o| (o.message, o.action)).unzip();
@@ -401,7 +437,9 @@ impl Nft {
             .chain(std::iter::once(message::end()))
             .collect();
         // Kernels before 6.10 never answer the frame, so the last operation is asked for the answer.
-        let results = self.socket.transaction(&all, count);
+        let mut told = Vec::new();
+        let each = &mut |reply: &Reply<'_>| told.extend(message::decode_rule(reply).map(|(_, rule)| rule));
+        let results = self.socket.transaction(&all, count, each);
         for (n, result) in results.into_iter().enumerate() {
             let Err(errno) = result else { continue };
             let action = n.checked_sub(1).and_then(|n| actions.get(n));
@@ -412,7 +450,7 @@ impl Nft {
             };
             return Err(Errno { text, ..errno });
         }
-        Ok(())
+        Ok(told)
     }
 }
 

@@ -15,7 +15,7 @@ use plan::{Key, ROUTE_PROTOCOL};
 
 use crate::rtnl::neigh::PERMANENT;
 use crate::rtnl::{AddrInfo, FdbInfo, NeighInfo, NexthopInfo, RouteFilter, RouteInfo};
-use crate::{Error, Kernel, sysctl};
+use crate::{Error, Kernel, ethtool, sysctl};
 
 /// Names of devices by index.
 pub(crate) type Names = BTreeMap<u32, IfName>;
@@ -25,6 +25,7 @@ pub(crate) type Names = BTreeMap<u32, IfName>;
 struct Interest {
     devices: BTreeSet<IfName>,
     sysctls: BTreeSet<String>,
+    offloads: BTreeSet<(IfName, &'static str)>,
     route_tables: BTreeSet<u32>,
     rules: bool,
     nft_tables: BTreeSet<TableKey>,
@@ -50,6 +51,9 @@ impl Interest {
                 }
                 Key::Sysctl(path) => {
                     interest.sysctls.insert(path.clone());
+                }
+                Key::Offload(dev, name) => {
+                    interest.offloads.insert((*dev, name));
                 }
                 Key::Route(route) => {
                     interest.route_tables.insert(route.table);
@@ -112,6 +116,7 @@ impl Kernel {
             }
         }
         self.read_sysctls(&interest.sysctls)?.into_iter().for_each(&mut keep);
+        self.read_offloads(&interest.offloads)?.into_iter().for_each(&mut keep);
         let nexthops = self.read_nexthops(&names)?;
         // The first of several routes under one key is the one in force.
         let mut seen: BTreeSet<RouteKey> = BTreeSet::new();
@@ -195,6 +200,24 @@ impl Kernel {
                     Some(Object::Sysctl { path: path.clone(), value })
                 })
                 .collect()
+        };
+        match &self.netns {
+            Some(netns) => Ok(netns.run(read)?),
+            None => Ok(read()),
+        }
+    }
+
+    /// Offloads of devices that are there.
+    fn read_offloads(&self, wanted: &BTreeSet<(IfName, &'static str)>) -> Result<Vec<Object>, Error> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = || {
+            let of = |(dev, name): &(IfName, &'static str)| {
+                let on = ethtool::features(*dev).ok()?.contains(*name);
+                Some(Object::Offload { dev: *dev, name, on })
+            };
+            wanted.iter().filter_map(of).collect()
         };
         match &self.netns {
             Some(netns) => Ok(netns.run(read)?),

@@ -146,6 +146,15 @@ impl Rtnl {
         self.link(&link::get(index), || format!("look up device {index}"))
     }
 
+    /// [`Rtnl::link_by_index`] without the names of other devices: one question to the kernel, where each waits for its
+    /// lock.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn link_alone(&mut self, index: u32) -> Result<Option<LinkInfo>, Error> {
+        self.link_unresolved(&link::get(index), || format!("look up device {index}"))
+    }
+
     fn link(&mut self, m: &Message, action: impl Fn() -> String) -> Result<Option<LinkInfo>, Error> {
         let Some(mut found) = self.link_unresolved(m, &action)? else { return Ok(None) };
         let mut names = HashMap::new();

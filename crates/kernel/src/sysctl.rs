@@ -4,9 +4,14 @@
 //! values set from outside.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Netns};
+
+/// Whether the kernel was not started without IPv6 (`ipv6.disable=1`, decision 0197).
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
 
 /// The value without the newline. `path` is below `/proc/sys`: `net/ipv4/ip_forward`.
 ///

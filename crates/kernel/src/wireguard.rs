@@ -15,6 +15,7 @@ use model::wireguard::{PublicKey, Secret};
 use plan::state::wireguard::{Announced, Heard, Silence};
 use plan::state::{Carrier, Key, Link, LinkKind, Object, State, Tun, WgPeer, Wireguard};
 
+use crate::link::LinkInfo;
 use crate::netlink::{Protocol, Socket, generic};
 use crate::{Errno, Error, Netns};
 pub use user::UserSpace;
@@ -105,6 +106,16 @@ impl Tunnels {
         let Generic { socket, family } = self.generic(netns)?;
         let parts = socket.dump(&genl::get(*family, index), |reply| Some(genl::decode(reply, name)))?;
         Ok(genl::join(parts))
+    }
+
+    /// The peers of a device, whoever carries it.
+    pub(crate) fn told(&mut self, netns: Option<&Netns>, info: &LinkInfo) -> Vec<PeerInfo> {
+        let device = match info.link.kind {
+            LinkKind::Wireguard(_) => self.device(netns, (info.link.name, info.index)).ok(),
+            LinkKind::Tun(_) => self.user.as_ref().and_then(|user| user.device(info.link.name).ok()),
+            _ => None,
+        };
+        device.map_or_else(Vec::new, |device| device.peers)
     }
 
     /// Port and key as wanted, each only if it differs. Behind a device of user space a process that does not

@@ -209,27 +209,25 @@ pub fn change(index: u32, change: &LinkChange<'_>) -> Vec<Message> {
 
 /// Has the kernel give a device no IPv6 address of its own accord (RFC 4291 2.5.1).
 pub fn no_own_address(index: u32) -> Message {
-    protocol(index, libc::AF_INET6, |m| {
-        m.attr_u8(ADDR_GEN_MODE, GENERATE_NONE);
-    })
+    settings(index, no_address)
 }
 
 /// Has a device tell its neighbours of its IPv4 addresses when it comes up: `arp_notify`.
 pub fn arp_notify(index: u32) -> Message {
-    protocol(index, libc::AF_INET, |m| {
-        m.nest_plain(INET_CONF, |m| {
-            m.attr_u32(ARP_NOTIFY, 1);
+    settings(index, |m| {
+        m.nest_plain(libc::AF_INET as u16, |m| {
+            m.nest_plain(INET_CONF, |m| {
+                m.attr_u32(ARP_NOTIFY, 1);
+            });
         });
     })
 }
 
 /// Settings that a protocol keeps for a device.
-fn protocol(index: u32, family: i32, settings: impl FnOnce(&mut Message)) -> Message {
+fn settings(index: u32, of_protocols: impl FnOnce(&mut Message)) -> Message {
     let mut m = Message::new(libc::RTM_SETLINK, 0);
     m.bytes(&header(libc::AF_UNSPEC, index, 0, 0));
-    m.nest_plain(libc::IFLA_AF_SPEC, |m| {
-        m.nest_plain(family as u16, settings);
-    });
+    m.nest_plain(libc::IFLA_AF_SPEC, of_protocols);
     m
 }
 
@@ -237,16 +235,40 @@ fn protocol(index: u32, family: i32, settings: impl FnOnce(&mut Message)) -> Mes
 pub fn set_port(index: u32, port: &PortFlags) -> Message {
     let mut m = Message::new(libc::RTM_SETLINK, 0);
     m.bytes(&header(libc::AF_BRIDGE, index, 0, 0));
-    m.nest(libc::IFLA_PROTINFO, |m| {
-        for (attr, value) in
-            [(BRPORT_MODE, port.hairpin), (BRPORT_ISOLATED, port.isolated), (BRPORT_LEARNING, port.learning)]
-        {
-            if let Some(on) = value {
-                m.attr_u8(attr, u8::from(on));
-            }
-        }
-    });
+    m.nest(libc::IFLA_PROTINFO, |m| port_flags(m, port));
     m
+}
+
+/// The same, the port brought up, and [`no_own_address`], in one request instead of three: each waits for the kernel's
+/// lock. A kernel without IPv6 refuses all of it.
+pub fn port_up(index: u32, port: &PortFlags) -> Message {
+    let mut m = Message::new(libc::RTM_NEWLINK, 0);
+    m.bytes(&header(libc::AF_UNSPEC, index, UP, UP));
+    if *port != PortFlags::default() {
+        m.nest(libc::IFLA_LINKINFO, |m| {
+            m.attr_text(libc::IFLA_INFO_SLAVE_KIND, "bridge");
+            m.nest(libc::IFLA_INFO_SLAVE_DATA, |m| port_flags(m, port));
+        });
+    }
+    m.nest_plain(libc::IFLA_AF_SPEC, no_address);
+    m
+}
+
+fn port_flags(m: &mut Message, port: &PortFlags) {
+    for (attr, value) in
+        [(BRPORT_MODE, port.hairpin), (BRPORT_ISOLATED, port.isolated), (BRPORT_LEARNING, port.learning)]
+    {
+        if let Some(on) = value {
+            m.attr_u8(attr, u8::from(on));
+        }
+    }
+}
+
+/// Settings of IPv6 for a device that shall have no address of its own.
+fn no_address(m: &mut Message) {
+    m.nest_plain(libc::AF_INET6 as u16, |m| {
+        m.attr_u8(ADDR_GEN_MODE, GENERATE_NONE);
+    });
 }
 
 /// Adds or removes the VLANs from `vlan.id` to `last` on a bridge port, or with `own` on the bridge

@@ -35,6 +35,12 @@ impl Message {
         u16::from_ne_bytes([self.buffer[6], self.buffer[7]])
     }
 
+    /// Sets more `NLM_F_…` flags.
+    pub fn set_flags(&mut self, more: i32) {
+        let flags = self.flags() | more as u16;
+        self.buffer[6..8].copy_from_slice(&flags.to_ne_bytes());
+    }
+
     /// The payload so far: family header and attributes.
     pub fn payload(&self) -> &[u8] {
         &self.buffer[HEADER..]

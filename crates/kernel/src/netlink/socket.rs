@@ -256,8 +256,14 @@ impl Socket {
     }
 
     /// Messages that only make sense together and go out in one system call (an nftables batch); the
-    /// one at `acknowledged` is asked for an answer, as errors come in any case.
-    pub fn transaction(&mut self, messages: &[Message], acknowledged: usize) -> Vec<Result<(), Errno>> {
+    /// one at `acknowledged` is asked for an answer, as errors come in any case. `each` gets what else the kernel
+    /// says (`NLM_F_ECHO`).
+    pub fn transaction(
+        &mut self,
+        messages: &[Message],
+        acknowledged: usize,
+        each: &mut dyn FnMut(&Reply<'_>),
+    ) -> Vec<Result<(), Errno>> {
         let size: usize = messages.iter().map(Message::wire_length).sum();
         // The kernel refuses what is larger than the send buffer less some bookkeeping.
         if size + 4096 > self.send_buffer {
@@ -265,7 +271,7 @@ impl Socket {
             let wanted = i32::try_from(self.send_buffer).unwrap_or(i32::MAX);
             let _ = sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted);
         }
-        self.chunk(messages, acknowledged, &mut |_, _| {})
+        self.chunk(messages, acknowledged, &mut |_, reply| each(reply))
     }
 
     fn chunk(

@@ -15,6 +15,7 @@ pub(super) enum Change {
     FlushChain { table: TableKey, chain: String },
     AddRule { table: TableKey, chain: String, rule: NftRule },
     DeleteRules { table: TableKey, chain: String, comment: CommentIs },
+    DeleteRule { table: TableKey, chain: String, handle: u64, comment: CommentIs },
     DeleteChain { table: TableKey, chain: String },
     DeleteTable { table: TableKey },
 }
@@ -72,6 +73,18 @@ impl NftBatch {
     /// Deletes rules that were in a chain before this batch. A missing table or chain has none.
     pub fn delete_rules(&mut self, table: &TableKey, chain: &str, comment: CommentIs) -> &mut NftBatch {
         self.push(Change::DeleteRules { table: table.clone(), chain: chain.to_owned(), comment })
+    }
+
+    /// Deletes the rule of a number, whatever others there are. If it is not there, or has another comment, nothing of the
+    /// batch is done (`ENOENT`): numbers are given anew when a table is loaded again.
+    pub fn delete_rule(
+        &mut self,
+        table: &TableKey,
+        chain: &str,
+        handle: u64,
+        comment: CommentIs,
+    ) -> &mut NftBatch {
+        self.push(Change::DeleteRule { table: table.clone(), chain: chain.to_owned(), handle, comment })
     }
 
     /// Deletes a chain with its rules, if it was there before this batch.

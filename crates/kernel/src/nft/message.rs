@@ -247,6 +247,13 @@ pub fn dump_rules(key: &TableKey, chain: Option<&str>) -> Message {
     m
 }
 
+/// Asks for one rule.
+pub fn get_rule(key: &TableKey, chain: &str, handle: u64) -> Message {
+    let mut m = about(libc::NFT_MSG_GETRULE, 0, key);
+    m.attr_text(RULE_CHAIN, chain).attr_be64(RULE_HANDLE, handle);
+    m
+}
+
 /// Asks for the sets of a table.
 pub fn dump_sets(key: &TableKey) -> Message {
     about(libc::NFT_MSG_GETSET, 0, key)
@@ -487,9 +494,14 @@ fn family(reply: &Reply<'_>) -> Option<NftFamily> {
         .find(|f| family_number(*f) == family)
 }
 
-/// Family and table name of any nftables notification.
+/// Whether a message tells of a change in nftables; the end of a change, which is told as well, is none.
+pub fn is_change(reply: &Reply<'_>) -> bool {
+    reply.kind >> 8 == libc::NFNL_SUBSYS_NFTABLES as u16 && reply.kind != kind(libc::NFT_MSG_NEWGEN)
+}
+
+/// Table of any nftables notification; none in a family that the plan does not know.
 pub fn decode_notification(reply: &Reply<'_>) -> Option<TableKey> {
-    if reply.kind >> 8 != libc::NFNL_SUBSYS_NFTABLES as u16 || reply.kind == kind(libc::NFT_MSG_NEWGEN) {
+    if !is_change(reply) {
         return None;
     }
     let name = reply.attrs(HEADER).find(TABLE_NAME)?.text()?.to_owned();

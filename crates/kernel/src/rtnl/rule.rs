@@ -30,6 +30,10 @@ pub struct RuleInfo {
     pub rule: Rule,
     /// `RTPROT_…`, tells whose it is.
     pub protocol: u8,
+    /// `FR_ACT_…`: 1 looks in the table, 6 blackhole, 7 unreachable, 8 prohibit.
+    pub action: u8,
+    /// It has selectors besides those of [`Rule`].
+    pub narrower: bool,
     /// It has selectors or an action besides those of [`Rule`].
     pub foreign: bool,
 }
@@ -99,6 +103,14 @@ pub fn decode(reply: &Reply<'_>) -> Option<RuleInfo> {
     let family = family_of(family)?;
     let attrs = reply.attrs(HEADER);
     let number = |kind| attrs.find(kind).as_ref().and_then(Attr::u32);
+    // FRA_OIFNAME, FRA_TUN_ID, FRA_L3MDEV, FRA_UID_RANGE, ports and the like; 13 and 14 are the
+    // suppressors, of which −1 means none.
+    let narrower = tos != 0
+        || u32::from_ne_bytes(reply.field(8)?) & 2 != 0
+        || attrs.into_iter().any(|a| {
+            matches!(a.kind, 11 | 12 | 17 | 20 | 22 | 23 | 24) && a.data.iter().any(|b| *b != 0)
+                || matches!(a.kind, 13 | 14) && a.u32() != Some(u32::MAX)
+        });
     Some(RuleInfo {
         rule: Rule {
             family,
@@ -114,15 +126,9 @@ pub fn decode(reply: &Reply<'_>) -> Option<RuleInfo> {
             table: number(TABLE).unwrap_or(u32::from(table)),
         },
         protocol: attrs.find(PROTOCOL).as_ref().and_then(Attr::u8).unwrap_or(0),
-        // FRA_OIFNAME, FRA_TUN_ID, FRA_L3MDEV, FRA_UID_RANGE, ports and the like; 13 and 14 are the
-        // suppressors, of which −1 means none.
-        foreign: action != TO_TABLE
-            || tos != 0
-            || u32::from_ne_bytes(reply.field(8)?) & 2 != 0
-            || attrs.into_iter().any(|a| {
-                matches!(a.kind, 11 | 12 | 17 | 20 | 22 | 23 | 24) && a.data.iter().any(|b| *b != 0)
-                    || matches!(a.kind, 13 | 14) && a.u32() != Some(u32::MAX)
-            }),
+        action,
+        narrower,
+        foreign: action != TO_TABLE || narrower,
     })
 }
 

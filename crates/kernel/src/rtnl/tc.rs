@@ -120,9 +120,10 @@ pub fn dump(dev: u32) -> Message {
     m
 }
 
-/// The device that a notification about a discipline, old or new, is about.
+/// The device that a notification about a discipline or a filter, old or new, is about.
 pub fn changed(reply: &Reply<'_>) -> Option<u32> {
-    let about = [libc::RTM_NEWQDISC, libc::RTM_DELQDISC].contains(&reply.kind);
+    let kinds = [libc::RTM_NEWQDISC, libc::RTM_DELQDISC, libc::RTM_NEWTFILTER, libc::RTM_DELTFILTER];
+    let about = kinds.contains(&reply.kind);
     let index = reply.payload.get(4..8).filter(|_| about)?;
     Some(u32::from_ne_bytes(index.try_into().ok()?))
 }

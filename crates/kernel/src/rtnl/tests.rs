@@ -115,7 +115,7 @@ fn what_is_encoded_decodes_to_itself() {
             table: 1000,
         };
         let found = echo(&rule::add(&rule), rule::decode);
-        assert_eq!(found, RuleInfo { rule, protocol: 76, foreign: false });
+        assert_eq!(found, RuleInfo { rule, protocol: 76, action: 1, narrower: false, foreign: false });
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use kernel::rtnl::Rtnl;
 use kernel::{Event, Monitor, Netns};
 use model::{Family, IfName, Mac};
 use plan::state::{Fdb, Key, Neigh, Nexthop, NftFamily, Object, Route, TableKey, Via};
@@ -77,6 +78,8 @@ fn every_kind_of_change_is_an_event() {
         ("nft add table inet t", Event::Nft(table.clone())),
         ("nft add chain inet t c", Event::Nft(table.clone())),
         ("nft delete table inet t", Event::Nft(table)),
+        ("nft add table netdev d", Event::OtherNft),
+        ("nft add table arp a", Event::OtherNft),
         ("ip link set vx name vx2", Event::Link(vx, 4)),
         ("ip link del vx2", Event::Link(IfName::fixed("vx2"), 4)),
     ] {
@@ -89,6 +92,43 @@ fn every_kind_of_change_is_an_event() {
     }
     closer.close();
     thread.join().unwrap();
+}
+
+/// Who listens for flows hears of more: disciplines, filters, and neighbours that have another hardware address.
+#[test]
+fn what_matters_to_flows_is_told_to_who_asks() {
+    let netns = fresh();
+    run_in(&netns, "ip link add shaped type veth peer name other");
+    let index = netns.run(|| Rtnl::open().unwrap().links().unwrap()).unwrap();
+    let index = index.iter().find(|l| l.link.name.as_str() == "shaped").unwrap().index;
+    run_in(&netns, "ip link set shaped up");
+    run_in(&netns, "ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev shaped nud stale");
+    let mut monitor = netns.run(Monitor::open_for_flows).unwrap().unwrap();
+    let moved = Event::Moved(IfName::fixed("shaped"));
+    let redirect = "u32 match u32 0 0 action mirred egress redirect dev other";
+    for (command, told) in [
+        ("tc qdisc add dev shaped clsact", Event::Qdisc(index)),
+        (&format!("tc filter add dev shaped ingress protocol ip prio 1 {redirect}"), Event::Qdisc(index)),
+        ("tc filter del dev shaped ingress", Event::Qdisc(index)),
+        ("ip neigh change 192.0.2.9 lladdr 02:00:00:00:00:08 dev shaped nud stale", moved.clone()),
+        // Only when it has another one.
+        (
+            "ip neigh change 192.0.2.9 lladdr 02:00:00:00:00:08 dev shaped nud reachable",
+            Event::Rule(Family::V4),
+        ),
+        ("ip neigh change 192.0.2.9 lladdr 02:00:00:00:00:07 dev shaped nud stale", moved.clone()),
+    ] {
+        run_in(&netns, command);
+        run_in(&netns, "ip rule add pref 9 lookup 9");
+        let mut heard = vec![monitor.next().unwrap().unwrap()];
+        while heard.last() != Some(&Event::Rule(Family::V4)) {
+            heard.push(monitor.next().unwrap().unwrap());
+        }
+        assert!(heard.contains(&told), "{command}: {heard:?}");
+        assert!(told == moved || !heard.contains(&moved), "{command}: {heard:?}");
+        run_in(&netns, "ip rule del pref 9");
+        while monitor.next().unwrap() != Some(Event::Rule(Family::V4)) {}
+    }
 }
 
 #[test]

@@ -405,6 +405,53 @@ fn a_refused_transaction_names_its_operation_and_changes_nothing() {
     assert_eq!(run_in(&netns, "nft list ruleset"), before);
 }
 
+/// Rules are deleted by the numbers the kernel told, and only if they are still whose they were.
+#[test]
+fn rules_are_deleted_by_number() {
+    let netns = fresh();
+    let table = key(NftFamily::Inet, "shared");
+    let of = |text: &str| NftRule {
+        comment: Some(text.to_owned()),
+        ..rule(vec![Match::Source(net("10.1.2.3/32"))], Statement::Masquerade { fully_random: false })
+    };
+    let mut nft = Nft::open_in(netns.as_fd()).unwrap();
+    let mut batch = NftBatch::new();
+    batch
+        .ensure_table(&table, None)
+        .ensure_chain(&table, &chain("c", Some((ChainType::Nat, 4, 100)), vec![]));
+    assert_eq!(nft.commit_and_tell(&batch).unwrap(), []);
+    let mut batch = NftBatch::new();
+    for text in ["a", "b", "c"] {
+        batch.add_rule(&table, "c", &of(text));
+    }
+    let told = nft.commit_and_tell(&batch).unwrap();
+    assert_eq!(told, nft.rules(&table, Some("c")).unwrap(), "as they are listed, in order");
+    let [a, b, c] = [0, 1, 2].map(|n| told[n].handle);
+    assert_eq!(nft.rule(&table, "c", b).unwrap().as_ref(), told.get(1));
+    let delete = |handles: &[(u64, &str)]| {
+        let mut batch = NftBatch::new();
+        for (handle, text) in handles {
+            batch.delete_rule(&table, "c", *handle, CommentIs::StartsWith((*text).to_owned()));
+        }
+        batch
+    };
+    // One that is another's, or not there: none of them goes.
+    for wrong in [(b, "x"), (c + 1, "b")] {
+        let error = nft.commit(&delete(&[(a, "a"), wrong])).unwrap_err();
+        assert_eq!(error.code(), Some(libc::ENOENT), "{error}");
+        assert!(
+            error.to_string().contains(&format!("delete rule inet shared c handle {}", wrong.0)),
+            "{error}"
+        );
+    }
+    assert_eq!(nft.rules(&table, None).unwrap().len(), 3);
+    nft.commit(&delete(&[(a, "a"), (c, "c")])).unwrap();
+    assert_eq!(nft.rules(&table, None).unwrap(), told[1..2]);
+    assert_eq!(nft.rule(&table, "c", a).unwrap(), None);
+    let nowhere = key(NftFamily::Ip, "none");
+    assert_eq!(nft.rule(&nowhere, "c", 1).unwrap(), None);
+}
+
 #[test]
 fn shared_tables_are_changed_by_comment_also_under_contention() {
     let netns = fresh();

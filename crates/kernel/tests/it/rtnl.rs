@@ -117,6 +117,40 @@ fn a_veth_is_born_in_two_namespaces_with_everything_set() {
     assert!(!rtnl.delete_link(bridge).unwrap());
 }
 
+/// A port as the CNI plugin wants it, in one request; flags nobody spoke of stay.
+#[test]
+fn a_port_comes_up_with_its_flags_and_without_an_address() {
+    for (flags, want) in [
+        (PortFlags::default(), json!({"hairpin": false, "isolated": false, "learning": true})),
+        (
+            PortFlags { hairpin: Some(true), ..PortFlags::default() },
+            json!({"hairpin": true, "isolated": false, "learning": true}),
+        ),
+        (
+            PortFlags { hairpin: Some(false), isolated: Some(true), learning: Some(false) },
+            json!({"hairpin": false, "isolated": true, "learning": false}),
+        ),
+    ] {
+        let (host, pod) = (fresh(), fresh());
+        let mut rtnl = Rtnl::open_in(host.as_fd()).unwrap();
+        rtnl.create_link(&NewLink::new(name("cni0"), NewKind::Bridge { vlan_filtering: false })).unwrap();
+        let peer = End { netns: Some(pod.as_fd()), ..End::new(name("eth0")) };
+        let mut new = NewLink::new(name("veth7"), NewKind::Veth(peer));
+        new.master = Some(index(&mut rtnl, "cni0"));
+        rtnl.create_link(&new).unwrap();
+        let port = index(&mut rtnl, "veth7");
+        assert_eq!(rtnl.run(&[link::port_up(port, &flags)]), [Ok(())]);
+        run_in(&pod, "ip link set eth0 up");
+        let shown = json_in(&host, "ip -j -d link show veth7");
+        assert_has(
+            &shown,
+            &json!([{"inet6_addr_gen_mode": "none", "master": "cni0", "linkinfo": {"info_slave_data": want}}]),
+        );
+        assert!(rtnl.link_alone(port).unwrap().unwrap().link.up);
+        assert!(run_in(&host, "ip -6 addr show veth7").is_empty(), "up, and without an address");
+    }
+}
+
 #[test]
 fn a_device_is_out_of_sight_when_its_deletion_is_announced() {
     let (host, pod) = (fresh(), fresh());

@@ -79,6 +79,7 @@ fn wanted() -> State {
         vxlan("flannel.1", "192.0.2.1", 1450),
         vxlan("flannel-v6.1", "2001:db8::1", 1430),
         Object::Sysctl { path: "net/ipv6/conf/flannel.1/accept_ra".to_owned(), value: "0".to_owned() },
+        Object::Offload { dev: v4, name: "tx-checksum-ip-generic", on: false },
         Object::Addr(Addr { dev: v4, net: net("10.244.1.0/32") }),
         Object::Addr(Addr { dev: v6, net: net("fd00:0:0:1::/128") }),
         Object::Route(Route::ours(net("10.244.1.0/24"), Via::Blackhole)),
