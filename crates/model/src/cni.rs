@@ -29,6 +29,7 @@ pub mod members;
 pub mod portmap;
 pub mod ptp;
 pub mod range;
+pub mod record;
 pub mod result;
 pub mod sbr;
 pub mod static_ipam;
@@ -41,6 +42,7 @@ pub mod vrf;
 pub use args::Args;
 pub use error::{Error, code};
 pub use members::Members;
+pub use record::{PodName, Record};
 pub use result::{CniResult, Dns, Interface, IpConfig, RouteConfig};
 pub use version::Version;
 

@@ -237,6 +237,8 @@ pub(crate) fn hash64(parts: &[&[u8]]) -> u64 {
 }
 
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 pub(crate) mod testing;
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ impl Step {
         let (Step::Put(object) | Step::Delete(object)) = self else { return None };
         match object {
             Object::Addr(a) => Some(a.dev),
+            Object::Offload { dev, .. } => Some(*dev),
             Object::Neigh(n) => Some(n.dev),
             Object::Fdb(f) => Some(f.dev),
             Object::WgPeer(p) => Some(p.dev),
@@ -103,14 +104,18 @@ impl Difference {
 /// Steps from `actual` (only objects that are ours) to `wanted`.
 pub fn diff(wanted: &State, actual: &State) -> Difference {
     let mut out = Difference::default();
+    // Both are in the same order: walked side by side, neither has to be searched.
+    let mut there = actual.iter().peekable();
+    let mut extra = Vec::new();
     for (key, want) in wanted.iter() {
-        out.want(want, actual.get(key));
-    }
-    for (key, have) in actual.iter().rev() {
-        if wanted.get(key).is_none() {
-            out.unwanted(wanted, have);
+        while let Some((_, have)) = there.next_if(|(other, _)| *other < key) {
+            extra.push(have);
         }
+        let have = there.next_if(|(other, _)| *other == key);
+        out.want(want, have.map(|(_, have)| have));
     }
+    extra.extend(there.map(|(_, have)| have));
+    extra.into_iter().rev().for_each(|have| out.unwanted(wanted, have));
     out
 }
 
@@ -247,6 +252,7 @@ impl fmt::Display for Step {
                 Object::Tunnel(tunnel) => write!(f, "loden tunnel stop {}", tunnel.dev),
                 Object::TunnelPeer(p) => write!(f, "loden tunnel delete {} {}", p.dev, p.net),
                 Object::Sysctl { path, .. } => write!(f, "sysctl -w {path}= (left as it is)"),
+                Object::Offload { dev, name, .. } => write!(f, "ethtool -K {dev} {name} (left as it is)"),
                 Object::Addr(a) => write!(f, "ip address delete {} dev {}", a.net, a.dev),
                 Object::Element(element) => write!(f, "nft delete element {element}"),
                 Object::Neigh(n) => write!(f, "ip neigh delete {} dev {}", n.dst, n.dev),

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use model::{Family, NetConf, Subnets};
+use model::{Family, IfName, NetConf, Subnets};
 
 use crate::facts::{self, IptablesTool};
 use crate::state::iptables::multicast;
@@ -85,6 +85,16 @@ fn key(family: Family) -> TableKey {
 
 /// Whether conntrack takes TCP packets beyond the window it knows; `1` with the fast path (decision 0218).
 pub const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// What computes the checksums of a tunnel's packets unless it is off: the card, for packets that look like its own.
+pub const TX_CHECKSUM: &str = "tx-checksum-ip-generic";
+
+/// The checksums of packets that enter these tunnels are computed before they do. Only with the kinds named here does
+/// what enters leave as it came; others make it whole themselves.
+pub fn summed_here(kind: &str, tunnels: &[IfName]) -> Vec<Object> {
+    let off = |dev: &IfName| Object::Offload { dev: *dev, name: TX_CHECKSUM, on: false };
+    if matches!(kind, "vxlan" | "ipip") { tunnels.iter().map(off).collect() } else { Vec::new() }
+}
 
 /// Conntrack does not judge TCP windows.
 pub fn liberal() -> Object {

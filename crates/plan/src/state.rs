@@ -50,6 +50,8 @@ pub enum Key {
     Tunnel(IfName),
     /// A sysctl by path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra`.
     Sysctl(String),
+    /// An offload of a device, by the name `ethtool -k` prints.
+    Offload(IfName, &'static str),
     /// An address on a device.
     Addr(IfName, IpNet),
     /// An address in a set of an nftables table: there before the way to whom it lets in, gone after it.
@@ -89,6 +91,7 @@ impl Key {
             Key::Link(_) => "link",
             Key::Tunnel(_) | Key::TunnelPeer(..) => "tunnel",
             Key::Sysctl(_) => "sysctl",
+            Key::Offload(..) => "offload",
             Key::Addr(..) => "address",
             Key::Element(_) => "element",
             Key::Neigh(..) => "neighbour",
@@ -107,6 +110,7 @@ impl Key {
     pub fn device(&self) -> Option<IfName> {
         match self {
             Key::Link(dev)
+            | Key::Offload(dev, _)
             | Key::Addr(dev, _)
             | Key::Neigh(dev, _)
             | Key::Fdb(dev, _)
@@ -159,6 +163,15 @@ pub enum Object {
     Link(Box<Link>),
     /// The process that carries a device's packets.
     Tunnel(Box<Tunnel>),
+    /// Whether hardware, or whoever gets the packets of a device, does a piece of work for it.
+    Offload {
+        /// The device.
+        dev: IfName,
+        /// The name `ethtool -k` prints.
+        name: &'static str,
+        /// Whether it does.
+        on: bool,
+    },
     /// A sysctl and its value, without newline.
     Sysctl {
         /// Path below `/proc/sys`.
@@ -205,6 +218,7 @@ impl Object {
             Object::Link(link) => Key::Link(link.name),
             Object::Tunnel(tunnel) => Key::Tunnel(tunnel.dev),
             Object::Sysctl { path, .. } => Key::Sysctl(path.clone()),
+            Object::Offload { dev, name, .. } => Key::Offload(*dev, name),
             Object::Addr(a) => Key::Addr(a.dev, a.net),
             Object::Element(element) => Key::Element(element.clone()),
             Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
@@ -524,7 +538,7 @@ impl Scope {
             Object::Tunnel(_) | Object::TunnelPeer(_) => true,
             Object::Nexthop(n) => self.networks.is_empty() || self.devices.contains(&n.dev),
             Object::Route(r) => self.owns_route(r),
-            Object::Rule(_) => false,
+            Object::Rule(_) | Object::Offload { .. } => false,
             Object::Policy(policy) => policy.is_ours(|net| self.networks.iter().any(|n| n.contains(net))),
             Object::Command(_) | Object::Charon | Object::Ike(_) | Object::CloudRoute(_) => true,
         }

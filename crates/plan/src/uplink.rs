@@ -90,6 +90,8 @@ pub struct Routing {
     pub defaults_v6: Vec<DefaultRoute>,
     /// The way to the address of `--iface-can-reach`, if there is one.
     pub reach: Option<Reach>,
+    /// The kernel was started without IPv6.
+    pub without_ipv6: bool,
 }
 
 /// What the host is like at one moment.

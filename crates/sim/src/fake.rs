@@ -242,6 +242,11 @@ impl FakeKernel {
                 self.state.put(object.clone());
                 return Ok(());
             }
+            Object::Offload { dev, .. } => {
+                self.link(*dev)?;
+                self.state.put(object.clone());
+                return Ok(());
+            }
             Object::Addr(a) => drop(self.link(a.dev)?),
             Object::Neigh(n) => drop(self.link(n.dev)?),
             Object::Fdb(f) => {
@@ -298,7 +303,7 @@ impl FakeKernel {
                 self.notices.push(Notice::Link(link.name));
                 return Ok(());
             }
-            Object::Sysctl { .. } => return Ok(()),
+            Object::Sysctl { .. } | Object::Offload { .. } => return Ok(()),
             Object::Iptables(_)
             | Object::WgPeer(_)
             | Object::Tunnel(_)

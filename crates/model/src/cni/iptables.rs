@@ -10,7 +10,7 @@ mod masquerade;
 mod own;
 mod portmap;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use firewall::{ADMIN_CHAIN, Firewall, IngressPolicy};
 pub use masquerade::Masquerade;
@@ -51,9 +51,13 @@ impl Saved {
 
     /// Every rule of any chain that ends in a jump to `target`, with its chain.
     pub fn leading_to<'a>(&'a self, target: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        let all =
-            self.chains.iter().flat_map(|(c, rules)| rules.iter().map(move |r| (c.as_str(), r.as_str())));
-        all.filter(move |(_, rule)| target_of(rule) == Some(target))
+        // The first question is the cheaper one, and answers nearly all.
+        self.all().filter(move |(_, rule)| rule.contains(target) && target_of(rule) == Some(target))
+    }
+
+    /// Every rule with its chain.
+    fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.chains.iter().flat_map(|(c, rules)| rules.iter().map(move |r| (c.as_str(), r.as_str())))
     }
 }
 
@@ -104,7 +108,8 @@ impl<'a> Changes<'a> {
 
     /// Comments do not count, as they changed from release to release; doubles are collapsed (B-11).
     fn once(&mut self, chain: &str, rule: &str, command: &str) {
-        let have: Vec<&String> = self.saved.rules(chain).iter().filter(|r| same(r, rule)).collect();
+        let wanted = bare(rule);
+        let have: Vec<&String> = self.saved.rules(chain).iter().filter(|r| bare(r) == wanted).collect();
         if have.is_empty() {
             self.lines.push(format!("{command} {chain} {rule}"));
         }
@@ -127,6 +132,25 @@ impl<'a> Changes<'a> {
     /// Deletes a chain, its rules, and every rule that leads to it.
     pub fn remove(&mut self, chain: &str) {
         self.detach(chain);
+        self.end(chain);
+    }
+
+    /// The same for many chains, with one look at the table.
+    pub fn remove_each(&mut self, chains: &BTreeSet<&str>) {
+        let saved = self.saved;
+        let mut leading: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (parent, rule) in saved.all() {
+            if let Some(chain) = target_of(rule).filter(|chain| chains.contains(chain)) {
+                leading.entry(chain).or_default().push(format!("-D {parent} {rule}"));
+            }
+        }
+        for chain in chains {
+            self.lines.extend(leading.remove(chain).unwrap_or_default());
+            self.end(chain);
+        }
+    }
+
+    fn end(&mut self, chain: &str) {
         if self.saved.has(chain) {
             self.lines.push(format!("-F {chain}"));
             self.lines.push(format!("-X {chain}"));
@@ -209,14 +233,16 @@ fn target_of(rule: &str) -> Option<&str> {
 }
 
 fn same(a: &str, b: &str) -> bool {
-    let bare = |rule: &str| {
-        let mut words = words(rule);
-        if let Some(at) = words.iter().position(|word| word == "--comment") {
-            words.drain(at.saturating_sub(2)..(at + 2).min(words.len()));
-        }
-        words
-    };
     bare(a) == bare(b)
+}
+
+/// The words of a rule but for its comment.
+fn bare(rule: &str) -> Vec<String> {
+    let mut words = words(rule);
+    if let Some(at) = words.iter().position(|word| word == "--comment") {
+        words.drain(at.saturating_sub(2)..(at + 2).min(words.len()));
+    }
+    words
 }
 
 /// An address as a source or destination is printed.
@@ -281,5 +307,8 @@ mod tests {
         assert_eq!(lines(&|c| c.fill("A", &["-j DROP".to_owned()])), ["-F A", "-A A -j DROP"]);
         assert_eq!(lines(&|c| c.remove("A")).len(), 4);
         assert_eq!(lines(&|c| c.remove("B")), [""; 0]);
+        let chains = ["A", "B", "PREROUTING"];
+        let one_by_one = lines(&|c| chains.iter().for_each(|chain| c.remove(chain)));
+        assert_eq!(lines(&|c| c.remove_each(&chains.into())), one_by_one);
     }
 }

@@ -58,6 +58,11 @@ impl Udp {
         Ok(Udp { port, network, implied })
     }
 
+    /// Where all nodes listen.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn names() -> impl Iterator<Item = IfName> {
         (0..NAMES).map(|number| IfName::fixed(&format!("flannel{number}")))
     }

@@ -1,9 +1,10 @@
 use std::collections::BTreeSet;
 
-use model::{Family, NetConf, Subnets};
+use model::{Family, IfName, NetConf, Subnets};
 
 use super::{
-    Choice, blackholes, in_iptables, iptables_keys, is_agents, objects, our_keys, table_keys, tables,
+    Choice, blackholes, in_iptables, iptables_keys, is_agents, objects, our_keys, summed_here, table_keys,
+    tables,
 };
 use crate::facts::IptablesTool;
 use crate::state::{Object, Variant};
@@ -223,4 +224,16 @@ fn beside_another_agent_the_tables_have_the_network_in_their_name() {
     }
     let other = crate::state::TableKey { name: "flannel-ipv4x".to_owned(), ..four };
     assert!(!is_agents(&other));
+}
+
+#[test]
+fn checksums_are_computed_here_where_the_tunnel_leaves_them() {
+    let tunnels = ["flannel.1", "flannel-v6.1"].map(IfName::fixed);
+    for (kind, want) in [("vxlan", 2), ("ipip", 2), ("wireguard", 0), ("udp", 0), ("host-gw", 0)] {
+        assert_eq!(summed_here(kind, &tunnels).len(), want, "{kind}");
+    }
+    assert_eq!(
+        summed_here("vxlan", &tunnels)[0].to_string(),
+        "ethtool -K flannel.1 tx-checksum-ip-generic off"
+    );
 }

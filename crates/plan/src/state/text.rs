@@ -19,6 +19,9 @@ impl fmt::Display for Object {
             Object::Tunnel(tunnel) => tunnel.fmt(f),
             Object::TunnelPeer(peer) => peer.fmt(f),
             Object::Sysctl { path, value } => write!(f, "sysctl -w {path}={value}"),
+            Object::Offload { dev, name, on } => {
+                write!(f, "ethtool -K {dev} {name} {}", if *on { "on" } else { "off" })
+            }
             Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),
             Object::Element(element) => write!(f, "nft add element {element}"),
             Object::Neigh(n) => {

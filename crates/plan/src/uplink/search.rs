@@ -30,6 +30,11 @@ impl<'a> Search<'a> {
     /// Interface with the addresses bound, and the addresses advertised.
     pub(super) fn run(&mut self) -> Result<(Uplink, Addresses), String> {
         let s = self.selectors;
+        if self.situation.families.v6 && self.situation.routing.without_ipv6 {
+            return Err(
+                "EnableIPv6 is true, and this kernel has no IPv6: start it without ipv6.disable=1".to_owned()
+            );
+        }
         let mut announced = Vec::new();
         for family in self.situation.families.iter() {
             let (flag, text) = self.announcing(family);

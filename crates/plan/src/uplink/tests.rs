@@ -72,7 +72,7 @@ fn case(stack: &str, host: &str, flags: &str) -> Case {
         };
         text.split('+').enumerate().filter_map(one).collect()
     };
-    let mut routing = Routing { defaults_v4: routes("2"), defaults_v6: routes("2"), reach: None };
+    let mut routing = Routing { defaults_v4: routes("2"), defaults_v6: routes("2"), ..Routing::default() };
     let mut held: Vec<IpAddr> = Vec::new();
     for flag in flags.split_whitespace() {
         let (name, value) = flag.split_once('=').expect("name=value");
@@ -89,6 +89,7 @@ fn case(stack: &str, host: &str, flags: &str) -> Case {
                 let (v4, v6) = value.split_once(',').expect("two families");
                 (routing.defaults_v4, routing.defaults_v6) = (routes(v4), routes(v6));
             }
+            "without" => routing.without_ipv6 = true,
             "target" => s.can_reach = value.to_owned(),
             "reach" => {
                 let mut parts = value.split(',');
@@ -159,6 +160,9 @@ the first of two | 4 | default=3+2,x | eth1 192.0.2.10 192.0.2.10
 no v4 route | 4 | default=x,2 | error: there is no IPv4 default route; name the interface with --iface
 no v6 route | 6 | default=2,x | error: there is no IPv6 default route
 no v6 route in dual stack | d | default=2,x | error: there is no IPv6 default route
+no IPv6 in the kernel, which is not asked for | 4 | without=v6 | eth0 10.0.2.15 10.0.2.15
+no IPv6 in the kernel | d | without=v6 | error: EnableIPv6 is true, and this kernel has no IPv6: start it without ipv6.disable=1
+no IPv6 in the kernel, alone | 6 | without=v6 default=2,x | error: this kernel has no IPv6
 several next hops | 4 | default=m,2 | error: the IPv4 default route has several next hops
 several next hops in v6 | 6 | default=2,m | error: the IPv6 default route has several next hops
 a single hop before several | 4 | default=3+m,2 | eth1 192.0.2.10 192.0.2.10

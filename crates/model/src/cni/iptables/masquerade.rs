@@ -1,5 +1,7 @@
 //! Masquerading of a pod's addresses in iptables (cni.md 2.0.6).
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use super::{Changes, Saved, comment, comment_of, host};
@@ -61,14 +63,16 @@ impl Masquerade<'_> {
     pub fn keep_only(saved: &Saved, network: &str, is_valid: &dyn Fn(&str) -> bool) -> Vec<String> {
         let mut changes = Changes::new(saved);
         let begin = format!("name: \"{network}\" id: \"");
+        let mut gone = BTreeSet::new();
         for (chain, rules) in saved.chains.iter().filter(|(name, _)| name.starts_with("CNI-")) {
             let id = rules.iter().find_map(|rule| {
                 comment_of(rule)?.strip_prefix(&begin)?.strip_suffix('"').map(str::to_owned)
             });
             if id.is_some_and(|id| !is_valid(&id)) {
-                changes.remove(chain);
+                gone.insert(chain.as_str());
             }
         }
+        changes.remove_each(&gone);
         changes.into_lines()
     }
 }

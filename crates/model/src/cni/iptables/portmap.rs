@@ -1,5 +1,6 @@
 //! Host ports in iptables (cni.md 2.3).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -160,17 +161,17 @@ impl HostPorts<'_> {
     pub fn keep_only(saved: &Saved, network: &str, is_valid: &dyn Fn(&str) -> bool) -> Vec<String> {
         let mut changes = Changes::new(saved);
         let begin = format!("dnat name: \"{network}\" id: \"");
-        let mut gone: Vec<&str> = Vec::new();
+        let mut gone = BTreeSet::new();
         for rule in saved.rules(DNAT) {
             let (Some(text), Some(chain)) = (comment_of(rule), super::target_of(rule)) else { continue };
             let Some(id) = text.strip_prefix(&begin).and_then(|rest| rest.strip_suffix('"')) else {
                 continue;
             };
-            if !is_valid(id) && !gone.contains(&chain) {
-                gone.push(chain);
-                changes.remove(chain);
+            if !is_valid(id) {
+                gone.insert(chain);
             }
         }
+        changes.remove_each(&gone);
         changes.into_lines()
     }
 }
