@@ -70,6 +70,8 @@ pub struct Standing {
     pub ready: bool,
     /// What is wrong now, one sentence each, the gravest first.
     pub troubles: Vec<String>,
+    /// What a sentence is about, in one word; not all have one.
+    pub topics: BTreeMap<String, &'static str>,
 }
 
 /// What the watch has learnt so far. One slot: a slow reader sees only the newest.

@@ -120,8 +120,12 @@ async fn events(store: &KubeStore, mut standing: watch::Receiver<Standing>) {
     let mut diary = Diary::default();
     let mut backoff = Backoff::new();
     let mut told = false;
+    // Of troubles that are over, too: their end has the same topic.
+    let mut topics = BTreeMap::new();
     loop {
-        let troubles = standing.borrow_and_update().troubles.clone();
+        let Standing { troubles, topics: now, .. } = standing.borrow_and_update().clone();
+        topics.retain(|text, _| diary.open.contains(text));
+        topics.extend(now);
         let Some((text, over)) = diary.next(&troubles, Instant::now()) else {
             // Also looks again when a sentence may be repeated.
             match timeout(QUIET, standing.changed()).await {
@@ -129,7 +133,7 @@ async fn events(store: &KubeStore, mut standing: watch::Receiver<Standing>) {
                 _ => continue,
             }
         };
-        match post(store, &text, over).await {
+        match post(store, &text, topics.get(&text).copied(), over).await {
             Ok(()) => {
                 backoff.reset();
                 diary.done(&text, over, Instant::now());
@@ -151,11 +155,11 @@ async fn events(store: &KubeStore, mut standing: watch::Receiver<Standing>) {
 }
 
 /// Posts one Event; the failure's code and sentence.
-async fn post(store: &KubeStore, text: &str, over: bool) -> Result<(), (u16, String)> {
+async fn post(store: &KubeStore, text: &str, topic: Option<&str>, over: bool) -> Result<(), (u16, String)> {
     let node = store.node_name().await.map_err(|error| (0, error.to_string()))?;
     // The name, as kubelets write it, is found too.
     let uid = store.own.borrow().node.as_ref().map_or_else(|| node.clone(), |node| node.uid.clone());
-    let body = event(&node, &uid, text, over, &now());
+    let body = event(&node, &uid, text, topic, over, &now());
     let ask = Ask {
         verb: Verb::CreateEvent,
         name: &node,
@@ -173,7 +177,7 @@ async fn post(store: &KubeStore, text: &str, over: bool) -> Result<(), (u16, Str
 }
 
 /// An Event (core/v1) on a Node; those of objects without a namespace are in `default`.
-fn event(node: &str, uid: &str, text: &str, over: bool, now: &str) -> String {
+fn event(node: &str, uid: &str, text: &str, topic: Option<&str>, over: bool, now: &str) -> String {
     let (kind, reason) =
         if over { ("Normal", "PodNetworkRecovered") } else { ("Warning", "PodNetworkTrouble") };
     let message = if over { format!("over: {text}") } else { text.to_owned() };
@@ -191,6 +195,8 @@ fn event(node: &str, uid: &str, text: &str, over: bool, now: &str) -> String {
         ("metadata", Json::object([("name", Json::from(name)), ("namespace", "default".into())])),
         ("involvedObject", object),
         ("reason", reason.into()),
+        // The word of the log, of metrics and of alerts (decision 0205).
+        ("action", topic.into()),
         ("message", cut.into()),
         ("type", kind.into()),
         ("source", Json::object([("component", Json::from("flannel")), ("host", node.into())])),

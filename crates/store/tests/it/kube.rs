@@ -684,7 +684,7 @@ mod case {
             let working = async {
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 assert_eq!(unavailable(cluster).unwrap()["status"], "True", "not before we are ready");
-                say.send_replace(Standing { ready: true, troubles: Vec::new() });
+                say.send_replace(Standing { ready: true, troubles: Vec::new(), ..Standing::default() });
                 until("it is cleared", || unavailable(cluster).unwrap()["status"] == "False").await;
                 let condition = unavailable(cluster).unwrap();
                 assert_eq!(condition["reason"], "FlannelIsUp");
@@ -702,7 +702,7 @@ mod case {
                 cluster.create(&NODES, &node_object("own", &["10.244.9.0/24"])).unwrap();
                 until("it is cleared a third time", || unavailable(cluster).is_some_and(|c| c["status"] == "False")).await;
                 // Never set by us.
-                say.send_replace(Standing { ready: false, troubles: vec!["something".to_owned()] });
+                say.send_replace(Standing { ready: false, troubles: vec!["something".to_owned()], ..Standing::default() });
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 assert_eq!(unavailable(cluster).unwrap()["status"], "False");
             };
@@ -712,7 +712,8 @@ mod case {
         // Switched off.
         set(cluster);
         let store = KubeStore::new(KubeOptions { set_condition: false, ..files.options("own") }).unwrap();
-        let (_say, standing) = watch::channel(Standing { ready: true, troubles: Vec::new() });
+        let (_say, standing) =
+            watch::channel(Standing { ready: true, troubles: Vec::new(), ..Standing::default() });
         let pause = tokio::time::sleep(Duration::from_millis(500));
         tokio::select! { () = store.announce(standing) => panic!("announcing never ends"), () = pause => {} }
         assert_eq!(unavailable(cluster).unwrap()["status"], "True");

@@ -549,7 +549,8 @@ fn a_missing_right_is_named_and_works_once_given() {
         stage.double.grant(FLANNEL, &Rule::flannel());
         store.acquire(&conf(V4), &request(3)).await.unwrap();
         // Nothing that flannel's role does not have was asked for.
-        let (say, standing) = watch::channel(Standing { ready: true, troubles: Vec::new() });
+        let (say, standing) =
+            watch::channel(Standing { ready: true, troubles: Vec::new(), ..Standing::default() });
         let cleared = until("the condition is cleared", || {
             stage.double.get(&NODES, "own").unwrap()["status"]["conditions"].is_array()
         });
@@ -588,6 +589,7 @@ fn troubles_are_events_on_the_node() {
         let told = |troubles: &[&str]| Standing {
             ready: false,
             troubles: troubles.iter().map(|t| (*t).to_owned()).collect(),
+            topics: [("first".to_owned(), "lease")].into(),
         };
         let events = || {
             let mut all: Vec<(String, String)> = stage
@@ -598,6 +600,9 @@ fn troubles_are_events_on_the_node() {
                     assert_eq!(event["metadata"]["namespace"], "default");
                     assert_eq!(event["involvedObject"]["kind"], "Node");
                     assert_eq!(event["involvedObject"]["name"], "own");
+                    let message = event["message"].as_str().unwrap();
+                    let topic = event.get("action").and_then(|topic| topic.as_str());
+                    assert_eq!(topic, message.ends_with("first").then_some("lease"), "{event}");
                     (
                         event["type"].as_str().unwrap().to_owned(),
                         event["message"].as_str().unwrap().to_owned(),
@@ -640,7 +645,11 @@ fn troubles_are_events_on_the_node() {
         let working = async {
             until("it was tried", || stage.double.count("create", "events") == 1).await;
             say.send_replace(told(&["first", "second"]));
-            say.send_replace(Standing { ready: true, troubles: vec!["third".to_owned()] });
+            say.send_replace(Standing {
+                ready: true,
+                troubles: vec!["third".to_owned()],
+                ..Standing::default()
+            });
             until("the condition is cleared all the same", || {
                 stage.double.count("patch", "nodes/status") == 1
             })
@@ -662,7 +671,8 @@ fn the_condition_is_tried_until_it_worked() {
             3,
         );
         let store = ready(&files).await;
-        let (_say, standing) = watch::channel(Standing { ready: true, troubles: Vec::new() });
+        let (_say, standing) =
+            watch::channel(Standing { ready: true, troubles: Vec::new(), ..Standing::default() });
         let cleared = until("the condition is cleared", || {
             stage.double.get(&NODES, "own").unwrap()["status"]["conditions"].is_array()
         });
