@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use model::IfName;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -179,10 +181,23 @@ impl Shown {
     }
 }
 
+/// What ends a wait at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// What the tunnel needs is gone.
+    Ended,
+    /// Nobody can reach it at its path any more: nobody could tell it who its peers are. Whoever wants one makes one.
+    Unreachable,
+    /// A client is there.
+    Asked,
+}
+
 /// Where a tunnel listens for requests.
 #[derive(Debug)]
 pub struct Place {
     listener: UnixListener,
+    /// Tells of changes at the path.
+    watch: OwnedFd,
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -206,7 +221,12 @@ impl Place {
             let listener = UnixListener::bind(&temporary)?;
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
             fs::rename(&temporary, path)?;
-            Ok(Place { listener, path: path.to_owned(), identity: identity(path)? })
+            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            let gone = inotify::WatchFlags::ATTRIB
+                | inotify::WatchFlags::DELETE_SELF
+                | inotify::WatchFlags::MOVE_SELF;
+            inotify::add_watch(&watch, path, gone)?;
+            Ok(Place { listener, watch, path: path.to_owned(), identity: identity(path)? })
         };
         make().map_err(|error| {
             let _ = fs::remove_file(&temporary);
@@ -215,13 +235,34 @@ impl Place {
     }
 
     /// Whether the path still leads to us.
-    pub fn is_ours(&self) -> bool {
+    fn is_ours(&self) -> bool {
         identity(&self.path).is_ok_and(|now| now == self.identity)
     }
 
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Waits for a client, or for one of `needed` to say that what the tunnel needs is gone.
+    pub fn wait(&self, needed: Vec<PollFd<'_>>) -> Woken {
+        let mut fds = needed;
+        fds.push(PollFd::new(&self.watch, PollFlags::IN));
+        fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        loop {
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let (ours, needed) = (&ready[ready.len() - 2..], &ready[..ready.len() - 2]);
+            if needed.contains(&true) {
+                return Woken::Ended;
+            }
+            if ours[0] {
+                if !self.is_ours() {
+                    return Woken::Unreachable;
+                }
+                let _ = rustix::io::read(&self.watch, &mut [0u8; 4096]);
+            }
+            if ours[1] {
+                return Woken::Asked;
+            }
+        }
     }
 
     /// Takes the next client; `None` if it went away.
@@ -243,12 +284,6 @@ impl Place {
         (&mut stream).take(MOST).read_to_string(&mut text).ok()?;
         let request = Request::parse(&text);
         Some((stream, request))
-    }
-}
-
-impl AsFd for Place {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
     }
 }
 

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use model::IfName;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
+use rustix::event::{PollFd, PollFlags};
 
-use crate::control::{self, Identity, Place, Request, Shown};
+use crate::control::{self, Identity, Place, Request, Shown, Woken};
 use crate::peers::Peers;
 use crate::relay::{Answers, Lane, Relay, lanes_here};
 use crate::{tun, udp};
@@ -250,33 +249,11 @@ enum End {
 }
 
 fn serve(relay: &mut Relay, place: &Place, identity: &Identity) -> io::Result<End> {
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    let gone =
-        inotify::WatchFlags::ATTRIB | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
-    inotify::add_watch(&watch, place.path(), gone)?;
     loop {
-        let ended = relay.ended();
-        let fds = &mut [
-            PollFd::new(place, PollFlags::IN),
-            PollFd::new(&watch, PollFlags::IN),
-            PollFd::from_borrowed_fd(ended, PollFlags::IN),
-        ];
-        if poll(fds, None).is_err() {
-            continue;
-        }
-        let [asked, moved, ended] = [0, 1, 2].map(|n| !fds[n].revents().is_empty());
-        if ended {
-            return Err(io::Error::other(format!("{} is gone", identity.device)));
-        }
-        if moved && !place.is_ours() {
-            // A tunnel that nobody can reach cannot be told who its peers are. Whoever wants one makes one.
-            return Ok(End::Stop);
-        }
-        if moved {
-            let _ = rustix::io::read(&watch, &mut [0u8; 4096]);
-        }
-        if !asked {
-            continue;
+        match place.wait(vec![PollFd::from_borrowed_fd(relay.ended(), PollFlags::IN)]) {
+            Woken::Ended => return Err(io::Error::other(format!("{} is gone", identity.device))),
+            Woken::Unreachable => return Ok(End::Stop),
+            Woken::Asked => {}
         }
         let Some((mut client, request)) = place.next() else { continue };
         match request {

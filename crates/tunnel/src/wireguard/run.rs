@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use model::IfName;
 use model::codec::wg_uapi::{self, Change, Request};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
+use rustix::event::{PollFd, PollFlags};
 
 use super::device::Device;
 use super::relay::{Port, Relay, Shared};
-use crate::control::Place;
+use crate::control::{Place, Woken};
 use crate::relay::lanes_here;
 use crate::run::{leave_pipes, leave_session};
 use crate::tun;
@@ -135,41 +134,20 @@ struct Tunnel {
 impl Tunnel {
     /// Answers until the device is gone, or nobody can reach it any more.
     fn serve(&mut self, place: &Place) -> io::Result<()> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let gone =
-            inotify::WatchFlags::ATTRIB | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
-        inotify::add_watch(&watch, place.path(), gone)?;
         loop {
-            let asked = {
-                let device = self
-                    .queues
-                    .first()
-                    .map(|queue| PollFd::from_borrowed_fd(queue_fd(queue), PollFlags::empty()));
-                let mut fds = vec![
-                    PollFd::new(place, PollFlags::IN),
-                    PollFd::new(&watch, PollFlags::IN),
-                    PollFd::from_borrowed_fd(self.shared.ended(), PollFlags::IN),
-                ];
-                // Without threads nobody else sees it go.
-                fds.extend(device.filter(|_| self.relay.is_none()));
-                if poll(&mut fds, None).is_err() {
-                    continue;
-                }
-                let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-                if ready[2..].contains(&true) {
-                    return Err(io::Error::other("the device is gone"));
-                }
-                if ready[1] {
-                    if !place.is_ours() {
-                        return Ok(());
+            let mut needed = vec![PollFd::from_borrowed_fd(self.shared.ended(), PollFlags::IN)];
+            // Without threads nobody else sees the device go.
+            let device = self.queues.first().filter(|_| self.relay.is_none());
+            needed.extend(device.map(|queue| PollFd::from_borrowed_fd(queue_fd(queue), PollFlags::empty())));
+            match place.wait(needed) {
+                Woken::Ended => return Err(io::Error::other("the device is gone")),
+                Woken::Unreachable => return Ok(()),
+                Woken::Asked => {
+                    if let Some(client) = place.accept() {
+                        // One that goes away or says nothing for seconds loses nothing that matters.
+                        let _ = self.talk(client);
                     }
-                    let _ = rustix::io::read(&watch, &mut [0u8; 4096]);
                 }
-                ready[0]
-            };
-            if asked && let Some(client) = place.accept() {
-                // One that goes away or says nothing for seconds loses nothing that matters.
-                let _ = self.talk(client);
             }
         }
     }
