@@ -89,13 +89,13 @@ pub fn add<'a>(call: &'a Call, spec: &Spec, make: Make<'a, '_>) -> Result<CniRes
         (plugin.del)(call)?;
     }
     refuse_taken(&mut pod)?;
-    let record = Record { host_interface: spec.host_interface.clone(), ..Record::new(spec.plugin, call) };
-    record.begin(call)?;
+    let record = Record { host_interface: spec.host_interface.clone(), ..record::new(spec.plugin, call) };
+    record::begin(&record, call)?;
     let mut undo = Undo::default();
     undo.push(|| record::remove(spec.plugin, call));
     let made = build(call, spec, make, &mut pod, &mut undo).and_then(|result| {
         let addresses = result.ips.iter().map(|ip| ip.address).collect();
-        Record { addresses, ..record.clone() }.complete(call)?;
+        record::complete(&Record { addresses, ..record.clone() }, call)?;
         Ok(result)
     });
     undo.finish(made)
@@ -209,13 +209,12 @@ pub fn delete_in_pod(call: &Call, names: &[IfName]) -> Result<(), Error> {
 /// What could not be removed; what is missing is no error.
 pub fn del(plugin: &'static str, call: &Call) -> Result<(), Error> {
     let record = record::read(plugin, call);
-    let removal = device::remove(call, None, false)?;
+    let gone = device::remove(call, None, false)?.finish();
     let ipam = ipam::release(call);
     if record.is_none_or(|record| !record.is_complete) {
         delete_in_pod(call, &[device::temporary_name(call)?])?;
     }
-    removal.finish()?;
-    ipam?;
+    ipam.and(gone)?;
     record::remove(plugin, call)
 }
 

@@ -79,9 +79,8 @@ pub fn temporary_name(call: &Call) -> Result<IfName, Error> {
 /// A removal under way.
 pub struct Removal(Option<(Rtnl, LinkInfo, Option<Deleting>)>);
 
-/// Takes the pod's interface down, so that its address may be given away before the device is gone, and
-/// begins to delete it. From the pod if its namespace is there, else from the host by our record. `rules`
-/// tells whether rules of the host are deleted too.
+/// Begins to delete the pod's interface; its address may be given away once that is finished. From the pod if its
+/// namespace is there, else from the host by our record. `rules` tells whether rules of the host are deleted too.
 ///
 /// # Errors
 /// The namespace is there and cannot be entered, or the kernel's refusal.
@@ -103,9 +102,6 @@ pub fn remove(call: &Call, record: Option<&Record>, rules: bool) -> Result<Remov
 /// The kernel's refusal.
 pub fn remove_named(mut rtnl: Rtnl, name: IfName, rules: Option<&nft::Host>) -> Result<Removal, Error> {
     let Some(link) = rtnl.link_by_name(name).map_err(internal)? else { return Ok(Removal(None)) };
-    let down = LinkChange { up: Some(false), ..LinkChange::default() };
-    // It may vanish meanwhile with its other end.
-    let _ = rtnl.set_link(link.index, &down);
     let deleting = match rules {
         Some(rules) => rules.start_deleting(&mut rtnl, link.index).ok(),
         None => rtnl.start_deleting(link.index, None).ok(),
@@ -114,17 +110,23 @@ pub fn remove_named(mut rtnl: Rtnl, name: IfName, rules: Option<&nft::Host>) -> 
 }
 
 impl Removal {
-    /// Waits until the device is gone.
+    /// Waits until the device is out of everybody's sight: nothing is sent or answered by it then. One that the kernel
+    /// does not delete is silenced at least.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn finish(self) -> Result<(), Error> {
-        match self.0 {
-            Some((mut rtnl, _, Some(deleting))) => rtnl.await_deleted(deleting).map(drop).map_err(internal),
+        let Some((mut rtnl, link, deleting)) = self.0 else { return Ok(()) };
+        let deleted = match deleting {
+            Some(deleting) => rtnl.await_deleted(deleting),
             // No process could be made for it.
-            Some((mut rtnl, link, None)) => rtnl.delete_link(link.index).map(drop).map_err(internal),
-            None => Ok(()),
-        }
+            None => rtnl.delete_link(link.index),
+        };
+        deleted.map(drop).map_err(|e| {
+            let down = LinkChange { up: Some(false), ..LinkChange::default() };
+            let _ = rtnl.set_link(link.index, &down);
+            internal(e)
+        })
     }
 }
 

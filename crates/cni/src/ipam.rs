@@ -3,6 +3,7 @@
 use model::cni::{CniResult, Error};
 
 use crate::delegate;
+use crate::pod;
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
 
@@ -35,7 +36,11 @@ pub fn ask<'a>(call: &'a Call, kind: &str, undo: &mut Undo<'a>) -> Result<CniRes
             undo.push(undo_ipam);
             let result = result.unwrap_or_default();
             let missing = || Error::internal("IPAM plugin returned missing IP config");
-            if result.ips.is_empty() { Err(missing()) } else { Ok(result) }
+            if result.ips.is_empty() {
+                return Err(missing());
+            }
+            result.ips.iter().try_for_each(|ip| pod::has_family_of(ip.address))?;
+            Ok(result)
         }
         Err(error) => {
             if !takes_back {

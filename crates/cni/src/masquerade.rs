@@ -11,6 +11,7 @@ use plan::state::{
     Chain, ChainType, Hook, Match, NftFamily, NftRule, NftTable, Statement, TableKey, Verdict,
 };
 
+use crate::record::Rules;
 use crate::skel::Call;
 use crate::{iptables, names, pod};
 
@@ -41,22 +42,22 @@ fn by_iptables(call: &Call) -> Result<bool, Error> {
 /// # Errors
 /// The kernel's or the tools' refusal.
 pub fn add(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
-    put(call, addresses, false)
+    put(call, addresses, false).map(drop)
 }
 
-/// The same for an attachment that has no rules, as it had no record.
+/// The same for an attachment that has no rules, as it had no record. Gives where they are, if that is known.
 ///
 /// # Errors
 /// As [`add`].
-pub fn add_first(call: &Call, addresses: &[IpNet]) -> Result<(), Error> {
+pub fn add_first(call: &Call, addresses: &[IpNet]) -> Result<Option<Rules>, Error> {
     put(call, addresses, true)
 }
 
-fn put(call: &Call, addresses: &[IpNet], first: bool) -> Result<(), Error> {
+fn put(call: &Call, addresses: &[IpNet], first: bool) -> Result<Option<Rules>, Error> {
     let failed = |e: Error| e.during("masquerade the pod's addresses");
     if by_iptables(call)? {
         let chain = chain(call);
-        return Family::BOTH.into_iter().try_for_each(|family| {
+        let put = Family::BOTH.into_iter().try_for_each(|family| {
             let own: Vec<IpNet> =
                 addresses.iter().copied().filter(|a| Family::of_net(*a) == family).collect();
             match own.is_empty() {
@@ -65,15 +66,30 @@ fn put(call: &Call, addresses: &[IpNet], first: bool) -> Result<(), Error> {
             }
             .map_err(failed)
         });
+        return put.map(|()| None);
     }
     let comment = names::comment(&call.network, &call.env.container_id, &call.env.ifname);
     let rules: Vec<(&str, NftRule)> = addresses.iter().map(|a| (CHECKS, rule(*a, &comment))).collect();
     let mark = mark(call);
-    match first {
+    let handles = match first {
         true => call.nft.add(&TABLE, &rules),
-        false => call.nft.update(&TABLE, &rules, &|comment| comment.starts_with(&mark)),
+        false => call.nft.update(&TABLE, &rules, &|comment| comment.starts_with(&mark)).map(|()| Vec::new()),
+    };
+    let known = |handles: Vec<u64>| (!handles.is_empty()).then_some(Rules::Nft(handles));
+    handles.map(known).map_err(failed)
+}
+
+/// Removes the rules of an attachment that are where its record says; all there may be if that is not true, or not
+/// known.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_known(call: &Call, known: Option<&Rules>) -> Result<(), Error> {
+    match known {
+        Some(Rules::None) => Ok(()),
+        Some(Rules::Nft(handles)) if call.nft.delete(&TABLE.key, CHECKS, handles, &mark(call))? => Ok(()),
+        _ => remove(call),
     }
-    .map_err(failed)
 }
 
 /// Removes the rules of the attachment by either backend, whoever made them. Needs no address and no

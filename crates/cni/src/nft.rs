@@ -16,6 +16,8 @@ use crate::pod::internal;
 use crate::skel::state_dir;
 use crate::{iptables, lock};
 
+/// `ENOENT`
+const MISSING: i32 = 2;
 /// How often an update is begun again because another program removed what it builds on.
 const ATTEMPTS: usize = 5;
 /// How long the `nft` program may take.
@@ -79,7 +81,7 @@ impl Host {
         add: &[(&str, NftRule)],
         stale: &dyn Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        self.with(|nft| change(nft, table, add, Some(stale), !add.is_empty()))
+        self.with(|nft| change(nft, table, add, Some(stale), !add.is_empty())).map(drop)
     }
 
     /// [`Host::update`], and the table's own chains and rules are made also if nothing is added.
@@ -92,15 +94,38 @@ impl Host {
         add: &[(&str, NftRule)],
         stale: &dyn Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        self.with(|nft| change(nft, table, add, Some(stale), true))
+        self.with(|nft| change(nft, table, add, Some(stale), true)).map(drop)
     }
 
-    /// [`Host::update`] where nothing is stale: rules of other pods are not looked at, however many there are.
+    /// [`Host::update`] where nothing is stale: rules of other pods are not looked at, however many there are. Gives the
+    /// numbers of what was added; none from kernels that do not tell.
     ///
     /// # Errors
     /// As [`Host::update`].
-    pub fn add(&self, table: &NftTable, add: &[(&str, NftRule)]) -> Result<(), Error> {
-        self.with(|nft| change(nft, table, add, None, true))
+    pub fn add(&self, table: &NftTable, add: &[(&str, NftRule)]) -> Result<Vec<u64>, Error> {
+        let told = self.with(|nft| change(nft, table, add, None, true))?;
+        let ours =
+            |rule: &&RuleInfo| rule.comment.is_some() && add.iter().any(|(chain, _)| *chain == rule.chain);
+        let handles: Vec<u64> = told.iter().filter(ours).map(|rule| rule.handle).collect();
+        Ok(if handles.len() == add.len() { handles } else { Vec::new() })
+    }
+
+    /// Deletes rules by their numbers, without looking at others; false if one of them is not there or its comment does
+    /// not begin so. Nothing was changed then.
+    ///
+    /// # Errors
+    /// The kernel's refusal; nothing was changed.
+    pub fn delete(&self, key: &TableKey, chain: &str, handles: &[u64], mark: &str) -> Result<bool, Error> {
+        let mut batch = NftBatch::new();
+        for handle in handles {
+            batch.delete_rule(key, chain, *handle, CommentIs::StartsWith(mark.to_owned()));
+        }
+        let _turn = Turn::now();
+        self.with(|nft| match nft.commit(&batch) {
+            Ok(()) => Ok(true),
+            Err(e) if e.code() == Some(MISSING) => Ok(false),
+            Err(e) => Err(internal(e)),
+        })
     }
 
     /// Other changes of rules.
@@ -174,9 +199,7 @@ fn change(
     add: &[(&str, NftRule)],
     stale: Option<&dyn Fn(&str) -> bool>,
     in_full: bool,
-) -> Result<(), Error> {
-    /// `ENOENT`
-    const MISSING: i32 = 2;
+) -> Result<Vec<RuleInfo>, Error> {
     let mut attempt = 1;
     let (mut turn, deadline) = (Turn::now(), Instant::now() + PATIENCE);
     loop {
@@ -190,9 +213,9 @@ fn change(
             }
         };
         let Some(batch) = changes(table, &have, add, stale.unwrap_or(&|_| false), in_full) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        match nft.commit(&batch) {
+        match nft.commit_and_tell(&batch) {
             Err(e) if e.code() == Some(MISSING) && attempt < ATTEMPTS => attempt += 1,
             Err(e) if e.code().is_some_and(|errno| turn.take(errno, deadline)) => {}
             other => return other.map_err(internal),

@@ -5,21 +5,22 @@ use kernel::rtnl::Rtnl;
 use model::cni::{CniResult, Error};
 use plan::state::LinkKind;
 
-use crate::record;
+use crate::record::{self, Rules};
 use crate::skel::Call;
 use crate::{compare, device, ipam, masquerade};
 
-/// Takes the attachment away: the device, the address, the rules. While the kernel is at work on the
-/// device, the rest is done.
+/// Takes the attachment away: the device, then the rules and the address.
 ///
 /// # Errors
 /// What could not be removed; what is missing is no error.
 pub fn del(plugin: &str, call: &Call) -> Result<(), Error> {
-    let removal = device::remove(call, record::read(plugin, call).as_ref(), true)?;
-    let ipam = ipam::release(call);
-    let rules = masquerade::remove(call);
-    removal.finish()?;
-    ipam.and(rules)?;
+    let record = record::read(plugin, call);
+    // A killed ADD may have got further than it wrote down.
+    let known = record.as_ref().filter(|record| record.is_complete).and_then(|r| r.masquerade.as_ref());
+    let removal = device::remove(call, record.as_ref(), known != Some(&Rules::None))?;
+    let gone = removal.finish();
+    let rules = masquerade::remove_known(call, known);
+    ipam::release(call).and(rules).and(gone)?;
     record::remove(plugin, call)
 }
 

@@ -65,6 +65,23 @@ pub fn rtnl(netns: &Netns) -> Result<Rtnl, Error> {
     netns.visit(Rtnl::open).map_err(internal)?.map_err(internal)
 }
 
+/// A socket in the pod's namespace, and whether it has a device of that name. Seen in the list below `/proc`, which the
+/// kernel gives without its lock of all network configuration; asked for only where that cannot be read.
+///
+/// # Errors
+/// As [`rtnl`], or the kernel's refusal.
+pub fn look(netns: &Netns, name: IfName) -> Result<(Rtnl, bool), Error> {
+    let list = || std::fs::read_to_string("/proc/thread-self/net/dev");
+    let (rtnl, list) = netns.visit(|| (Rtnl::open(), list())).map_err(internal)?;
+    let mut rtnl = rtnl.map_err(internal)?;
+    let taken = match list {
+        // Two lines of headings, then `  eth0: ` and numbers.
+        Ok(list) => list.lines().skip(2).any(|line| line.trim_start().starts_with(&format!("{name}:"))),
+        Err(_) => rtnl.link_by_name(name).map_err(internal)?.is_some(),
+    };
+    Ok((rtnl, taken))
+}
+
 /// `CNI_IFNAME` as the kernel takes it.
 ///
 /// # Errors
@@ -112,6 +129,7 @@ impl<'a> Setup<'a> {
 pub fn configure(netns: &Netns, rtnl: &mut Rtnl, index: u32, setup: &Setup<'_>) -> Result<(), Error> {
     let Setup { name, result, .. } = setup;
     let ips = own_addresses(*name, result)?;
+    ips.iter().try_for_each(|ip| has_family_of(ip.address))?;
     let v6 = ips.iter().any(|ip| ip.address.addr().is_ipv6());
     let dad = netns.visit(|| set_parameters(setup, v6)).map_err(internal)??;
     // A gratuitous ARP goes out when the link comes up, so that nobody keeps the last owner's hardware address.
@@ -282,7 +300,7 @@ fn settle(netns: &Netns, rtnl: &mut Rtnl, name: IfName, index: u32) -> Result<()
 /// It vanished, or stays down: the state is named.
 pub fn wait_up(netns: Option<&Netns>, rtnl: &mut Rtnl, index: u32, up: bool) -> Result<LinkInfo, Error> {
     let mut look = || -> Result<LinkInfo, Error> {
-        let link = rtnl.link_by_index(index).map_err(internal)?;
+        let link = rtnl.link_alone(index).map_err(internal)?;
         link.ok_or_else(|| Error::internal(format!("device {index} vanished while it was set up")))
     };
     let mut link = look()?;
@@ -336,6 +354,18 @@ fn wait(
             return done();
         }
     }
+}
+
+/// That the kernel knows the family of an address: one may be started without IPv6 (decision 0197).
+///
+/// # Errors
+/// It does not.
+pub fn has_family_of(address: IpNet) -> Result<(), Error> {
+    if address.addr().is_ipv4() || sysctl::has_ipv6() {
+        return Ok(());
+    }
+    let way_out = "start it without ipv6.disable=1, or give the network addresses of IPv4 only";
+    Err(Error::internal(format!("{address} cannot be used: this kernel has no IPv6")).details(way_out))
 }
 
 /// Has the host forward packets of a family. Never switched off again.

@@ -9,88 +9,44 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use model::cni::{Error, Members, code};
-use model::gojson::Json;
+use model::cni::record::{ATTACHMENTS, PodName};
+pub use model::cni::record::{Record, Rules};
+use model::cni::{Error, code};
 
 use crate::names;
 use crate::skel::Call;
 
-/// What a plugin knows of an attachment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// The plugin that wrote it.
-    pub plugin: String,
-    /// Container id.
-    pub container_id: String,
-    /// Interface in the pod.
-    pub ifname: String,
-    /// Path of the namespace as passed to ADD.
-    pub netns: String,
-    /// Interface on the host; empty for none.
-    pub host_interface: String,
-    /// Addresses of the pod.
-    pub addresses: Vec<IpNet>,
-    /// The ADD came to its end. As read; writing sets it.
-    pub is_complete: bool,
+/// The beginnings of a record for the attachment of a call.
+pub fn new(plugin: &str, call: &Call) -> Record {
+    Record {
+        plugin: plugin.to_owned(),
+        container_id: call.env.container_id.clone(),
+        ifname: call.env.ifname.clone(),
+        netns: call.env.netns.clone(),
+        pod: PodName::from_args(&call.env.args),
+        ..Record::default()
+    }
 }
 
-impl Record {
-    /// The beginnings of a record for the attachment of a call.
-    pub fn new(plugin: &str, call: &Call) -> Record {
-        Record {
-            plugin: plugin.to_owned(),
-            container_id: call.env.container_id.clone(),
-            ifname: call.env.ifname.clone(),
-            netns: call.env.netns.clone(),
-            ..Record::default()
-        }
-    }
+/// Written before the first side effect.
+///
+/// # Errors
+/// The disk is full or read-only.
+pub fn begin(record: &Record, call: &Call) -> Result<(), Error> {
+    write(record, call, false)
+}
 
-    /// Written before the first side effect.
-    ///
-    /// # Errors
-    /// The disk is full or read-only.
-    pub fn begin(&self, call: &Call) -> Result<(), Error> {
-        self.write(call, false)
-    }
+/// Written when all is done.
+///
+/// # Errors
+/// The disk is full or read-only.
+pub fn complete(record: &Record, call: &Call) -> Result<(), Error> {
+    write(record, call, true)
+}
 
-    /// Written when all is done.
-    ///
-    /// # Errors
-    /// The disk is full or read-only.
-    pub fn complete(&self, call: &Call) -> Result<(), Error> {
-        self.write(call, true)
-    }
-
-    fn write(&self, call: &Call, complete: bool) -> Result<(), Error> {
-        let addresses: Vec<String> = self.addresses.iter().map(IpNet::to_string).collect();
-        let text = Json::object([
-            ("plugin", Json::from(self.plugin.as_str())),
-            ("containerID", self.container_id.as_str().into()),
-            ("ifname", self.ifname.as_str().into()),
-            ("netns", self.netns.as_str().into()),
-            ("hostInterface", self.host_interface.as_str().into()),
-            ("addresses", Json::array(addresses)),
-            ("complete", complete.into()),
-        ]);
-        overwrite(&path(&self.plugin, call), text.to_compact().as_bytes())
-    }
-
-    fn parse(text: &str) -> Option<Record> {
-        let value: Json = text.parse().ok()?;
-        let m = Members::of(&value, "Record").ok()?;
-        let addresses = m.strings("addresses").ok()?;
-        Some(Record {
-            plugin: m.string("plugin").ok()?,
-            container_id: m.string("containerID").ok()?,
-            ifname: m.string("ifname").ok()?,
-            netns: m.string("netns").ok()?,
-            host_interface: m.string("hostInterface").ok()?,
-            addresses: addresses.iter().map(|a| a.parse().ok()).collect::<Option<_>>()?,
-            is_complete: m.boolean("complete").ok()?.unwrap_or(false),
-        })
-    }
+fn write(record: &Record, call: &Call, is_complete: bool) -> Result<(), Error> {
+    let text = Record { is_complete, ..record.clone() }.text();
+    overwrite(&path(&record.plugin, call), text.as_bytes())
 }
 
 /// The record of a call's attachment, if there is a readable one.
@@ -128,12 +84,30 @@ pub fn stale(plugin: &str, call: &Call, valid: &[(String, String)]) -> Vec<Recor
     records
 }
 
+/// Forgets records by one plugin of the call's network that nobody can read and that belong to no valid attachment: a
+/// process killed between making its record and writing it had done nothing else yet.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn forget_unreadable(plugin: &str, call: &Call, valid: &[(String, String)]) -> Result<(), Error> {
+    let Ok(files) = fs::read_dir(directory(call)) else { return Ok(()) };
+    let kept: Vec<String> = valid.iter().map(|(id, ifname)| file_name(plugin, id, ifname)).collect();
+    for file in files.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        let is_ours = name.rsplit_once('.').is_some_and(|(_, by)| by == plugin) && !kept.contains(&name);
+        if is_ours && fs::read_to_string(file.path()).is_ok_and(|text| Record::parse(&text).is_none()) {
+            remove_file(&file.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn path(plugin: &str, call: &Call) -> PathBuf {
     directory(call).join(file_name(plugin, &call.env.container_id, &call.env.ifname))
 }
 
 fn directory(call: &Call) -> PathBuf {
-    call.env.state_dir.join("attachments").join(&call.network)
+    call.env.state_dir.join(ATTACHMENTS).join(&call.network)
 }
 
 fn file_name(plugin: &str, container_id: &str, ifname: &str) -> String {

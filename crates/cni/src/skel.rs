@@ -11,18 +11,17 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::process;
+use model::cni::record::STATE_DIR;
 use model::cni::version::{self, Shape};
 use model::cni::{CniResult, Error, Members, Version, check_ifname, code, is_identifier};
 use model::gojson::Json;
 
 use crate::nft;
 use crate::plugin::Plugin;
+use crate::record;
 
 /// More than any document has; a stream without end must not fill the memory.
 const MAX_INPUT: u64 = 16 << 20;
-
-/// Directory of our own records.
-const STATE_DIR: &str = "/var/lib/cni/loden";
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +285,14 @@ pub fn invoke(plugin: &Plugin, call: &Call) -> Result<Option<CniResult>, Error> 
         Verb::Add => (plugin.add)(call).map(Some),
         Verb::Del => (plugin.del)(call).map(|()| None),
         Verb::Check => (plugin.check)(call).map(|()| None),
-        Verb::Gc => (plugin.gc)(call).map(|()| None),
+        Verb::Gc => {
+            let done = (plugin.gc)(call);
+            let forgotten = match call.valid_attachments()? {
+                Some(valid) => record::forget_unreadable(plugin.name, call, &valid),
+                None => Ok(()),
+            };
+            done.and(forgotten).map(|()| None)
+        }
         Verb::Status => (plugin.status)(call).map(|()| None),
     }
 }

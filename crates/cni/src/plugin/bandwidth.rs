@@ -11,7 +11,7 @@ use model::cni::{CniResult, Error, Interface};
 
 use crate::names;
 use crate::pod::{self, internal};
-use crate::record::{self, Record};
+use crate::record;
 use crate::skel::Call;
 use crate::undo::Undo;
 
@@ -30,9 +30,9 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let mut host = Rtnl::open().map_err(internal)?;
     let port = host_end(call, &mut host, &result)?;
     let name = ifb(call)?;
-    let mut record = Record::new(NAME, call);
+    let mut record = record::new(NAME, call);
     record.host_interface = name.to_string();
-    record.begin(call)?;
+    record::begin(&record, call)?;
     let mut undo = Undo::default();
     undo.push(|| del(call));
     let made = (|| {
@@ -45,7 +45,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
         }
     })();
     let device = undo.finish(made)?;
-    record.complete(call)?;
+    record::complete(&record, call)?;
     if let Some(device) = device {
         let mac = device.link.mac.map(|mac| mac.to_string()).unwrap_or_default();
         result.interfaces.push(Interface { name: name.to_string(), mac, ..Interface::default() });

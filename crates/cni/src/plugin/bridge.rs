@@ -19,7 +19,7 @@ use model::cni::{CniResult, Error, Interface, RouteConfig};
 
 use crate::forwarding;
 use crate::pod::{self, Dad, Setup, internal};
-use crate::record::{self, Record};
+use crate::record::{self, Record, Rules};
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
 use crate::{device, ipam, masquerade, pair};
@@ -38,15 +38,15 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let conf = parse(call)?;
     let name = pod::interface(&call.env.ifname)?;
     let netns = pod::open(&call.env.netns)?;
-    let mut pod = pod::rtnl(&netns)?;
-    let mut host = Rtnl::open().map_err(internal)?;
     let peer = device::random_name()?;
     let known = record::read(NAME, call);
     if known.as_ref().is_some_and(|record| !record.is_complete) {
         // A killed ADD of ours; what it left is cleared away (B-36).
         del(call)?;
     }
-    if pod.link_by_name(name).map_err(internal)?.is_some() {
+    let (mut pod, taken) = pod::look(&netns, name)?;
+    let mut host = Rtnl::open().map_err(internal)?;
+    if taken {
         return Err(device::taken(name, peer).details("DEL the attachment first"));
     }
     if known.is_some() {
@@ -54,8 +54,8 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
         masquerade::remove(call)?;
     }
     let mut undo = Undo::default();
-    let mut record = Record { host_interface: peer.to_string(), ..Record::new(NAME, call) };
-    record.begin(call)?;
+    let mut record = Record { host_interface: peer.to_string(), ..record::new(NAME, call) };
+    record::begin(&record, call)?;
     undo.push(|| record::remove(NAME, call));
     let made = make(call, &conf, &netns, &mut pod, &mut host, &mut record, &mut undo);
     undo.finish(made)
@@ -117,8 +117,11 @@ fn make<'a>(
         record.addresses = result.ips.iter().map(|ip| ip.address).collect();
         if conf.ip_masq {
             undo.push(|| masquerade::remove(call));
-            masquerade::add_first(call, &record.addresses)?;
+            record.masquerade = masquerade::add_first(call, &record.addresses)?;
         }
+    }
+    if !conf.ip_masq || conf.ipam.is_empty() {
+        record.masquerade = Some(Rules::None);
     }
     let port = pod::wait_up(None, host, port, !conf.disable_container_interface)?;
     host::keep_mtu(host, conf, &bridge)?;
@@ -128,7 +131,7 @@ fn make<'a>(
     if let Some(dns) = &conf.dns {
         result.dns = dns.clone();
     }
-    record.complete(call)?;
+    record::complete(record, call)?;
     Ok(result)
 }
 

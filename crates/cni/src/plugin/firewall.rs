@@ -46,7 +46,7 @@ fn open(
     let by_daemon = daemon.is_some();
     if let Some(mut daemon) = daemon {
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| IpNet::from(ip.address.addr())).collect();
-        Record { addresses: addresses.clone(), ..Record::new(NAME, call) }.complete(call)?;
+        record::complete(&Record { addresses: addresses.clone(), ..record::new(NAME, call) }, call)?;
         addresses.iter().try_for_each(|address| daemon.add(&conf.zone, *address))?;
     }
     if by_daemon && bridge.is_none() {

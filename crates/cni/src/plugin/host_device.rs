@@ -15,7 +15,7 @@ use model::cni::{CniResult, Error};
 
 use crate::attach::{self, Pod, Spec};
 use crate::pod::{self, internal};
-use crate::record::{self, Record};
+use crate::record;
 use crate::skel::Call;
 use crate::undo::Undo;
 use crate::{compare, ipam};
@@ -43,8 +43,8 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
 fn add_addresses(call: &Call, conf: &HostDeviceConf) -> Result<CniResult, Error> {
     attach::check_printable(call, !conf.ipam.is_empty())?;
     let mut undo = Undo::default();
-    let record = Record::new(NAME, call);
-    record.begin(call)?;
+    let record = record::new(NAME, call);
+    record::begin(&record, call)?;
     undo.push(|| record::remove(NAME, call));
     let asked =
         if conf.ipam.is_empty() { Ok(CniResult::default()) } else { ipam::ask(call, &conf.ipam, &mut undo) };
@@ -52,7 +52,7 @@ fn add_addresses(call: &Call, conf: &HostDeviceConf) -> Result<CniResult, Error>
         if let Some(dns) = &conf.dns {
             result.dns = dns.clone();
         }
-        record.complete(call)?;
+        record::complete(&record, call)?;
         Ok(result)
     });
     undo.finish(made)

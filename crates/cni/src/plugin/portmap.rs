@@ -45,7 +45,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let opened = || {
         if conf.mappings.iter().any(|m| m.protocol == UDP) {
             // DEL ends the connections of these addresses.
-            Record { addresses: pods.clone(), ..Record::new(NAME, call) }.complete(call)?;
+            record::complete(&Record { addresses: pods.clone(), ..record::new(NAME, call) }, call)?;
         }
         let backend = backend(call, &conf);
         pods.iter().try_for_each(|pod| open(call, &conf, backend, *pod))

@@ -17,7 +17,7 @@ use model::cni::{CniResult, Error, Interface};
 use model::{Family, IfName};
 
 use crate::pod::{self, Setup, internal};
-use crate::record::{self, Record};
+use crate::record::{self, Record, Rules};
 use crate::skel::{Call, Verb};
 use crate::undo::Undo;
 use crate::{compare, device, forwarding, ipam, masquerade, pair};
@@ -38,14 +38,14 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let conf = parse(call)?;
     let name = pod::interface(&call.env.ifname)?;
     let netns = pod::open(&call.env.netns)?;
-    let mut inside = pod::rtnl(&netns)?;
     let peer = device::random_name()?;
     let known = record::read(NAME, call);
     if known.as_ref().is_some_and(|record| !record.is_complete) {
         // A killed ADD of ours; what it left is cleared away (B-36).
         del(call)?;
     }
-    if inside.link_by_name(name).map_err(internal)?.is_some() {
+    let (mut inside, taken) = pod::look(&netns, name)?;
+    if taken {
         return Err(device::taken(name, peer).details("DEL the attachment first"));
     }
     if known.is_some() {
@@ -53,12 +53,13 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
         masquerade::remove(call)?;
     }
     let mut undo = Undo::default();
-    let record = Record { host_interface: peer.to_string(), ..Record::new(NAME, call) };
-    record.begin(call)?;
+    let mut record = Record { host_interface: peer.to_string(), ..record::new(NAME, call) };
+    record::begin(&record, call)?;
     undo.push(|| record::remove(NAME, call));
-    let made = make(call, &conf, (&netns, &mut inside), (name, peer), &mut undo).and_then(|result| {
-        let addresses = result.ips.iter().map(|ip| ip.address).collect();
-        Record { addresses, ..record.clone() }.complete(call)?;
+    let made = make(call, &conf, (&netns, &mut inside), (name, peer), &mut record, &mut undo);
+    let made = made.and_then(|result| {
+        record.addresses = result.ips.iter().map(|ip| ip.address).collect();
+        record::complete(&record, call)?;
         Ok(result)
     });
     undo.finish(made)
@@ -70,6 +71,7 @@ fn make<'a>(
     conf: &PtpConf,
     (netns, inside): (&Netns, &mut Rtnl),
     (name, peer): (IfName, IfName),
+    record: &mut Record,
     undo: &mut Undo<'a>,
 ) -> Result<CniResult, Error> {
     let mut host = Rtnl::open().map_err(internal)?;
@@ -97,10 +99,11 @@ fn make<'a>(
     for (ip, gateway) in result.ips.iter().zip(gateways) {
         set_up_host(&mut host, port, ip.address, gateway)?;
     }
+    record.masquerade = Some(Rules::None);
     if conf.ip_masq {
         undo.push(|| masquerade::remove(call));
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-        masquerade::add_first(call, &addresses)?;
+        record.masquerade = masquerade::add_first(call, &addresses)?;
     }
     pod::await_carrier(netns, (inside, link.index), (&mut host, port));
     let port = pod::wait_up(None, &mut host, port, false)?;

@@ -15,7 +15,7 @@ use model::cni::{CniResult, Error, code};
 use regex_lite::Regex;
 
 use crate::pod::{self, internal};
-use crate::record::{self, Record};
+use crate::record;
 use crate::skel::Call;
 use crate::undo::Undo;
 
@@ -199,12 +199,12 @@ fn set_link<'a>(
     let file = backup(&conf.data_dir, call, name);
     // What a killed ADD kept is older, and so right.
     let former = read_backup(&file).unwrap_or_default().or(attributes(&link, &conf.link));
-    let record = Record::new(NAME, call);
-    record.begin(call)?;
+    let record = record::new(NAME, call);
+    record::begin(&record, call)?;
     undo.push(|| del(call));
     record::write_atomically(&file, former.to_json().to_compact().as_bytes())?;
     set(&mut rtnl, &link, &conf.link)?;
-    record.complete(call)
+    record::complete(&record, call)
 }
 
 fn set(rtnl: &mut Rtnl, link: &LinkInfo, to: &Attributes) -> Result<(), Error> {

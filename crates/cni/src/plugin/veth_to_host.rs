@@ -70,8 +70,8 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let missing = || Error::internal(format!("failed to lookup {:?}: Link not found", underlay.as_str()));
     let own = inside.link_by_name(underlay).map_err(internal)?.ok_or_else(missing)?;
     let record =
-        Record { host_interface: peer.to_string(), addresses: ours.clone(), ..Record::new(NAME, call) };
-    record.begin(call)?;
+        Record { host_interface: peer.to_string(), addresses: ours.clone(), ..record::new(NAME, call) };
+    record::begin(&record, call)?;
     let mut undo = Undo::default();
     undo.push(|| record::remove(NAME, call));
     undo.push(move || clear(call, peer));
@@ -79,7 +79,7 @@ pub fn add(call: &Call) -> Result<CniResult, Error> {
     let pair = (End { mtu, netns: Some(netns.as_fd()), ..End::new(name) }, End { mtu, ..End::new(peer) });
     let mut place = Place { call, conf: &conf, netns: &netns, inside, host };
     let made = place.make(pair, before, (ours, addresses), underlay, &mut undo).and_then(|result| {
-        record.complete(call)?;
+        record::complete(&record, call)?;
         Ok(result)
     });
     undo.finish(made)
@@ -345,11 +345,11 @@ fn foreign(call: &Call, configured: Option<IfName>) -> Result<Option<IfName>, Er
 
 /// Everything about one host end. With the device go the routes, the neighbours and the pod's end.
 fn clear(call: &Call, peer: IfName) -> Result<(), Error> {
-    let removal = device::remove_named(Rtnl::open().map_err(internal)?, peer, Some(&call.nft))?;
+    let gone = device::remove_named(Rtnl::open().map_err(internal)?, peer, Some(&call.nft))?.finish();
     let rules = rules::remove(call, NAME);
     let published = masquerade::remove(call);
     let table = table::release(call, peer);
-    removal.finish().and(rules).and(published).and(table)
+    gone.and(rules).and(published).and(table)
 }
 
 /// Whether ADD could be served.

@@ -124,12 +124,34 @@ fn throughput(from: &Netns, to: &Netns, address: &str) -> f64 {
 fn packets_wait_for_their_turn() {
     let host = Host::new();
     let (netns, pod, prev) = dressed(&host);
+    limited(&host, &netns, &pod, &prev);
+}
+
+/// The row of integration (cni.md 4.3): the same behind the plugin ptp.
+#[test]
+fn packets_of_ptp_wait_for_their_turn() {
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let dir = host.path("networks");
+    let ptp = format!(
+        r#"{{"cniVersion": "1.0.0", "name": "net", "type": "ptp", "ipam": {{"type": "host-local", "dataDir": "{dir}",
+            "subnet": "10.9.1.0/24", "routes": [{{"dst": "0.0.0.0/0"}}]}}}}"#
+    );
+    let prev = host.call("ptp", "ADD", &pod, &ptp).expect("ADD");
+    limited(&host, &netns, &pod, &prev);
+    assert!(host.call("bandwidth", "DEL", &pod, &conf("", &prev)).ok);
+    assert!(host.call("ptp", "DEL", &pod, &ptp).ok);
+    assert_eq!(host.links(), [""; 0]);
+}
+
+/// 8 Mbit/s to the pod at 10.9.1.2, 16 from it, and no more.
+fn limited(host: &Host, netns: &Netns, pod: &Pod, prev: &Json) {
     let members =
         r#", "ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 16000000, "egressBurst": 800000"#;
-    host.call("bandwidth", "ADD", &pod, &conf(members, &prev)).expect("ADD");
+    host.call("bandwidth", "ADD", pod, &conf(members, prev)).expect("ADD");
     for (what, speed, want) in [
-        ("to the pod", throughput(&host.netns, &netns, "10.9.1.2"), 8e6),
-        ("from the pod", throughput(&netns, &host.netns, "10.9.1.1"), 16e6),
+        ("to the pod", throughput(&host.netns, netns, "10.9.1.2"), 8e6),
+        ("from the pod", throughput(netns, &host.netns, "10.9.1.1"), 16e6),
     ] {
         // A busy machine sends less, never more.
         assert!(speed < want * 1.15 && speed > want * 0.3, "{what}: {speed} instead of {want} bit/s");

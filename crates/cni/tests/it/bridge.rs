@@ -1,5 +1,6 @@
 //! `bridge` beside Debian's: the same documents, the same kernel state, the same result.
 
+use crate::dhcp::until;
 use crate::harness::{DEBIAN, Host, Pod, debian, ip_in, pod, run_in, stable, with};
 use kernel::Netns;
 use model::gojson::Json;
@@ -18,6 +19,12 @@ fn conf(host: &Host, version: &str, members: &str, ipam: &str) -> String {
 const V4: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}]], "routes": [{"dst": "10.9.0.0/16"}]"#;
 const DUAL: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}]],
     "routes": [{"dst": "10.9.0.0/16"}, {"dst": "2001:db8::/32"}]"#;
+
+const DUAL_ALONE: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}]]"#;
+
+/// Two of one family, which only IPv6 bridges bear beside each other.
+const THREE: &str = r#""ranges": [[{"subnet": "10.9.1.0/24"}], [{"subnet": "2001:db8:9::/64"}],
+    [{"subnet": "fd00:9::/64"}]], "routes": [{"dst": "10.9.0.0/16"}, {"dst": "2001:db8::/32"}]"#;
 
 const V6: &str = r#""ranges": [[{"subnet": "2001:db8:9::/64"}]], "routes": [{"dst": "2001:db8::/32"}]"#;
 
@@ -90,6 +97,8 @@ fn results_and_state_are_those_of_debians_plugins() {
         ("0.4.0", flannel, V4),
         ("1.0.0", flannel, V4),
         ("1.0.0", flannel, DUAL),
+        ("0.3.1", flannel, THREE),
+        ("1.0.0", flannel, THREE),
         ("1.0.0", r#""isGateway": true"#, DUAL),
         ("1.0.0", flannel, V6),
         ("0.2.0", flannel, V6),
@@ -129,7 +138,8 @@ fn results_and_state_are_those_of_debians_plugins() {
 #[test]
 fn check_finds_what_was_changed() {
     let members = r#""isDefaultGateway": true"#;
-    for (change, want) in [
+    let versions = ["0.4.0", "1.0.0", "1.1.0"].into_iter().cycle();
+    for (version, (change, want)) in versions.zip([
         ("pod addr del 10.9.1.2/24 dev eth0", "Failed to match addr 10.9.1.2/24"),
         ("pod route del default", "Expected Route"),
         ("pod link set eth0 address 0a:00:00:00:00:01", "Mac doesn't match"),
@@ -137,10 +147,10 @@ fn check_finds_what_was_changed() {
         ("host link set cni0 address 0a:00:00:00:00:01", "Mac doesn't match"),
         ("host link set VETH nomaster", "was not found"),
         ("host link del cni0", "CNI created bridge cni0 in host namespace was not found"),
-    ] {
+    ]) {
         let host = Host::new();
         let (netns, pod) = pod("c1");
-        let conf = conf(&host, "1.0.0", members, V4);
+        let conf = conf(&host, version, members, V4);
         let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
         let told = with(&conf, "prevResult", result.clone());
         host.call("bridge", "CHECK", &pod, &told).expect("CHECK");
@@ -149,7 +159,7 @@ fn check_finds_what_was_changed() {
         let place = if change.starts_with("pod") { &netns } else { &host.netns };
         ip_in(place, &args.replace("VETH", &veth));
         let (_, text) = host.call("bridge", "CHECK", &pod, &told).error();
-        assert!(text.contains(want), "{change}: {text}");
+        assert!(text.contains(want), "{version} {change}: {text}");
     }
     let host = Host::new();
     let (_netns, pod) = pod("c1");
@@ -212,31 +222,34 @@ fn a_vlan_has_its_own_gateway() {
     if !filters_vlans("a_vlan_has_its_own_gateway") {
         return;
     }
-    let host = Host::new();
-    let (netns, pod) = pod("c1");
-    let conf = conf(&host, "1.0.0", r#""isDefaultGateway": true, "vlan": 100"#, V4);
-    let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
-    let names: Vec<&str> = result
-        .get("interfaces")
-        .and_then(Json::as_array)
-        .unwrap()
-        .iter()
-        .filter_map(|i| i.get("name").and_then(Json::as_str))
-        .collect();
-    assert_eq!((names.len(), names[0], names[3]), (4, "cni0", "cni0.100"));
-    assert!(host.ip("addr show cni0.100").contains("10.9.1.1/24"));
-    // The pod and the gateway hear each other in the VLAN.
-    ip_in(&netns, "link set lo up");
-    let heard = netns.run(|| {
-        let to = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-        to.connect("10.9.1.1:9").unwrap();
-        to.send(b"x").unwrap();
-        // Refused means: the host's ICMP answer came back.
-        to.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
-        to.recv(&mut [0; 8]).unwrap_err().kind()
-    });
-    assert_eq!(heard.unwrap(), std::io::ErrorKind::ConnectionRefused);
-    assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+    for (version, kept) in [("0.3.1", false), ("1.0.0", false), ("1.0.0", true), ("1.1.0", true)] {
+        let host = Host::new();
+        let (netns, pod) = pod("c1");
+        let members = format!(r#""isDefaultGateway": true, "vlan": 100, "preserveDefaultVlan": {kept}"#);
+        let conf = conf(&host, version, &members, V4);
+        let result = host.call("bridge", "ADD", &pod, &conf).expect("ADD");
+        let names: Vec<&str> = result
+            .get("interfaces")
+            .and_then(Json::as_array)
+            .unwrap()
+            .iter()
+            .filter_map(|i| i.get("name").and_then(Json::as_str))
+            .collect();
+        assert_eq!((names.len(), names[0], names[3]), (4, "cni0", "cni0.100"));
+        assert!(host.ip("addr show cni0.100").contains("10.9.1.1/24"));
+        // The pod and the gateway hear each other in the VLAN.
+        ip_in(&netns, "link set lo up");
+        let heard = netns.run(|| {
+            let to = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            to.connect("10.9.1.1:9").unwrap();
+            to.send(b"x").unwrap();
+            // Refused means: the host's ICMP answer came back.
+            to.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            to.recv(&mut [0; 8]).unwrap_err().kind()
+        });
+        assert_eq!(heard.unwrap(), std::io::ErrorKind::ConnectionRefused, "{version} {kept}");
+        assert!(host.call("bridge", "DEL", &pod, &conf).ok);
+    }
 }
 
 /// Rows of layer 2 with VLANs (cni.md 4.3): what the port gets.
@@ -416,6 +429,48 @@ fn a_bridge_with_another_subnets_address() {
     }
 }
 
+/// In IPv6 only overlapping subnets are in each other's way (cni.md 2.1).
+#[test]
+fn ipv6_addresses_of_a_bridge_stand_beside_each_other() {
+    for (held, force, left) in [
+        ("", false, Some(vec!["2001:db8:9::1/64"])),
+        ("2001:db8:9::1/64", false, Some(vec!["2001:db8:9::1/64"])),
+        ("2001:db8:77::1/64", false, Some(vec!["2001:db8:77::1/64", "2001:db8:9::1/64"])),
+        ("2001:db8:9::7/64", false, None),
+        ("2001:db8:9:8::1/48", false, None),
+        ("2001:db8:9::7/64", true, Some(vec!["2001:db8:9::1/64"])),
+    ] {
+        let host = Host::new();
+        host.ip("link add cni0 type bridge");
+        if !held.is_empty() {
+            host.ip(&format!("addr add {held} dev cni0 nodad"));
+        }
+        let before = host.ip("-o link show cni0");
+        let (_netns, pod) = pod("c1");
+        let conf = conf(&host, "1.0.0", &format!(r#""isGateway": true, "forceAddress": {force}"#), V6);
+        let answer = host.call("bridge", "ADD", &pod, &conf);
+        let text = host.ip("-6 -o addr show cni0 scope global");
+        let mut have: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+        have.sort_unstable();
+        match left {
+            Some(left) => {
+                assert!(answer.ok, "{held}: {}", answer.text);
+                assert_eq!(have, left, "{held} {force}");
+            }
+            None => {
+                let (_, text) = answer.error();
+                let want = "failed to set bridge addr: \"cni0\" already has an IP address different from 2001:db8:9::1/64";
+                assert!(text.starts_with(want), "{held}: {text}");
+                assert_eq!(have, [held]);
+                assert_eq!(host.links(), ["cni0"]);
+            }
+        }
+        // The bridge that was there is used, not another one in its place.
+        let index = |text: &str| text.split(':').next().unwrap().to_owned();
+        assert_eq!(index(&host.ip("-o link show cni0")), index(&before));
+    }
+}
+
 #[test]
 fn the_bridges_mac_and_mtu_stay() {
     let host = Host::new();
@@ -482,6 +537,38 @@ fn status_tells_that_pods_are_cut_off() {
     );
     forward("1");
     assert!(ask().ok);
+}
+
+/// Packets that are not the host's own wait for no address of the bridge: the kernel asks for no neighbour while the
+/// link-local one is tentative.
+#[test]
+fn what_comes_from_outside_reaches_the_first_pod_at_once() {
+    let host = Host::new();
+    let outside = Netns::create().unwrap();
+    host.ip(&format!("link add wire type veth peer name eth0 netns {}", outside.path().display()));
+    for (netns, device, last) in [(&host.netns, "wire", 1), (&outside, "eth0", 2)] {
+        ip_in(netns, &format!("addr add 2001:db8:2::{last}/64 dev {device} nodad"));
+        ip_in(netns, &format!("link set {device} up"));
+    }
+    ip_in(&outside, "-6 route add default via 2001:db8:2::1");
+    // Ends of the wire have such an address, too.
+    for netns in [&host.netns, &outside] {
+        until("the wire's ends to be sure of their addresses", || {
+            !ip_in(netns, "-6 -br addr show scope link").is_empty()
+                && ip_in(netns, "-6 -br addr show tentative").is_empty()
+        });
+    }
+    let (_netns, pod) = pod("c1");
+    host.call("bridge", "ADD", &pod, &conf(&host, "1.0.0", r#""isDefaultGateway": true"#, DUAL_ALONE))
+        .expect("ADD");
+    // It has the address a moment after its first port is up, and looks for nobody else who has it: the kernel's worker
+    // takes the mark "tentative" away as soon as it runs.
+    assert_eq!(kernel::sysctl::read_in(&host.netns, "net/ipv6/conf/cni0/accept_dad").unwrap(), "0");
+    until("the bridge to have an address and to be sure of it", || {
+        let addresses = ip_in(&host.netns, "-6 -o addr show dev cni0 scope link");
+        !addresses.is_empty() && !addresses.contains("tentative")
+    });
+    assert!(ping(&outside, "2001:db8:9::2"), "{}", ip_in(&host.netns, "-6 neigh"));
 }
 
 fn ping(netns: &Netns, words: &str) -> bool {
@@ -564,4 +651,158 @@ fn the_check_of_addresses_is_compared() {
     assert!(text.contains("missing rules of ipspoofchk for eth0"), "{text}");
     assert!(host.call("bridge", "DEL", &pod, &told).ok);
     assert!(!host.rules().contains("pod-c1"), "{}", host.rules());
+}
+
+/// What strace sees of some system calls of a call.
+fn traced(host: &Host, verb: &str, pod: &Pod, conf: &str, calls: &str) -> String {
+    let plain = host.prepare(&[&host.bin().display().to_string()], "bridge", verb, pod);
+    let log = host.path("strace");
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-e", &format!("trace={calls}"), "-o", &log]).arg(plain.get_program());
+    command.env_clear().envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let output = host.run(&mut command, conf);
+    assert!(output.status.success(), "{output:?}");
+    std::fs::read_to_string(&log).unwrap()
+}
+
+/// Bytes the kernel sent to a call: what was listed.
+fn received(host: &Host, verb: &str, pod: &Pod, conf: &str) -> usize {
+    let text = traced(host, verb, pod, conf, "recvfrom");
+    let length = |line: &str| line.rsplit_once("= ")?.1.parse::<usize>().ok();
+    text.lines().filter_map(length).sum()
+}
+
+fn strace(test: &str) -> bool {
+    let there = std::path::Path::new("/usr/bin/strace").exists();
+    if !there {
+        println!("SKIP {test}: strace is not installed");
+    }
+    there
+}
+
+/// Decisions 0183 and 0187: the rules of all other pods are listed neither by who can have none nor by who knows where
+/// its own are.
+#[test]
+fn masquerading_reads_no_other_pods_rules() {
+    if !strace("masquerading_reads_no_other_pods_rules") {
+        return;
+    }
+    let host = Host::new();
+    let masquerades = conf(&host, "1.0.0", r#""isGateway": true, "ipMasq": true"#, V4);
+    let pods: Vec<(Netns, Pod)> = (0..3).map(|n| pod(&format!("c{n}"))).collect();
+    host.call("bridge", "ADD", &pods[0].1, &masquerades).expect("ADD");
+    let few = ["ADD", "DEL"].map(|verb| received(&host, verb, &pods[1].1, &masquerades));
+    let mut many = String::new();
+    for n in 0..500 {
+        many.push_str(&format!(
+            "add rule inet cni_plugins_masquerade masq_checks ip saddr 10.8.{}.{} masquerade comment \"0000-{n}, net: x\"\n",
+            n / 250,
+            n % 250 + 1
+        ));
+    }
+    let output = host.run(std::process::Command::new("nft").args(["-f", "-"]), &many);
+    assert!(output.status.success(), "{output:?}");
+    // Each of the five hundred has more than a hundred bytes in a listing.
+    let add = received(&host, "ADD", &pods[2].1, &masquerades);
+    assert!(add < few[0] + 10_000, "{} bytes beside one pod's rules, {add} beside 500 more", few[0]);
+    let rules = host.rules();
+    for n in [2, 4] {
+        assert_eq!(rules.matches(&format!("ip saddr 10.9.1.{n} ")).count(), 1, "{rules}");
+    }
+    assert_eq!(rules.matches("goto masq_checks").count(), 1, "{rules}");
+    let del = received(&host, "DEL", &pods[2].1, &masquerades);
+    assert!(del < few[1] + 10_000, "{} bytes beside one pod's rules, {del} beside 500 more", few[1]);
+    let rules = host.rules();
+    assert!(rules.contains("ip saddr 10.9.1.2 ") && !rules.contains("ip saddr 10.9.1.4 "), "{rules}");
+    assert_eq!(rules.matches("ip saddr 10.8.").count(), 500);
+    // Who has no rules asks for none.
+    let plain = conf(&host, "1.0.0", r#""isGateway": true"#, V4);
+    host.call("bridge", "ADD", &pods[2].1, &plain).expect("ADD");
+    let sockets = traced(&host, "DEL", &pods[2].1, &plain, "socket");
+    assert!(sockets.contains("NETLINK_ROUTE") && !sockets.contains("NETLINK_NETFILTER"), "{sockets}");
+}
+
+/// Numbers of rules hold until the rules are loaded again: then others have them. Records of earlier versions have none.
+#[test]
+fn rules_are_found_though_their_numbers_changed() {
+    for change in ["reloaded", "turned round", "an old record", "gone"] {
+        let host = Host::new();
+        let conf = conf(&host, "1.0.0", r#""isGateway": true, "ipMasq": true"#, DUAL);
+        let pods: Vec<(Netns, Pod)> = (0..3).map(|n| pod(&format!("c{n}"))).collect();
+        for (_, pod) in &pods {
+            host.call("bridge", "ADD", pod, &conf).expect("ADD");
+        }
+        let nft = |text: &str| {
+            let output = host.run(std::process::Command::new("nft").args(["-f", "-"]), text);
+            assert!(output.status.success(), "{output:?}");
+        };
+        let rules = host.rules();
+        let of_pods = |line: &&str| line.contains(" masquerade comment ");
+        match change {
+            "reloaded" => nft(&format!("flush ruleset\n{rules}")),
+            "turned round" => {
+                let turned: Vec<&str> = rules.lines().filter(of_pods).rev().collect();
+                let mut turned = turned.into_iter();
+                let line = |l: &str| format!("{l}\n");
+                let text: String = rules
+                    .lines()
+                    .map(|l| if of_pods(&l) { line(turned.next().unwrap()) } else { line(l) })
+                    .collect();
+                nft(&format!("flush ruleset\n{text}"));
+            }
+            "an old record" => {
+                for file in host.files("state/attachments") {
+                    let file = host.dir.join("state/attachments").join(file);
+                    let mut record: Json = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+                    assert_eq!(record.get("masquerade").and_then(Json::as_array).map(<[_]>::len), Some(2));
+                    record.remove("masquerade");
+                    std::fs::write(&file, record.to_compact()).unwrap();
+                }
+            }
+            _ => nft("flush ruleset"),
+        }
+        for (n, (_, pod)) in pods.iter().enumerate() {
+            assert!(host.call("bridge", "DEL", pod, &conf).ok);
+            let rules = host.rules();
+            let left = rules.lines().filter(of_pods).count();
+            assert_eq!(left, if change == "gone" { 0 } else { 2 * (2 - n) }, "{change}: {rules}");
+            assert!(!rules.contains(&format!("id: c{n}\"")), "{change}: {rules}");
+        }
+    }
+}
+
+/// Decision 0183: an attachment whose namespace ended without DEL has its rules replaced when it comes again; rules
+/// nobody has a record of stay beside the new ones until GC.
+#[test]
+fn an_add_that_comes_again_masquerades_once() {
+    for (record, rules_beside) in [(true, 0), (false, 1)] {
+        let host = Host::new();
+        let conf = conf(&host, "1.1.0", r#""isGateway": true, "ipMasq": true"#, V4);
+        let (netns, first) = pod("c1");
+        host.call("bridge", "ADD", &first, &conf).expect("ADD");
+        drop(netns);
+        // The pair goes with the namespace, a moment later.
+        let begun = std::time::Instant::now();
+        while host.links().iter().any(|name| name.starts_with("veth")) {
+            assert!(begun.elapsed().as_secs() < 60, "{:?}", host.links());
+            std::thread::yield_now();
+        }
+        if !record {
+            std::fs::remove_dir_all(host.path("state/attachments")).unwrap();
+        }
+        // The manager would refuse the same container twice.
+        assert!(host.call("host-local", "DEL", &first, &conf).ok);
+        let (_netns, again) = pod("c1");
+        host.call("bridge", "ADD", &again, &conf).expect("ADD");
+        let rules = host.rules();
+        assert_eq!(rules.matches("ip saddr 10.9.1.2 ").count(), rules_beside, "{record}: {rules}");
+        assert_eq!(rules.matches("ip saddr 10.9.1.3 ").count(), 1, "{record}: {rules}");
+        assert!(host.call("bridge", "DEL", &again, &conf).ok);
+        let rules = host.rules();
+        assert_eq!(rules.matches("ip saddr 10.9.1.").count(), rules_beside, "{record}: {rules}");
+        let gc = with(&conf, "cni.dev/valid-attachments", Json::array(Vec::<Json>::new()));
+        host.call("bridge", "GC", &again, &gc).expect("GC");
+        let rules = host.rules();
+        assert!(!rules.contains("10.9.1."), "{record}: {rules}");
+    }
 }

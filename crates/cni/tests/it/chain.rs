@@ -53,42 +53,47 @@ pub fn each(host: &Host, chain: &[(&str, String)], pod: &Pod, verb: &str, result
 #[test]
 fn the_tutorials_chain_lives_and_dies() {
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        let host = Host::new();
-        let (netns, pod) = pod("c1");
-        let chain = conflist(&host, version);
-        let result = add(&host, &chain, &pod);
-        assert_eq!(result.get("cniVersion").and_then(Json::as_str), Some(version));
-        let routes = ip_in(&netns, "route show");
-        assert!(routes.contains("default via 10.244.1.1 dev eth0"), "{routes}");
-        assert!(routes.contains("10.244.0.0/16 via 10.244.1.1 dev eth0"), "{routes}");
-        let links = ip_in(&netns, "-d link show eth0");
-        assert!(links.contains("mtu 1450"), "{links}");
-        let ports = host.ip("-d link show type veth");
-        assert!(ports.contains("hairpin on") && ports.contains("master cni0"), "{ports}");
-        assert!(host.rules().contains("dnat to 10.244.1.2:80"), "{}", host.rules());
-        if version >= "0.4.0" {
-            each(&host, &chain, &pod, "CHECK", Some(&result));
-        }
-        if version >= "1.1.0" {
-            each(&host, &chain, &pod, "STATUS", None);
-            // The valid attachment survives a GC.
-            let keep = Json::array([Json::object([("containerID", "c1".into()), ("ifname", "eth0".into())])]);
-            for (plugin, conf) in &chain {
-                let answer =
-                    host.call(plugin, "GC", &pod, &with(conf, "cni.dev/valid-attachments", keep.clone()));
-                assert!(answer.ok, "{}", answer.text);
-            }
-            each(&host, &chain, &pod, "CHECK", Some(&result));
-        }
-        let told = (version >= "0.4.0").then_some(&result);
-        each(&host, &chain, &pod, "DEL", told);
-        each(&host, &chain, &pod, "DEL", told);
-        assert_eq!(host.links(), ["cni0"]);
-        assert!(!host.rules().contains("10.244.1.2"), "{}", host.rules());
-        assert_eq!(host.files("networks"), ["cbr0/last_reserved_ip.0", "cbr0/lock"]);
-        assert_eq!(host.files("flannel"), [""; 0]);
-        assert_eq!(host.files("state/attachments"), [""; 0]);
+        the_tutorials_chain_in(version);
     }
+}
+
+/// From ADD to the second DEL.
+pub fn the_tutorials_chain_in(version: &str) {
+    let host = Host::new();
+    let (netns, pod) = pod("c1");
+    let chain = conflist(&host, version);
+    let result = add(&host, &chain, &pod);
+    assert_eq!(result.get("cniVersion").and_then(Json::as_str), Some(version));
+    let routes = ip_in(&netns, "route show");
+    assert!(routes.contains("default via 10.244.1.1 dev eth0"), "{routes}");
+    assert!(routes.contains("10.244.0.0/16 via 10.244.1.1 dev eth0"), "{routes}");
+    let links = ip_in(&netns, "-d link show eth0");
+    assert!(links.contains("mtu 1450"), "{links}");
+    let ports = host.ip("-d link show type veth");
+    assert!(ports.contains("hairpin on") && ports.contains("master cni0"), "{ports}");
+    assert!(host.rules().contains("dnat to 10.244.1.2:80"), "{}", host.rules());
+    if version >= "0.4.0" {
+        each(&host, &chain, &pod, "CHECK", Some(&result));
+    }
+    if version >= "1.1.0" {
+        each(&host, &chain, &pod, "STATUS", None);
+        // The valid attachment survives a GC.
+        let keep = Json::array([Json::object([("containerID", "c1".into()), ("ifname", "eth0".into())])]);
+        for (plugin, conf) in &chain {
+            let answer =
+                host.call(plugin, "GC", &pod, &with(conf, "cni.dev/valid-attachments", keep.clone()));
+            assert!(answer.ok, "{}", answer.text);
+        }
+        each(&host, &chain, &pod, "CHECK", Some(&result));
+    }
+    let told = (version >= "0.4.0").then_some(&result);
+    each(&host, &chain, &pod, "DEL", told);
+    each(&host, &chain, &pod, "DEL", told);
+    assert_eq!(host.links(), ["cni0"]);
+    assert!(!host.rules().contains("10.244.1.2"), "{}", host.rules());
+    assert_eq!(host.files("networks"), ["cbr0/last_reserved_ip.0", "cbr0/lock"]);
+    assert_eq!(host.files("flannel"), [""; 0]);
+    assert_eq!(host.files("state/attachments"), [""; 0]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ struct Site {
     daemon: Option<Running>,
 }
 
-fn until(what: &str, done: impl FnMut() -> bool) {
+pub fn until(what: &str, done: impl FnMut() -> bool) {
     until_or(what, done, String::new);
 }
 

@@ -111,16 +111,18 @@ fn a_chain_lives_and_dies_by_hand() {
 #[test]
 fn results_are_the_same_with_debians_plugins() {
     let Some(loden) = loden("results_are_the_same_with_debians_plugins") else { return };
-    twins("results_are_the_same_with_debians_plugins", "", |host, dirs| {
-        put(host, "10-net.conflist", &list(host, "1.0.0"));
-        let (_netns, pod) = pod("c1");
-        let output = drive(host, &loden, dirs[0], &format!("add net {} -o json", pod.path), &[]);
-        assert!(output.status.success(), "{}", text(&output));
-        let result: Json = String::from_utf8_lossy(&output.stdout).parse().unwrap();
-        let output = drive(host, &loden, dirs[0], &format!("del net {}", pod.path), &[]);
-        assert!(output.status.success(), "{}", text(&output));
-        crate::harness::stable(&result)
-    });
+    for first in ["bridge", "ptp"] {
+        twins("results_are_the_same_with_debians_plugins", first, |host, dirs| {
+            put(host, "10-net.conflist", &list(host, "1.0.0").replace("\"bridge\"", &format!("{first:?}")));
+            let (_netns, pod) = pod("c1");
+            let output = drive(host, &loden, dirs[0], &format!("add net {} -o json", pod.path), &[]);
+            assert!(output.status.success(), "{}", text(&output));
+            let result: Json = String::from_utf8_lossy(&output.stdout).parse().unwrap();
+            let output = drive(host, &loden, dirs[0], &format!("del net {}", pod.path), &[]);
+            assert!(output.status.success(), "{}", text(&output));
+            crate::harness::stable(&result)
+        });
+    }
 }
 
 #[test]

@@ -106,7 +106,9 @@ fn ranges_run_out_and_come_back() {
     let conf = conf(&host, "1.1.0", r#""subnet": "10.1.2.0/29""#);
     for n in 2..=6 {
         assert!(host.call("host-local", "STATUS", &pod, &conf).ok);
-        let result = host.call("host-local", "ADD", &named(&pod, &format!("c{n}")), &conf).expect("ADD");
+        let answer = host.call("host-local", "ADD", &named(&pod, &format!("c{n}")), &conf);
+        assert_eq!(answer.stderr, "", "a store that is new is no news");
+        let result = answer.expect("ADD");
         assert_eq!(address(&result), format!("10.1.2.{n}/29"));
     }
     let (_, text) = host.call("host-local", "ADD", &named(&pod, "c7"), &conf).error();
@@ -262,4 +264,47 @@ fn four_thousand_allocations_cost_no_more_calls_than_none() {
     // STATUS is asked every few seconds.
     let status = with(&conf, "cniVersion", "1.1.0");
     assert!(host.call("host-local", "STATUS", &pod, &status).ok);
+}
+
+/// Waiters on the lock of a file, by what the kernel tells.
+fn waiting(file: &std::fs::File) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = format!(":{} ", file.metadata().unwrap().ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+/// The store has one writer at a time, whatever program has its lock; nobody waits for ever.
+#[test]
+fn a_second_locker_waits_its_turn() {
+    let host = Host::new();
+    let (_netns, pod) = pod("c1");
+    let conf = conf(&host, "1.0.0", r#""subnet": "10.1.2.0/24""#);
+    std::fs::create_dir_all(host.path("networks/net")).unwrap();
+    let lock = std::fs::File::create(host.path("networks/net/lock")).unwrap();
+    for released in [true, false] {
+        lock.lock().unwrap();
+        let answer = std::thread::scope(|scope| {
+            let call = scope.spawn(|| host.call("host-local", "ADD", &pod, &conf));
+            while !waiting(&lock) {
+                assert!(!call.is_finished(), "it does not wait");
+                std::thread::yield_now();
+            }
+            assert!(host.files("networks").iter().all(|file| !file.contains("10.1.2.")));
+            if released {
+                lock.unlock().unwrap();
+            }
+            call.join().unwrap()
+        });
+        if released {
+            assert_eq!(address(&answer.expect("ADD")), "10.1.2.2/24");
+            assert!(host.call("host-local", "DEL", &pod, &conf).ok);
+        } else {
+            let (code, text) = answer.error();
+            assert_eq!(code, 11);
+            assert!(text.contains("/lock: held by another process for more than 10 s"), "{text}");
+            lock.unlock().unwrap();
+            assert!(host.files("networks").iter().all(|file| !file.contains("10.1.2.")));
+        }
+    }
 }

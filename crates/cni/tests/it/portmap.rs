@@ -324,6 +324,45 @@ fn taken_ports_and_gc_by_iptables() {
     }
 }
 
+/// Chains made and deleted by many calls at once (cni.md 4.3); each has its own, and the shared ones are there once.
+#[test]
+fn ports_come_and_go_at_once_by_iptables() {
+    const PODS: usize = 12;
+    let host = Host::new();
+    let by_iptables = r#", "backend": "iptables""#;
+    let pods: Vec<(Netns, Pod, Json)> = (0..PODS)
+        .map(|n| {
+            let (netns, pod) = pod(&format!("c{n}"));
+            let result = attach(&host, &pod);
+            (netns, pod, result)
+        })
+        .collect();
+    let all = |verb: &str| {
+        std::thread::scope(|scope| {
+            for (n, (_, pod, result)) in pods.iter().enumerate() {
+                let (host, port) = (&host, TCP.replace("8080", &format!("{}", 8000 + n)));
+                scope.spawn(move || {
+                    let conf = with(&conf(by_iptables, &port), "prevResult", result.clone());
+                    let answer = host.call("portmap", verb, pod, &conf);
+                    assert!(answer.ok, "{verb} {} {}", pod.id, answer.text);
+                });
+            }
+        });
+    };
+    all("ADD");
+    let rules = iptables(&host);
+    assert_eq!(rules.matches("-j DNAT").count(), 2 * PODS, "{rules}");
+    for once in ["-A PREROUTING", "-A OUTPUT", "-A POSTROUTING"] {
+        assert_eq!(rules.matches(once).count(), 2, "{once}, once in each family: {rules}");
+    }
+    all("CHECK");
+    for _ in 0..2 {
+        all("DEL");
+        let rules = iptables(&host);
+        assert!(!rules.contains("DNAT --to") && !rules.contains("CNI-DN-"), "{rules}");
+    }
+}
+
 #[test]
 fn conditions_of_nft_limit_a_port() {
     let host = Host::new();

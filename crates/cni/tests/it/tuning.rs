@@ -297,9 +297,20 @@ fn del_needs_nothing_and_gc_forgets() {
     assert_eq!(host.files("tuning"), ["c1_eth0.json", "c2_eth0.json"]);
     assert!(host.call("tuning", "GC", &pod, &conf).ok, "without a list nothing is known to be gone");
     assert_eq!(host.files("tuning").len(), 2);
+    // Records of a process that was killed before it wrote them, of this plugin and of another.
+    let records = host.files("state/attachments");
+    let (network, _) = records[0].split_once('/').unwrap();
+    let place = |name: &str| format!("{}/{network}/{name}", host.path("state/attachments"));
+    for name in ["0123456789abcdef.tuning", "0123456789abcdef.portmap"] {
+        std::fs::write(place(name), "").unwrap();
+    }
     let keep = Json::array([Json::object([("containerID", "c2".into()), ("ifname", "eth0".into())])]);
     assert!(host.call("tuning", "GC", &pod, &with(&conf, "cni.dev/valid-attachments", keep)).ok);
     assert_eq!(host.files("tuning"), ["c2_eth0.json"]);
+    let left = host.files("state/attachments");
+    let foreign = left.iter().filter(|file| file.ends_with("0123456789abcdef.portmap")).count();
+    assert_eq!((left.len(), foreign), (records.len(), 1), "one stale record went, one unreadable: {left:?}");
+    std::fs::remove_file(place("0123456789abcdef.portmap")).unwrap();
     // The namespace is gone, or never was: the file goes all the same (B-34).
     for path in ["", "/run/netns/no-such"] {
         let gone = Pod { path: path.to_owned(), ..kept.clone() };

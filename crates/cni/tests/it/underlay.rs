@@ -2,9 +2,9 @@
 //! `veth-to-host` has to work.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
@@ -27,7 +27,8 @@ pub struct Underlay {
     pub overlay: Netns,
     /// The plugin that puts pods into the underlay.
     pub kind: &'static str,
-    stop: Arc<AtomicBool>,
+    /// Listening sockets; shutting one down ends its server.
+    servers: Mutex<Vec<TcpStream>>,
     _switch: Netns,
     _router: Netns,
 }
@@ -88,9 +89,9 @@ impl Underlay {
                 kernel::sysctl::write_in(netns, key, "1").unwrap();
             }
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let kind = "macvlan";
-        let lab = Underlay { kind, node, remote, internet, overlay, stop, _switch: switch, _router: router };
+        let (kind, servers) = ("macvlan", Mutex::default());
+        let lab =
+            Underlay { kind, node, remote, internet, overlay, servers, _switch: switch, _router: router };
         for netns in [&lab.node.netns, &lab.remote.netns, &lab.internet, &lab.overlay] {
             lab.serve(netns);
         }
@@ -100,16 +101,12 @@ impl Underlay {
     /// Tells everyone who connects what address they have.
     pub fn serve(&self, netns: &Netns) {
         let listener = netns.run(|| TcpListener::bind(("::", PORT)).unwrap()).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let stop = self.stop.clone();
+        let handle = TcpStream::from(OwnedFd::from(listener.try_clone().unwrap()));
+        self.servers.lock().unwrap().push(handle);
         std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((mut stream, peer)) => {
-                        let _ = write!(stream, "{}", peer.ip().to_canonical());
-                    }
-                    Err(_) => std::thread::sleep(Duration::from_millis(2)),
-                }
+            // Ends when the lab does.
+            while let Ok((mut stream, peer)) = listener.accept() {
+                let _ = write!(stream, "{}", peer.ip().to_canonical());
             }
         });
     }
@@ -161,7 +158,9 @@ impl Underlay {
 
 impl Drop for Underlay {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        for listener in self.servers.get_mut().unwrap() {
+            let _ = listener.shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub fn picture(netns: &Netns) -> String {
         }
     }
     let route = ["dst", "gateway", "dev", "protocol", "scope", "prefsrc", "metric", "table", "type"];
-    for family in ["-4", "-6"] {
+    for family in if kernel::sysctl::has_ipv6() { &["-4", "-6"][..] } else { &["-4"] } {
         let all: Json = ip_in(netns, &format!("{family} -j route show table all")).parse().unwrap();
         // Those that come with addresses by themselves say nothing.
         let told = all.as_array().unwrap().iter().filter(|r| {

@@ -86,6 +86,9 @@ fn create_bridge(rtnl: &mut Rtnl, conf: &BridgeConf) -> Result<LinkInfo, Error> 
         _ => {}
     }
     let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
+    // While its link-local address is looked for elsewhere (RFC 4862 5.4), 1 to 2 s, the kernel asks for no neighbour on behalf
+    // of packets that are not its own: what comes for the first pod from outside waited, or was told that there is no way.
+    let _ = sysctl::write(&format!("net/ipv6/conf/{name}/accept_dad"), "0");
     let made = rtnl.link_by_name(name).map_err(failed)?;
     let made = made.ok_or_else(|| Error::internal(format!("failed to create bridge {name}: it vanished")))?;
     // An MTU set on the living device is fixed; one given at creation would follow the ports.
@@ -137,15 +140,17 @@ pub fn set_port(rtnl: &mut Rtnl, conf: &BridgeConf, port: u32) -> Result<(), Err
         ..PortFlags::default()
     };
     // What it would do with an address of its own costs as much as the pod's end, and no frame reaches it.
-    let mut messages: Vec<Message> = vec![link::no_own_address(port)];
-    if flags != PortFlags::default() {
-        messages.push(link::set_port(port, &flags));
+    let at_once = rtnl.run(&[link::port_up(port, &flags)]).into_iter().all(|done| done.is_ok());
+    if !at_once {
+        // A kernel without IPv6; or what it says to each of the parts is told.
+        let mut messages: Vec<Message> = Vec::new();
+        if flags != PortFlags::default() {
+            messages.push(link::set_port(port, &flags));
+        }
+        messages.extend(change(port, &LinkChange { up: Some(true), ..LinkChange::default() }));
+        let set = rtnl.run(&messages).into_iter().collect::<Result<(), _>>();
+        set.map_err(|e| internal(e).during(format!("set bridge port {port} up")))?;
     }
-    messages.extend(change(port, &LinkChange { up: Some(true), ..LinkChange::default() }));
-    let results = rtnl.run(&messages);
-    // A kernel without IPv6 has nothing to be told first.
-    let set = results.into_iter().skip(1).collect::<Result<(), _>>();
-    set.map_err(|e| internal(e).during(format!("set bridge port {port} up")))?;
     if conf.filters_vlans() { set_vlans(rtnl, conf, port) } else { Ok(()) }
 }
 

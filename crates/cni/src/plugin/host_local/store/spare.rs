@@ -46,6 +46,12 @@ impl Spare {
         if fs::rename(path, &self.0).is_err() {
             return fs::remove_file(path);
         }
+        // A file that has both names keeps both: it was given away by a process that was killed before it took the
+        // name here from it.
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
         // Emptied here and not when it is used: the disk may lose power in between, and a reservation must
         // not name its last owner then.
         let emptied = File::options().write(true).open(&self.0).and_then(|file| file.set_len(0));
@@ -80,6 +86,13 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"b");
         fs::write(&spare.0, "old").unwrap();
         assert!(spare.give(&dir.join("10.0.0.2"), b"c").is_none() && !spare.0.exists());
+        // The address such a process reserved is released like any other.
+        let both = dir.join("10.0.0.3");
+        fs::write(&both, "owner").unwrap();
+        fs::hard_link(&both, &spare.0).unwrap();
+        spare.keep(&both).unwrap();
+        assert!(!both.exists());
+        assert_eq!(fs::metadata(&spare.0).unwrap().len(), 0);
         // A name that is taken stays as it is.
         fs::write(&spare.0, "").unwrap();
         let taken = spare.give(&path, b"d").unwrap().unwrap_err();
