@@ -3,7 +3,6 @@
 
 #include "kernel.h"
 
-static long (*read_kernel)(void *to, __u32 bytes, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
 static long (*get_stack)(void *ctx, void *to, __u32 bytes, __u64 flags) = (void *)BPF_FUNC_get_stack;
 static __u64 (*now)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static void *(*reserve)(void *ring, __u64 bytes, __u64 flags) = (void *)BPF_FUNC_ringbuf_reserve;

@@ -21,42 +21,25 @@ static long (*adjust_room)(struct __sk_buff *skb, __s32 bytes, __u32 mode, __u64
 static long (*redirect)(__u32 index, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*redirect_peer)(__u32 index, __u64 flags) = (void *)BPF_FUNC_redirect_peer;
 static long (*change_type)(struct __sk_buff *skb, __u32 type) = (void *)BPF_FUNC_skb_change_type;
+static long (*read_kernel)(void *to, __u32 bytes, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
+static __s64 (*csum_update)(struct __sk_buff *skb, __wsum more) = (void *)BPF_FUNC_csum_update;
 static long (*csum_level)(struct __sk_buff *skb, __u64 what) = (void *)BPF_FUNC_csum_level;
 static long (*check_mtu)(struct __sk_buff *skb, __u32 index, __u32 *bytes, __s32 more, __u64 flags) = (void *)BPF_FUNC_check_mtu;
+static long (*xdp_adjust_head)(struct xdp_md *xdp, int bytes) = (void *)BPF_FUNC_xdp_adjust_head;
+static long (*xdp_adjust_meta)(struct xdp_md *xdp, int bytes) = (void *)BPF_FUNC_xdp_adjust_meta;
+static __u64 (*xdp_length)(struct xdp_md *xdp) = (void *)BPF_FUNC_xdp_get_buff_len;
+static long (*xdp_check_mtu)(struct xdp_md *xdp, __u32 index, __u32 *bytes, __s32 more, __u64 flags) = (void *)BPF_FUNC_check_mtu;
+static __s64 (*csum_diff)(const void *from, __u32 less, const void *to, __u32 more, __wsum start) = (void *)BPF_FUNC_csum_diff;
 
 /* The packet's bytes. Read anew at each use: the compiler would keep a copy in half a register, which is no pointer
  * to the verifier. */
 #define data_of(skb) ((void *)(unsigned long)*(volatile __u32 *)&(skb)->data)
 #define end_of(skb) ((void *)(unsigned long)*(volatile __u32 *)&(skb)->data_end)
+#define meta_of(skb) ((void *)(unsigned long)*(volatile __u32 *)&(skb)->data_meta)
 
 /* Kernel functions have no numbers of their own: the loader looks for calls of these and writes the BTF ids of
- * bpf_skb_ct_lookup and bpf_ct_release there (net/netfilter/nf_conntrack_bpf.c). */
-#define KFUNC_CT_LOOKUP 0x4c6f0001
-#define KFUNC_CT_RELEASE 0x4c6f0002
-
-struct ct_opts {
-	__s32 netns;        /* -1: that of the packet */
-	__s32 error;
-	__u8 proto;
-	__u8 dir;
-	__u8 zero[2];
-};
-
-struct ip_ct_tcp {
-	__u8 state;
-} __attribute__((preserve_access_index));
-
-union nf_conntrack_proto {
-	struct ip_ct_tcp tcp;
-} __attribute__((preserve_access_index));
-
-struct nf_conn {
-	unsigned long status;
-	union nf_conntrack_proto proto;
-} __attribute__((preserve_access_index));
-
-static struct nf_conn *(*ct_lookup)(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
-				    struct ct_opts *opts, __u32 opts_size) = (void *)KFUNC_CT_LOOKUP;
-static void (*ct_release)(struct nf_conn *ct) = (void *)KFUNC_CT_RELEASE;
+ * bpf_cast_to_kern_ctx and bpf_rdonly_cast (kernel/bpf/helpers.c) there. */
+#define KFUNC_KERNEL_SKB 0x4c6f0001
+#define KFUNC_KERNEL_OBJECT 0x4c6f0002
 
 #endif

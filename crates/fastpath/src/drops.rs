@@ -13,6 +13,8 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::btf::Types;
+
 /// What the build script compiled; empty where there was no clang.
 const BUILT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/drops.o"));
 
@@ -228,49 +230,10 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The kernel's names of reasons, without `SKB_DROP_REASON_`; empty where it has none.
 pub fn reasons() -> BTreeMap<u32, String> {
-    let names = std::fs::read(BTF).ok().and_then(|bytes| enumeration(&bytes, "skb_drop_reason"));
+    let names =
+        std::fs::read(BTF).ok().and_then(|bytes| Types::read(&bytes, None)?.enumeration("skb_drop_reason"));
     let short = |name: String| name.strip_prefix("SKB_DROP_REASON_").map(str::to_owned).unwrap_or(name);
     names.unwrap_or_default().into_iter().map(|(number, name)| (number, short(name))).collect()
-}
-
-/// The members of an enumeration in BTF of this machine's byte order (Documentation/bpf/btf.rst). Pure.
-fn enumeration(btf: &[u8], name: &str) -> Option<Vec<(u32, String)>> {
-    /// `BTF_KIND_ENUM`
-    const ENUM: u32 = 6;
-    let word = |at: usize| Some(u32::from_ne_bytes(btf.get(at..at + 4)?.try_into().ok()?));
-    let long = |at: usize| word(at).map(|word| word as usize);
-    if btf.get(..2)? != 0xeb9fu16.to_ne_bytes() {
-        return None;
-    }
-    let header = long(4)?;
-    let types = header + long(8)?;
-    let end = types + long(12)?;
-    let strings = header + long(16)?;
-    let text = |at: u32| {
-        let bytes = btf.get(strings + at as usize..)?;
-        Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next()?).into_owned())
-    };
-    let mut at = types;
-    while at < end {
-        let info = word(at + 4)?;
-        let (kind, members) = (info >> 24 & 31, (info & 0xffff) as usize);
-        let more = match kind {
-            1 | 14 | 17 => 4,
-            3 => 12,
-            4 | 5 | 15 | 19 => 12 * members,
-            6 | 13 => 8 * members,
-            _ => 0,
-        };
-        if kind == ENUM && text(word(at)?)? == name {
-            let member = |n: usize| {
-                let place = at + 12 + 8 * n;
-                Some((word(place + 4)?, text(word(place)?)?))
-            };
-            return (0..members).map(member).collect();
-        }
-        at += 12 + more;
-    }
-    None
 }
 
 #[cfg(test)]
@@ -305,27 +268,5 @@ mod tests {
         };
         assert_eq!(Dropped::read(&bytes), Some(want));
         assert_eq!(Dropped::read(&bytes[1..]), None);
-    }
-
-    #[test]
-    fn enumerations_are_found_behind_other_types() {
-        let strings = b"\0int\0why\0NO\0YES\0";
-        let mut types = Vec::new();
-        let mut put = |words: &[u32]| words.iter().for_each(|word| types.extend(word.to_ne_bytes()));
-        put(&[1, 1 << 24, 4, 32]);
-        put(&[5, 6 << 24 | 2, 4, 9, 1, 12, 9]);
-        let mut btf = 0xeb9fu16.to_ne_bytes().to_vec();
-        btf.extend([1, 0]);
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
-            btf.extend(word.to_ne_bytes());
-        }
-        btf.extend(&types);
-        btf.extend(strings);
-        let members = vec![(1, "NO".to_owned()), (9, "YES".to_owned())];
-        assert_eq!(enumeration(&btf, "why"), Some(members));
-        assert_eq!(enumeration(&btf, "what"), None);
-        for end in 0..btf.len() {
-            let _ = enumeration(&btf[..end], "why");
-        }
     }
 }

@@ -17,8 +17,10 @@ pub enum Error {
     NoTcx,
     /// The kernel's types cannot be read.
     NoBtf(String),
-    /// The kernel does not offer connection tracking to programs.
-    NoConntrack(&'static str),
+    /// The kernel does not offer a function to programs.
+    NoFunction(&'static str),
+    /// The kernel does not say what an entry of conntrack looks like.
+    NoConntrack,
     /// The object is not what this agent expects.
     Object(String),
     /// The verifier or the kernel refuses a program.
@@ -42,9 +44,12 @@ impl fmt::Display for Error {
             Error::NoBtf(why) => {
                 write!(f, "read /sys/kernel/btf/vmlinux: {why}; the kernel needs CONFIG_DEBUG_INFO_BTF")
             }
-            Error::NoConntrack(function) => write!(
+            Error::NoFunction(function) => {
+                write!(f, "the kernel has no {function}, which came with Linux 6.2")
+            }
+            Error::NoConntrack => write!(
                 f,
-                "the kernel has no {function}: connection tracking has to be built in (CONFIG_NF_CONNTRACK=y), not a module"
+                "neither /sys/kernel/btf/vmlinux nor /sys/kernel/btf/nf_conntrack tells what connection tracking keeps: modprobe nf_conntrack, in a kernel with CONFIG_DEBUG_INFO_BTF_MODULES"
             ),
             Error::Object(why) => write!(f, "the programs cannot be read: {why}"),
             Error::Program(name, why) => write!(f, "the kernel refuses the program {name}: {why}"),
@@ -97,7 +102,17 @@ impl Error {
     }
 
     pub(crate) fn attach(device: &str, error: ProgramError) -> Error {
-        Error::Attach(device.to_owned(), chain(&error))
+        let mut why = chain(&error);
+        // EBUSY, ERANGE, EOPNOTSUPP of dev_xdp_attach and of drivers.
+        let meanings = [
+            ("os error 16)", "another program has its place"),
+            ("os error 34)", "its MTU is too large for XDP"),
+            ("os error 95)", "its driver runs no programs"),
+        ];
+        if let Some((_, meaning)) = meanings.iter().find(|(said, _)| why.contains(said)) {
+            why = format!("{why}; {meaning}");
+        }
+        Error::Attach(device.to_owned(), why)
     }
 
     pub(crate) fn pin(file: &Path, error: PinError) -> Error {

@@ -7,6 +7,7 @@ use aya::util::KernelVersion;
 use aya_obj::btf::BtfKind;
 
 use crate::Error;
+use crate::btf::Types;
 
 /// What the build script compiled; empty where there was no clang.
 pub const BUILT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fastpath.o"));
@@ -17,7 +18,7 @@ pub fn is_built() -> bool {
 }
 
 /// Functions by the numbers of `bpf/kernel.h`.
-const FUNCTIONS: [(u32, &str); 2] = [(0x4c6f_0001, "bpf_skb_ct_lookup"), (0x4c6f_0002, "bpf_ct_release")];
+const FUNCTIONS: [(u32, &str); 2] = [(0x4c6f_0001, "bpf_cast_to_kern_ctx"), (0x4c6f_0002, "bpf_rdonly_cast")];
 /// `BPF_JMP | BPF_CALL`
 const CALL: u8 = 0x85;
 /// `BPF_PSEUDO_KFUNC_CALL` where the source register is written.
@@ -34,10 +35,21 @@ pub fn with_kernel_functions(object: &[u8]) -> Result<Vec<u8>, Error> {
     let btf = Btf::from_sys_fs().map_err(|error| Error::NoBtf(error.to_string()))?;
     let mut object = object.to_vec();
     for (number, name) in FUNCTIONS {
-        let id = btf.id_by_type_name_kind(name, BtfKind::Func).map_err(|_| Error::NoConntrack(name))?;
+        let id = btf.id_by_type_name_kind(name, BtfKind::Func).map_err(|_| Error::NoFunction(name))?;
         replace(&mut object, number, id);
     }
     Ok(object)
+}
+
+/// Where in an entry of conntrack its status and the state of TCP are. The kernel's own BTF says so, or that of the module
+/// conntrack is.
+pub fn conntrack() -> Result<[u16; 2], Error> {
+    let unread = |error: std::io::Error| Error::NoBtf(error.to_string());
+    let kernel = std::fs::read("/sys/kernel/btf/vmlinux").map_err(unread)?;
+    let module = std::fs::read("/sys/kernel/btf/nf_conntrack").ok();
+    let types = Types::read(&kernel, module.as_deref()).ok_or(Error::NoConntrack)?;
+    let place = |members: &[&str]| types.place("nf_conn", members).ok_or(Error::NoConntrack);
+    Ok([place(&["status"])?, place(&["proto", "tcp", "state"])?])
 }
 
 /// Replaces calls of a number by calls of a function. Pure.
@@ -62,5 +74,18 @@ mod tests {
         replace(&mut object, number, 7);
         let made = [vec![CALL, KFUNC, 0, 0, 7, 0, 0, 0], call(1), call(FUNCTIONS[1].0)].concat();
         assert_eq!(object, [made, vec![CALL, KFUNC, 0, 0, 7, 0, 0, 0]].concat());
+    }
+
+    #[test]
+    fn this_kernel_takes_the_programs() {
+        if let Err(why) = with_kernel_functions(BUILT) {
+            println!("SKIP this_kernel_takes_the_programs: {why}");
+            return;
+        }
+        let loaded = crate::FastPath::load(BUILT, 16, None).and_then(|mut fast| {
+            crate::EARLY.into_iter().try_for_each(|name| crate::load(&mut fast.ebpf, name))
+        });
+        assert!(conntrack().is_ok_and(|[status, state]| status > 0 && state > status));
+        assert!(loaded.is_ok(), "{}", loaded.err().map_or_else(String::new, |why| why.to_string()));
     }
 }

@@ -19,7 +19,6 @@ impl Pins {
     /// # Errors
     /// One sentence.
     pub fn mount() -> Result<(), String> {
-        let is_bpf = || rustix::fs::statfs(MOUNT).is_ok_and(|fs| fs.f_type as u32 == MAGIC);
         if !is_bpf() {
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount("bpf", MOUNT, "bpf", flags, None::<&std::ffi::CStr>)
@@ -40,6 +39,11 @@ impl Pins {
         Ok(Pins { dir })
     }
 
+    /// Makes the directory again if somebody took it away; whether it is there.
+    pub(crate) fn make(&self) -> bool {
+        is_bpf() && std::fs::create_dir_all(&self.dir).is_ok()
+    }
+
     /// The same directory if it is there, and nothing is made.
     pub fn find(name: &str) -> Option<Pins> {
         let dir = Path::new(MOUNT).join("loden").join(name);
@@ -53,10 +57,12 @@ impl Pins {
         ours.map(|entry| Pins { dir: entry.path() }).collect()
     }
 
-    /// The directory, and the links in it.
+    /// The directory, and the links in it, in the order in which they may go.
     pub fn files(&self) -> (&Path, Vec<PathBuf>) {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        (&self.dir, entries.map(|entry| entry.path()).collect())
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        files.sort();
+        (&self.dir, files)
     }
 
     /// Where a program's link to a device is. The file system allows no dots in names, devices do: by index.
@@ -75,4 +81,9 @@ impl Pins {
         self.sweep(|_| false);
         drop(std::fs::remove_dir(&self.dir));
     }
+}
+
+/// Whether the file system is there.
+fn is_bpf() -> bool {
+    rustix::fs::statfs(MOUNT).is_ok_and(|fs| fs.f_type as u32 == MAGIC)
 }

@@ -5,14 +5,17 @@
 mod ports;
 mod worker;
 
+use std::net::Ipv4Addr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::monitor::{Event, Monitor};
-use model::{FastPath, IfName, Ipv4Net, NetConf, VxlanConf};
+use model::{FastPath, IfName, IpNet, Ipv4Net, Ipv6Net, NetConf, VxlanConf};
 use plan::Key;
 use plan::backend;
+use plan::backend::udp::Udp;
+use plan::facts::Families;
 
 use crate::board::{Board, Topic};
 use crate::inputs::{Inbox, Inputs};
@@ -26,10 +29,31 @@ pub use worker::left;
 pub struct Wish {
     /// What is wanted; never [`FastPath::Off`].
     mode: FastPath,
-    network: Ipv4Net,
+    /// The network by which this is told from what is another agent's: of IPv4 where there is one.
+    network: IpNet,
+    /// All of the cluster's, at most one of each family.
+    networks: Vec<IpNet>,
     uplink: IfName,
-    /// The tunnel device, with the backend vxlan.
-    vxlan: Option<IfName>,
+    tunnel: Option<Tunnel>,
+}
+
+impl Wish {
+    fn v4(&self) -> Option<Ipv4Net> {
+        self.networks.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
+    }
+
+    fn v6(&self) -> Option<Ipv6Net> {
+        self.networks.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None })
+    }
+}
+
+/// How packets travel between nodes, where not as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tunnel {
+    /// By these devices, each for packets of its family.
+    Vxlan(IfName, IfName),
+    /// From and to this address and port, in user space by themselves.
+    Udp(Ipv4Addr, u16),
 }
 
 /// What the worker hears.
@@ -120,12 +144,12 @@ impl Fast {
     }
 
     /// To be told after each round.
-    pub fn follow(&mut self, inputs: &Inputs, uplink: Option<IfName>) {
+    pub fn follow(&mut self, inputs: &Inputs, uplink: Option<(IfName, Option<Ipv4Addr>)>) {
         let Some(conf) = &inputs.conf else { return };
         if inputs.liberal && !std::mem::replace(&mut self.liberal, true) {
             self.send(Signal::Devices);
         }
-        let wish = self.wish_of(conf, uplink);
+        let wish = wish_of(self.flag, conf, uplink);
         if self.wish.as_ref() == Some(&wish) {
             return;
         }
@@ -137,11 +161,13 @@ impl Fast {
         }
         lock(&self.shown).why = said;
         let wish = wish.ok().flatten();
+        if first {
+            // An agent before us may have left programs: in a network that is off by now, too.
+            let named = [conf.network.map(IpNet::V4), conf.ipv6_network.map(IpNet::V6)].into_iter().flatten();
+            let ours = wish.as_ref().map(|wish| wish.network);
+            named.filter(|net| Some(*net) != ours).for_each(|net| worker::clear(&net));
+        }
         if wish.is_none() && self.worker.is_none() {
-            // An agent before us may have left programs.
-            if first && let Some(net) = conf.network {
-                worker::clear(net);
-            }
             return;
         }
         self.send(Signal::Wish(wish));
@@ -178,28 +204,40 @@ impl Fast {
         }
         (!off).then(|| lock(&self.shown).clone())
     }
+}
 
-    /// What a configuration wants; an error is why it cannot have it.
-    fn wish_of(&self, conf: &NetConf, uplink: Option<IfName>) -> Result<Option<Wish>, String> {
-        let mode = match self.flag {
-            Some(mode) => mode,
-            None => FastPath::decode(&conf.backend).map_err(|error| error.to_string())?,
-        };
-        if mode == FastPath::Off {
-            return Ok(None);
-        }
-        let vxlan = match conf.backend_type.to_ascii_lowercase().as_str() {
-            "vxlan" => {
-                let vni = VxlanConf::decode(&conf.backend).map_err(|error| error.to_string())?.vni;
-                Some(IfName::new(&format!("flannel.{vni}")).map_err(|error| error.to_string())?)
-            }
-            "host-gw" => None,
-            other => return Err(format!("the backend {other} has no fast path, vxlan and host-gw have")),
-        };
-        let network =
-            conf.network.ok_or("the fast path is for IPv4, which the network configuration has not")?;
-        Ok(uplink.map(|uplink| Wish { mode, network, uplink, vxlan }))
+/// What a configuration wants, or the flag before it; an error is why it cannot have it.
+fn wish_of(
+    flag: Option<FastPath>,
+    conf: &NetConf,
+    uplink: Option<(IfName, Option<Ipv4Addr>)>,
+) -> Result<Option<Wish>, String> {
+    let mode = match flag {
+        Some(mode) => mode,
+        None => FastPath::decode(&conf.backend).map_err(|error| error.to_string())?,
+    };
+    if mode == FastPath::Off {
+        return Ok(None);
     }
+    let tunnel = match conf.backend_type.to_ascii_lowercase().as_str() {
+        "vxlan" => {
+            let vni = VxlanConf::decode(&conf.backend).map_err(|error| error.to_string())?.vni;
+            let name = |before| IfName::new(&format!("{before}{vni}")).map_err(|error| error.to_string());
+            Some(Tunnel::Vxlan(name("flannel.")?, name("flannel-v6.")?))
+        }
+        "host-gw" => None,
+        "udp" => {
+            let port = Udp::new(conf, Families { v4: conf.enable_ipv4, v6: conf.enable_ipv6 })?.port();
+            let Some((_, Some(address))) = uplink else { return Ok(None) };
+            Some(Tunnel::Udp(address, port))
+        }
+        other => {
+            return Err(format!("the backend {other} has no fast path; vxlan, host-gw and udp have"));
+        }
+    };
+    let networks = conf.networks();
+    let network = *networks.first().ok_or("the network configuration has no network")?;
+    Ok(uplink.map(|(uplink, _)| Wish { mode, network, networks, uplink, tunnel }))
 }
 
 fn lock(shown: &Shown) -> std::sync::MutexGuard<'_, status::FastPath> {
@@ -209,7 +247,7 @@ fn lock(shown: &Shown) -> std::sync::MutexGuard<'_, status::FastPath> {
 /// Tells the worker what the kernel tells.
 fn listen(worker: &Slot) {
     loop {
-        let heard = Monitor::open_with_qdiscs().and_then(|mut monitor| {
+        let heard = Monitor::open_for_flows().and_then(|mut monitor| {
             worker.tell(Signal::Devices);
             while let Some(event) = monitor.next()? {
                 meaning(&event).into_iter().for_each(|signal| worker.tell(signal));
@@ -222,12 +260,15 @@ fn listen(worker: &Slot) {
     }
 }
 
-/// What an event means for flows. Neighbours and forwarding entries of others come and go by themselves; what they
-/// change is noticed when a flow is carried over the slow path again, within its lifetime.
+/// What an event means for flows. Neighbours and forwarding entries of others come and go by themselves, and only one with
+/// another hardware address counts; what else they change is noticed when a flow is carried over the slow path again,
+/// within its lifetime.
 fn meaning(event: &Event) -> Option<Signal> {
     match event {
         Event::Link(..) | Event::Addr(_) | Event::Qdisc(_) | Event::Overrun => Some(Signal::Devices),
-        Event::Route(..) | Event::Rule(_) | Event::Nft(_) => Some(Signal::Changed),
+        Event::Route(..) | Event::Rule(_) | Event::Nft(_) | Event::OtherNft | Event::Moved(_) => {
+            Some(Signal::Changed)
+        }
         Event::Object(Key::Neigh(dev, _) | Key::Fdb(dev, _), now) => {
             (now.is_some() || backend::is_our_device(*dev)).then_some(Signal::Changed)
         }
@@ -254,5 +295,43 @@ mod tests {
         assert_eq!((todo.wish.clone(), todo.void, todo.look), (Some(None), true, false));
         assert!(todo.count.is_some_and(|done| done.send(()).is_ok()) && counted.recv().is_ok());
         assert!(slot.take(Duration::ZERO).is_empty());
+    }
+    /// Networks and tunnel of what is wanted, or why nothing is.
+    #[test]
+    fn either_family_is_enough() {
+        let uplink = IfName::fixed("eth0");
+        let six = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10::/48""#;
+        let four = r#""Network":"10.244.0.0/16""#;
+        let dual = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48""#;
+        let own = Ipv4Addr::new(192, 0, 2, 11);
+        let vxlan = Tunnel::Vxlan(IfName::fixed("flannel.1"), IfName::fixed("flannel-v6.1"));
+        for (networks, backend, address, wanted) in [
+            (four, "vxlan", Some(own), Ok(Some(("10.244.0.0/16", Some(vxlan))))),
+            (dual, "vxlan", Some(own), Ok(Some(("10.244.0.0/16 fd00:10::/48", Some(vxlan))))),
+            (six, "vxlan", None, Ok(Some(("fd00:10::/48", Some(vxlan))))),
+            (six, "host-gw", Some(own), Ok(Some(("fd00:10::/48", None)))),
+            // A network of a family that is off does not count.
+            (&format!("{four},{six}"), "host-gw", None, Ok(Some(("fd00:10::/48", None)))),
+            (four, "udp", Some(own), Ok(Some(("10.244.0.0/16", Some(Tunnel::Udp(own, 8285)))))),
+            (four, "udp", None, Ok(None)),
+            (six, "udp", Some(own), Err("\"udp\" carries IPv4 only, and EnableIPv6 is true")),
+            (six, "wireguard", None, Err("the backend wireguard has no fast path")),
+        ] {
+            let text = format!(r#"{{{networks},"Backend":{{"Type":"{backend}","FastPath":"on"}}}}"#);
+            let conf = NetConf::parse(&text).and_then(NetConf::validate).expect("a configuration");
+            let wish = wish_of(None, &conf, Some((uplink, address)));
+            let shown = wish.map(|wish| {
+                wish.map(|wish| {
+                    (wish.networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" "), wish.tunnel)
+                })
+            });
+            match (shown, wanted) {
+                (Err(said), Err(why)) => assert!(said.contains(why), "{text}: {said}"),
+                (shown, wanted) => {
+                    let wanted = wanted.map(|wish| wish.map(|(nets, tunnel)| (nets.to_owned(), tunnel)));
+                    assert_eq!(shown, wanted.map_err(str::to_owned), "{text}");
+                }
+            }
+        }
     }
 }

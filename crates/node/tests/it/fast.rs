@@ -1,9 +1,14 @@
 //! The fast path: the same packets with it and without, and everything that must end it. Counters of the agent are
 //! the witness that packets took it.
 
+mod early;
 mod ends;
 mod packets;
 mod same;
+mod segments;
+mod six;
+mod taken;
+mod udp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
@@ -14,6 +19,7 @@ use crate::world::{Agent, Host, World, until};
 
 /// Two nodes with a pod each.
 struct Two {
+    backend: &'static str,
     pods: Vec<Pod>,
     agents: Vec<Agent>,
     world: World,
@@ -29,6 +35,15 @@ pub fn can(test: &str) -> bool {
         println!("SKIP {test}: {why}");
     }
     loaded.is_ok()
+}
+
+/// Whether there are tunnels in user space.
+fn has_tun() -> bool {
+    let there = std::path::Path::new("/dev/net/tun").exists();
+    if !there {
+        println!("SKIP: this kernel has no TUN devices");
+    }
+    there
 }
 
 /// A figure of an agent's status.
@@ -47,18 +62,45 @@ fn on_devices(host: &Host, wanted: usize) {
 }
 
 impl Two {
-    fn start(backend: &str, mode: &str) -> Two {
+    fn start(backend: &'static str, mode: &str) -> Two {
+        Two::of(backend, mode, "", &["FLANNEL_SUBNET"])
+    }
+
+    /// With both families.
+    fn dual(backend: &'static str, mode: &str) -> Two {
+        let six = r#""EnableIPv6": true, "IPv6Network": "fd00:10::/48", "#;
+        Two::of(backend, mode, six, &["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"])
+    }
+
+    /// With IPv6 alone, though a network of IPv4 is named; the uplinks have no address of IPv4 either.
+    fn six(backend: &'static str, mode: &str) -> Two {
+        let six = r#""EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10::/48", "#;
+        Two::of(backend, mode, six, &["FLANNEL_IPV6_SUBNET"])
+    }
+
+    fn of(backend: &'static str, mode: &str, more: &str, keys: &[&str]) -> Two {
         let config = format!(
-            r#"{{"Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": {{"Type": "{backend}", "FastPath": "{mode}"}}}}"#
+            r#"{{"Network": "10.244.0.0/16", {more}"EnableNFTables": true, "Backend": {{"Type": "{backend}", "FastPath": "{mode}"}}}}"#
         );
         let world = World::with_config(2, &config);
+        if !keys.contains(&"FLANNEL_SUBNET") {
+            world.hosts.iter().for_each(|host| drop(host.sh("ip -4 addr flush dev eth0")));
+        }
         let agents = world.start(FLAGS);
-        let pods = world.hosts.iter().map(|host| Pod::on(host, &["FLANNEL_SUBNET"])).collect();
-        let two = Two { world, agents, pods };
+        let pods = world.hosts.iter().map(|host| Pod::on(host, keys)).collect();
+        let two = Two { backend, world, agents, pods };
         if mode != "off" {
             two.attached();
         }
         two
+    }
+
+    /// Has the uplinks of udp behave as cards do: checksums are computed, which a veth by itself leaves to whoever cares, and
+    /// frames put into trains.
+    fn like_cards(&self) {
+        if self.backend == "udp" {
+            self.world.hosts.iter().for_each(|host| drop(host.sh("ethtool -K eth0 tx off gro on")));
+        }
     }
 
     fn attached(&self) {
@@ -67,9 +109,19 @@ impl Two {
 
     /// New agents in place of the old ones, with another mind about the fast path.
     fn again(&mut self, mode: &str) {
+        self.again_in(mode, &[]);
+    }
+
+    /// The same, in an environment with more in it.
+    fn again_in(&mut self, mode: &str, env: &[(&str, &str)]) {
         self.agents.drain(..).for_each(|agent| assert_eq!(agent.terminate(), 0));
         let flag = format!("--fast-path={mode}");
-        self.agents = self.world.start(&[FLAGS, &[&flag]].concat());
+        let start = |host: &Host| {
+            let env = [&[("LODEN_STORE", host.store())], env].concat();
+            host.agent_in(&[FLAGS, &[&flag]].concat(), &env)
+        };
+        self.agents = self.world.hosts.iter().map(start).collect();
+        self.agents.iter().for_each(|agent| agent.ready());
         if mode != "off" {
             self.attached();
         }
@@ -82,7 +134,9 @@ impl Drop for Two {
         self.agents.clear();
         for host in &self.world.hosts {
             let netns = std::fs::metadata(host.netns.path()).map_or(0, |file| file.ino());
-            let _ = std::fs::remove_dir_all(format!("/sys/fs/bpf/loden/{netns}-10_244_0_0_16"));
+            for network in ["10_244_0_0_16", "fd00_10___48"] {
+                let _ = std::fs::remove_dir_all(format!("/sys/fs/bpf/loden/{netns}-{network}"));
+            }
         }
     }
 }
@@ -91,8 +145,13 @@ impl Drop for Two {
 struct Talk {
     ask: UdpSocket,
     answer: UdpSocket,
-    from: SocketAddrV4,
-    to: SocketAddrV4,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
+/// An end of a conversation in IPv4.
+fn end(address: SocketAddr) -> SocketAddrV4 {
+    SocketAddrV4::new(v4(address.ip()), address.port())
 }
 
 fn v4(address: IpAddr) -> Ipv4Addr {
@@ -102,17 +161,35 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
-fn bound(pod: &Pod, port: u16) -> (UdpSocket, SocketAddrV4) {
-    let socket = pod.netns.run(|| UdpSocket::bind((pod.addresses[0], port))).unwrap().unwrap();
+/// A pod's address of a family: 0 is IPv4, 1 IPv6.
+fn address(pod: &Pod, family: usize) -> IpAddr {
+    *pod.addresses.iter().find(|address| usize::from(address.is_ipv6()) == family).unwrap()
+}
+
+/// A port of a pod's address of a family.
+fn bound(pod: &Pod, family: usize, port: u16) -> (UdpSocket, SocketAddr) {
+    let socket = pod.netns.run(|| UdpSocket::bind((address(pod, family), port))).unwrap().unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let SocketAddr::V4(address) = socket.local_addr().unwrap() else { panic!("not IPv4") };
+    let address = socket.local_addr().unwrap();
     (socket, address)
 }
 
 impl Talk {
     fn new(from: &Pod, to: &Pod) -> Talk {
-        let ((ask, from), (answer, to)) = (bound(from, 0), bound(to, 0));
+        Talk::by(0, from, to)
+    }
+
+    fn by(family: usize, from: &Pod, to: &Pod) -> Talk {
+        let ((ask, from), (answer, to)) = (bound(from, family, 0), bound(to, family, 0));
         Talk { ask, answer, from, to }
+    }
+
+    /// For ways through user space, which on a busy machine take their time.
+    fn patient(self) -> Talk {
+        for socket in [&self.ask, &self.answer] {
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        }
+        self
     }
 
     /// One question and one answer; whether both arrived as they were sent.

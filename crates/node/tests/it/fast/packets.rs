@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use kernel::Netns;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::world::patience;
+
 /// An IPv4 packet with a UDP datagram in it.
 #[derive(Clone)]
 pub struct Packet {
@@ -31,6 +33,21 @@ pub fn sum(bytes: &[u8], start: u32) -> u16 {
     !(sum as u16)
 }
 
+/// A UDP datagram between these ports. `wrong` is added to the right checksum, over `addresses`, too; the field is 0
+/// where it is `None`.
+pub fn datagram_of(ports: [u16; 2], payload: &[u8], wrong: Option<u16>, addresses: &[u8]) -> Vec<u8> {
+    let length = (8 + payload.len()) as u16;
+    let mut udp: Vec<u8> =
+        [ports[0], ports[1], length, 0].iter().flat_map(|word| word.to_be_bytes()).collect();
+    udp.extend(payload);
+    if let Some(wrong) = wrong {
+        let pseudo = sum(&[addresses, &[0, 17], &udp[4..6]].concat(), 0);
+        let check = sum(&udp, u32::from(!pseudo)).wrapping_add(wrong);
+        udp[6..8].copy_from_slice(&check.to_be_bytes());
+    }
+    udp
+}
+
 impl Packet {
     pub fn bytes(&self) -> Vec<u8> {
         let header = 20 + self.options.len();
@@ -47,36 +64,24 @@ impl Packet {
         ip[20..].copy_from_slice(&self.options);
         let check = sum(&ip, 0);
         ip[10..12].copy_from_slice(&check.to_be_bytes());
-        let mut udp = Vec::new();
-        udp.extend(self.from.port().to_be_bytes());
-        udp.extend(self.to.port().to_be_bytes());
-        udp.extend((datagram as u16).to_be_bytes());
-        udp.extend([0, 0]);
-        udp.extend(&self.payload);
-        if let Some(wrong) = self.checksum {
-            let pseudo = sum(&[&ip[12..20], &[0, 17], &udp[4..6]].concat(), 0);
-            let check = sum(&udp, u32::from(!pseudo)).wrapping_add(wrong);
-            udp[6..8].copy_from_slice(&check.to_be_bytes());
-        }
+        let udp = datagram_of([self.from.port(), self.to.port()], &self.payload, self.checksum, &ip[12..20]);
         [ip, udp].concat()
     }
 
     /// Sends it from a namespace.
     pub fn send(&self, netns: &Netns) -> Result<(), rustix::io::Errno> {
-        let raw = Protocol::from_raw(std::num::NonZeroU32::new(255).unwrap());
-        let socket = netns
-            .run(|| {
-                rustix::net::socket_with(
-                    AddressFamily::INET,
-                    SocketType::RAW,
-                    SocketFlags::empty(),
-                    Some(raw),
-                )
-            })
-            .unwrap()?;
-        rustix::net::sendto(&socket, &self.bytes(), SendFlags::empty(), &SocketAddrV4::new(*self.to.ip(), 0))
-            .map(drop)
+        send(netns, &self.bytes(), *self.to.ip(), 1)
     }
+}
+
+/// Sends an IPv4 packet as it is, so many times.
+pub fn send(netns: &Netns, packet: &[u8], to: Ipv4Addr, times: usize) -> Result<(), rustix::io::Errno> {
+    let raw = Protocol::from_raw(std::num::NonZeroU32::new(255).unwrap());
+    let open =
+        || rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::empty(), Some(raw));
+    let socket = netns.run(open).unwrap()?;
+    let to = SocketAddrV4::new(to, 0);
+    (0..times).try_for_each(|_| rustix::net::sendto(&socket, packet, SendFlags::empty(), &to).map(drop))
 }
 
 /// Everything that passes the devices of a namespace (`ETH_P_ALL`): a bridge hands what it forwards to nobody else.
@@ -93,10 +98,29 @@ impl Capture {
         Capture(socket)
     }
 
+    /// Frames that are there already.
+    pub fn there(&self) -> Vec<Vec<u8>> {
+        let (mut frames, mut space) = (Vec::new(), vec![0; 65536]);
+        while let Ok((length, _)) = rustix::net::recv(&self.0, &mut space[..], RecvFlags::empty()) {
+            frames.push(space[..length].to_vec());
+        }
+        frames
+    }
+
     /// Frames until one satisfies `last`, or nothing comes for a second.
     pub fn until(&self, last: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
-        let (mut frames, mut space, mut heard) = (Vec::new(), vec![0; 65536], Instant::now());
-        while heard.elapsed() < Duration::from_secs(1) {
+        self.take(last, patience())
+    }
+
+    /// Frames until nothing comes for a second; of a wire on which agents never are silent, of two.
+    pub fn rest(&self) -> Vec<Vec<u8>> {
+        self.take(|_| false, Duration::from_secs(2))
+    }
+
+    fn take(&self, last: impl Fn(&[u8]) -> bool, most: Duration) -> Vec<Vec<u8>> {
+        let (mut frames, mut space, start) = (Vec::new(), vec![0; 65536], Instant::now());
+        let mut heard = start;
+        while heard.elapsed() < Duration::from_secs(1) && start.elapsed() < most {
             match rustix::net::recv(&self.0, &mut space[..], RecvFlags::empty()) {
                 Ok((length, _)) => {
                     heard = Instant::now();
@@ -150,11 +174,12 @@ fn inner(packet: &[u8]) -> String {
     format!("{} {}", upto(0, 10), upto(12, 24))
 }
 
-/// An outer packet of VXLAN with identifier 1, without identification and checksums; `None` for others. A frame whose
-/// receiver was quicker than we has lost its identifier: the kernel takes shared ones apart in place.
-pub fn outer(frame: &[u8], port: u16) -> Option<(String, Vec<u8>)> {
+/// An outer packet of a backend, without identification and checksums; `None` for others. A frame of VXLAN whose
+/// receiver was quicker than we has lost its identifier, which is 1: the kernel takes shared ones apart in place.
+pub fn outer(frame: &[u8], backend: &str) -> Option<(String, Vec<u8>)> {
+    let (port, header) = if backend == "udp" { (8285u16, 42) } else { (8472, 64) };
     let ip = frame.get(14..)?;
-    let inner = frame.get(64..)?;
+    let inner = frame.get(header..)?;
     if frame[12..14] != [8, 0]
         || ip[9] != 17
         || ip[22..24] != port.to_be_bytes()
@@ -163,12 +188,12 @@ pub fn outer(frame: &[u8], port: u16) -> Option<(String, Vec<u8>)> {
     {
         return None;
     }
-    if ip[32..35] != [0, 0, 1] {
+    if backend != "udp" && ip[32..35] != [0, 0, 1] {
         return None;
     }
     let right = if sum(&ip[..20], 0) == 0 { "" } else { " header sum wrong" };
     let told = format!(
-        "macs {:02x?} tos {:02x} frag {:02x}{:02x} ttl {} addresses {:02x?} port {:02x?} vxlan {:02x?} inner {:02x?}{right}",
+        "macs {:02x?} tos {:02x} frag {:02x}{:02x} ttl {} addresses {:02x?} ports {:02x?} vxlan {:02x?}{right}",
         &frame[..14],
         ip[1],
         ip[6],
@@ -176,8 +201,7 @@ pub fn outer(frame: &[u8], port: u16) -> Option<(String, Vec<u8>)> {
         ip[8],
         &ip[12..20],
         &ip[20..24],
-        &ip[28..36],
-        &ip[36..50],
+        &ip[28..header - 14],
     );
     Some((told, inner.to_vec()))
 }
