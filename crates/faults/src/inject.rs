@@ -2,7 +2,9 @@
 //! that took.
 
 pub mod agent;
+pub mod denied;
 pub mod device;
+pub mod fast;
 pub mod kernel;
 pub mod store;
 pub mod underlay;

@@ -6,6 +6,7 @@
 //! ([`promise::judge`]). How to run it: `docs/guide/faults.md`; why it is so: `docs/decisions/0190-fault-runner.md`.
 
 pub mod account;
+pub mod fast;
 pub mod inject;
 pub mod picture;
 pub mod promise;

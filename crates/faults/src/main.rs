@@ -1,13 +1,13 @@
 //! `cargo xtask faults`: runs the fault catalogue on this machine and prints what was promised and what was seen.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use faults::promise::{Clock, Promise, judge};
 use faults::report::{self, Outcome, Verdict};
-use faults::run::{self, BACKENDS, FAMILIES, Size};
+use faults::run::{self, BACKENDS, FAMILIES, FAST, Size};
 use faults::scene::Setup;
 use faults::soak;
 use faults::table::{FAULTS, Fault, Way};
@@ -22,6 +22,9 @@ usage: cargo xtask faults [ROW]... [OPTION]...
   --seed N         where numbers by chance begin (1)
   --family F       4, 6, dual or all (dual)
   --backend B      vxlan, host-gw, udp, wireguard or all (vxlan)
+  --fast-path      with the fast path on: for vxlan and host-gw, and for udp in IPv4; a row in which packets do not go fast
+                   is broken
+  --other FILE     R03: the `loden` of another release, its `loden-cni` beside it
   --minutes N      soak: how long faults by chance go on, one a second (20)
   --rounds N       how often each fault is done, instead of the table's number
   --short          the short slice: few times, little traffic
@@ -42,6 +45,8 @@ struct Options {
     write: Option<PathBuf>,
     list: bool,
     soak: bool,
+    other: Option<PathBuf>,
+    fast: bool,
     minutes: u64,
 }
 
@@ -69,6 +74,8 @@ fn options(words: &[String]) -> faults::Result<Options> {
         write: None,
         list: false,
         soak: false,
+        other: None,
+        fast: false,
         minutes: 20,
     };
     let mut words = words.iter();
@@ -82,7 +89,9 @@ fn options(words: &[String]) -> faults::Result<Options> {
                 options.families = chosen("family", value()?, FAMILIES)?.iter().map(|(_, v)| *v).collect()
             }
             "--backend" => options.backends = chosen("backend", value()?, BACKENDS)?,
+            "--other" => options.other = Some(another(value()?)?),
             "--write" => options.write = Some(PathBuf::from(value()?)),
+            "--fast-path" => options.fast = true,
             "--short" => options.short = true,
             "--no-tests" => options.tests = false,
             "--minutes" => options.minutes = number(value()?)?,
@@ -92,7 +101,36 @@ fn options(words: &[String]) -> faults::Result<Options> {
             _ => return Err(format!("{word:?} is not understood\n{USAGE}")),
         }
     }
+    if options.fast {
+        only_fast(&mut options)?;
+    }
     Ok(options)
+}
+
+/// What was asked for by name and has no fast path is refused; of `all` it is left out, and that is said.
+fn only_fast(options: &mut Options) -> faults::Result<()> {
+    let fast = |backend: &str| FAST.contains(&backend);
+    let v4 = options.families.contains(&Stack::V4);
+    let has = |(name, _): &(&str, &str)| fast(name) && (v4 || *name != "udp");
+    let (can, cannot): (Vec<_>, Vec<_>) = options.backends.iter().partition(|backend| has(backend));
+    for (name, _) in &cannot {
+        let why = if fast(name) {
+            format!("the backend {name} carries IPv4 alone: --family 4")
+        } else {
+            format!("the backend {name} has no fast path; {} have", FAST.join(", "))
+        };
+        left_out(can.is_empty(), why)?;
+    }
+    options.backends = can;
+    Ok(())
+}
+
+fn left_out(is_all: bool, why: String) -> faults::Result<()> {
+    if is_all {
+        return Err(why);
+    }
+    say(&format!("left out: {why}\n"));
+    Ok(())
 }
 
 fn chosen<T: Copy>(
@@ -130,21 +168,25 @@ fn work(options: &Options) -> faults::Result<bool> {
                 continue;
             }
             for etcd in [false, true] {
+                let setup = setup(options, config, *stack, etcd)?;
                 let fits =
-                    |fault: &&&Fault| matches!(fault.way, Way::Here(act) if run::fits(&act, backend, etcd));
+                    |fault: &&&Fault| matches!(fault.way, Way::Here(act) if run::fits(&act, backend, &setup));
                 let here: Vec<&'static Fault> = faults.iter().filter(fits).copied().collect();
                 if here.is_empty() {
                     continue;
                 }
-                let load = if options.short { Load::LIGHT } else { Load::FULL };
-                let setup =
-                    Setup { program: program()?, backend: (*config).to_owned(), stack: *stack, etcd, load };
                 outcomes.extend(run::scene(&setup, backend, &here, &size, &mut told)?);
             }
         }
     }
     for fault in faults {
         let outcome = match fault.way {
+            Way::Here(act) if act.other && options.other.is_none() => {
+                Outcome::cannot(fault, "needs another release: --other FILE names its `loden`")
+            }
+            Way::Here(act) if act.fast && !options.fast => {
+                Outcome::cannot(fault, "about the fast path: --fast-path turns it on")
+            }
             Way::Here(_) => continue,
             Way::Tests(_) if !options.tests => continue,
             Way::Tests(by) => run::tests(fault, by),
@@ -167,14 +209,7 @@ fn soak(options: &Options) -> faults::Result<bool> {
     let mut good = true;
     for (backend, config) in &options.backends {
         for stack in options.families.iter().filter(|stack| *backend != "udp" || **stack == Stack::V4) {
-            let load = if options.short { Load::LIGHT } else { Load::FULL };
-            let setup = Setup {
-                program: program()?,
-                backend: (*config).to_owned(),
-                stack: *stack,
-                etcd: false,
-                load,
-            };
+            let setup = Setup { other: None, ..setup(options, config, *stack, false)? };
             let time = Duration::from_secs(options.minutes * 60);
             let soaked = soak::soak(&setup, backend, time, options.seed)?;
             let seen = &soaked.seen;
@@ -202,19 +237,73 @@ fn soak(options: &Options) -> faults::Result<bool> {
     Ok(good)
 }
 
+fn setup(options: &Options, config: &str, stack: Stack, etcd: bool) -> faults::Result<Setup> {
+    Ok(Setup {
+        program: program()?,
+        other: options.other.clone(),
+        backend: config.to_owned(),
+        stack,
+        etcd,
+        fast: options.fast,
+        load: if options.short { Load::LIGHT } else { Load::FULL },
+    })
+}
+
 /// `loden` beside this program.
 fn program() -> faults::Result<PathBuf> {
     let own = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
     let loden = own.with_file_name("loden");
-    for file in [&loden, &own.with_file_name("loden-cni")] {
-        if !file.is_file() {
-            return Err(format!("{} is missing: cargo build -p node -p cni", file.display()));
-        }
+    match missing(&loden) {
+        Some(file) => Err(format!("{} is missing: cargo build -p node -p cni", file.display())),
+        None => Ok(loden),
     }
-    Ok(loden)
+}
+
+/// Another release's `loden`, with `loden-cni` beside it.
+fn another(word: &str) -> faults::Result<PathBuf> {
+    let loden = std::fs::canonicalize(word).map_err(|error| format!("--other {word}: {error}"))?;
+    match missing(&loden) {
+        Some(file) => Err(format!("--other {word}: {} is missing", file.display())),
+        None => Ok(loden),
+    }
+}
+
+fn missing(loden: &Path) -> Option<PathBuf> {
+    let cni = loden.with_file_name("loden-cni");
+    [loden.to_owned(), cni].into_iter().find(|file| !file.is_file())
 }
 
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_fast_path_is_refused_or_left_out() {
+        let all = ["vxlan", "host-gw", "udp"];
+        for (words, wanted) in [
+            ("--fast-path", Ok((&all[..1], 1))),
+            ("--fast-path --backend all --family all", Ok((&all[..], 3))),
+            ("--fast-path --family 6", Ok((&all[..1], 1))),
+            ("--fast-path --backend all --family 6", Ok((&all[..2], 1))),
+            ("--fast-path --backend udp --family 4", Ok((&all[2..], 1))),
+            ("--fast-path --backend udp --family 6", Err("udp carries IPv4 alone: --family 4")),
+            ("--backend wireguard --fast-path", Err("wireguard has no fast path; vxlan, host-gw, udp have")),
+        ] {
+            let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            match (options(&words), wanted) {
+                (Ok(options), Ok((backends, families))) => {
+                    let names: Vec<&str> = options.backends.iter().map(|(name, _)| *name).collect();
+                    assert_eq!((&names[..], options.families.len()), (backends, families), "{words:?}");
+                }
+                (Err(said), Err(why)) => assert!(said.contains(why), "{words:?}: {said}"),
+                (Ok(_), Err(_)) => panic!("{words:?} is not refused"),
+                (Err(said), Ok(_)) => panic!("{words:?}: {said}"),
+            }
+        }
+    }
 }

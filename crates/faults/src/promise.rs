@@ -38,14 +38,38 @@ pub struct Seen {
     pub denied: (u64, u64),
     /// Per round, how long after the fault the kernel was again as it should be.
     pub right: Vec<Duration>,
+    /// Per round, for how long what was to stop still went on, or what was to come back did not.
+    pub stopped: Vec<Duration>,
     /// How objects of others differ from before.
     pub foreign: Vec<String>,
     /// What is there that was not there before, such as devices, addresses, descriptors.
     pub leaked: Vec<String>,
     /// Packets the machine itself dropped meanwhile, of whomever, for want of a processor (`softnet_stat`).
     pub overrun: u64,
+    /// With the fast path: how much of the traffic took it.
+    pub fast: Option<Fast>,
+    /// How long it may have taken until packets went fast again.
+    pub fast_within: Duration,
     /// Whatever else went wrong, in sentences.
     pub troubles: Vec<String>,
+}
+
+/// How packets between pods went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fast {
+    /// TCP packets and datagrams that went fast, of all hosts.
+    pub packets: u64,
+    /// Those that could have, but took the slow path.
+    pub slow: u64,
+    /// Per round and host, how long after the fault packets went fast again.
+    pub again: Vec<Duration>,
+}
+
+impl Fast {
+    /// Percent that went fast.
+    pub fn share(&self) -> u64 {
+        self.packets * 100 / (self.packets + self.slow).max(1)
+    }
 }
 
 impl Seen {
@@ -66,12 +90,29 @@ impl Seen {
 
     /// The `percent`th percentile of the times to right.
     pub fn right_at(&self, percent: usize) -> Duration {
-        let mut times = self.right.clone();
-        times.sort_unstable();
-        let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
-        times.get(at).copied().unwrap_or_default()
+        percentile(&self.right, percent)
+    }
+
+    /// The same of the times until something stopped or was back.
+    pub fn stopped_at(&self, percent: usize) -> Duration {
+        percentile(&self.stopped, percent)
+    }
+
+    /// The same of the times until packets went fast again.
+    pub fn fast_at(&self, percent: usize) -> Duration {
+        self.fast.as_ref().map_or(Duration::ZERO, |fast| percentile(&fast.again, percent))
     }
 }
+
+fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
+    times.get(at).copied().unwrap_or_default()
+}
+
+/// Percent of the packets that must have gone fast, or a row shows nothing of the fast path.
+const SHARE: u64 = 20;
 
 /// How long an owned object may be wrong (issue: p99 within 1 s).
 pub const RIGHT: Duration = Duration::from_secs(1);
@@ -117,6 +158,17 @@ pub fn judge(promise: Promise, clock: Clock, seen: &Seen) -> Vec<String> {
     if seen.lines.iter().any(|line| line.sent == 0) || seen.denied.0 == 0 {
         broken.push("some flow sent nothing: nothing was measured".to_owned());
     }
+    if let Some(fast) = seen.fast.as_ref().filter(|fast| fast.share() < SHARE) {
+        let all = fast.packets + fast.slow;
+        broken
+            .push(format!("{} of {all} packets went fast: nothing was shown of the fast path", fast.packets));
+    }
+    if clock == Clock::Counts && seen.stopped_at(99) > seen.fast_within {
+        broken.push(format!("stopped, or back, after {} ms (p99)", seen.stopped_at(99).as_millis()));
+    }
+    if clock == Clock::Counts && seen.fast_at(99) > seen.fast_within {
+        broken.push(format!("fast again after {} ms (p99)", seen.fast_at(99).as_millis()));
+    }
     broken.extend(seen.foreign.iter().map(|line| format!("of others: {line}")));
     broken.extend(seen.leaked.iter().map(|line| format!("left behind: {line}")));
     broken
@@ -136,6 +188,10 @@ mod tests {
             Seen { rounds: 1, lines: vec![line(0, 0)], tcp: (9, 0), denied: (5, 0), ..Seen::default() };
         let lossy = |lost, gap| Seen { lines: vec![line(lost, gap)], ..good.clone() };
         let slow = Seen { right: vec![Duration::from_millis(1200)], ..good.clone() };
+        let fast = |packets, slow, again| {
+            let fast = Fast { packets, slow, again: vec![Duration::from_millis(again)] };
+            Seen { fast: Some(fast), fast_within: Duration::from_secs(1), ..good.clone() }
+        };
         let second = Promise::Gap(Duration::from_secs(1));
         use Clock::{Counts, Ignored};
         for (promise, clock, seen, want) in [
@@ -166,6 +222,15 @@ mod tests {
             ),
             (second, Counts, &Seen { foreign: vec!["- x".to_owned()], ..good.clone() }, &["of others: - x"]),
             (second, Counts, &Seen { leaked: vec!["y".to_owned()], ..good.clone() }, &["left behind: y"]),
+            (second, Counts, &fast(20, 80, 900), &[]),
+            (
+                second,
+                Ignored,
+                &fast(1, 99, 1100),
+                &["1 of 100 packets went fast: nothing was shown of the fast path"],
+            ),
+            (second, Counts, &fast(50, 50, 1100), &["fast again after 1100 ms (p99)"]),
+            (second, Ignored, &fast(50, 50, 1100), &[]),
         ] {
             assert_eq!(judge(promise, clock, seen), want, "{promise:?} {clock:?} {seen:?}");
         }

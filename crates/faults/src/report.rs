@@ -20,8 +20,8 @@ pub enum Verdict {
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Cells: row, what, backend, family, rounds, lost of sent, gap, right, promise.
-    pub cells: [String; 9],
+    /// Cells: row, what, backend, family, rounds, lost of sent, gap, right, went fast, promise.
+    pub cells: [String; 10],
     /// Whether the promise was kept.
     pub verdict: Verdict,
     /// The command that does it again.
@@ -29,7 +29,7 @@ pub struct Outcome {
 }
 
 /// Titles of the columns.
-pub const TITLES: [&str; 11] = [
+pub const TITLES: [&str; 12] = [
     "Row",
     "What is done",
     "Backend",
@@ -38,6 +38,7 @@ pub const TITLES: [&str; 11] = [
     "Lost / sent",
     "Longest gap",
     "Right again (p99)",
+    "Went fast, again after (p99)",
     "Promise",
     "Verdict",
     "Again",
@@ -55,7 +56,12 @@ impl Outcome {
     ) -> Outcome {
         let family = FAMILIES.iter().find(|(_, known)| *known == stack).map_or("", |(word, _)| word);
         let ms = |time: std::time::Duration| format!("{} ms", time.as_millis());
-        let right = if seen.right.is_empty() { "–".to_owned() } else { ms(seen.right_at(99)) };
+        let mut right = if seen.right.is_empty() { "–".to_owned() } else { ms(seen.right_at(99)) };
+        if !seen.stopped.is_empty() {
+            right.push_str(&format!("; stopped or back {}", ms(seen.stopped_at(99))));
+        }
+        let fast = |fast: &crate::promise::Fast| format!("{} %, {}", fast.share(), ms(seen.fast_at(99)));
+        let flag = if seen.fast.is_some() { " --fast-path" } else { "" };
         Outcome {
             cells: [
                 fault.row.to_owned(),
@@ -66,10 +72,11 @@ impl Outcome {
                 format!("{} / {}", seen.lost(), seen.sent()),
                 ms(seen.gap()),
                 right,
+                seen.fast.as_ref().map_or("–".to_owned(), fast),
                 act.promise.words(),
             ],
             verdict,
-            again: format!("cargo xtask faults {} --backend {backend} --family {family}", fault.row),
+            again: format!("cargo xtask faults {} --backend {backend} --family {family}{flag}", fault.row),
         }
     }
 
@@ -91,8 +98,8 @@ impl Outcome {
         }
     }
 
-    fn bare(fault: &Fault) -> [String; 9] {
-        let mut cells: [String; 9] = std::array::from_fn(|_| "–".to_owned());
+    fn bare(fault: &Fault) -> [String; 10] {
+        let mut cells: [String; 10] = std::array::from_fn(|_| "–".to_owned());
         cells[0] = fault.row.to_owned();
         cells[1] = fault.what.to_owned();
         cells
@@ -100,14 +107,14 @@ impl Outcome {
 
     /// For a terminal: the cells, and beneath them what is broken.
     pub fn line(&self) -> String {
-        let [row, what, backend, family, times, lost, gap, right, promise] = &self.cells;
+        let [row, what, backend, family, times, lost, gap, right, fast, promise] = &self.cells;
         let (word, reasons) = match &self.verdict {
             Verdict::Kept => ("kept", Vec::new()),
             Verdict::Broken(reasons) => ("BROKEN", reasons.clone()),
             Verdict::NotHere(why) => ("not here", vec![why.clone()]),
         };
         let mut text = format!(
-            "{row} {word:8} {what} [{backend}, {family}] times {times}, lost {lost}, gap {gap}, right {right}, promised {promise}\n"
+            "{row} {word:8} {what} [{backend}, {family}] times {times}, lost {lost}, gap {gap}, right {right}, fast {fast}, promised {promise}\n"
         );
         for reason in reasons.iter().take(40) {
             text.push_str(&format!("      {reason}\n"));
@@ -151,7 +158,8 @@ pub fn list(faults: &[&'static Fault]) -> String {
                 } else {
                     act.backends.join(", ")
                 };
-                format!("{}; {} times; {where_}", act.promise.words(), act.rounds.1)
+                let only = if act.fast { "; with --fast-path" } else { "" };
+                format!("{}; {} times; {where_}{only}", act.promise.words(), act.rounds.1)
             }
             Way::Tests(by) => {
                 let names: Vec<&str> = by.iter().map(|(_, _, name)| *name).collect();

@@ -6,6 +6,7 @@ use lab::Stack;
 use sim::Random;
 
 use crate::Result;
+use crate::fast::Watch;
 use crate::promise::{Clock, Seen, judge};
 use crate::report::{Outcome, Verdict};
 use crate::scene::{Scene, Setup};
@@ -19,6 +20,9 @@ pub const BACKENDS: &[(&str, &str)] = &[
     ("udp", r#""Type":"udp""#),
     ("wireguard", r#""Type":"wireguard""#),
 ];
+
+/// Backends that have a fast path: in either family, but for udp, which has no IPv6 (decision 0241).
+pub const FAST: &[&str] = &["vxlan", "host-gw", "udp"];
 
 /// Families by the word of the command line.
 pub const FAMILIES: &[(&str, Stack)] = &[("4", Stack::V4), ("6", Stack::V6), ("dual", Stack::Dual)];
@@ -43,9 +47,12 @@ impl Size {
     }
 }
 
-/// Whether a line can be done on a scene of this backend and store.
-pub fn fits(act: &Act, backend: &str, etcd: bool) -> bool {
-    act.etcd == etcd && (act.backends.is_empty() || act.backends.contains(&backend))
+/// Whether a line can be done on such a scene of this backend.
+pub fn fits(act: &Act, backend: &str, setup: &Setup) -> bool {
+    act.etcd == setup.etcd
+        && (setup.other.is_some() || !act.other)
+        && (setup.fast || !act.fast)
+        && (act.backends.is_empty() || act.backends.contains(&backend))
 }
 
 /// Does one fault so often as asked, with traffic all the time; gives what was seen.
@@ -54,12 +61,23 @@ pub fn fits(act: &Act, backend: &str, etcd: bool) -> bool {
 /// The runner itself fails; what the fault does is in the value.
 pub fn act(scene: &mut Scene, act: &Act, size: &Size) -> Result<Seen> {
     let mut random = Random::new(size.seed);
-    let mut seen = Seen::default();
-    let traffic = Traffic::start(&scene.ends, scene.setup.load)?;
+    let mut seen = Seen { fast_within: act.fast_within, ..Seen::default() };
+    let traffic = Traffic::start(&scene.ends, scene.setup.load, &scene.denied)?;
+    let watch = scene.setup.fast.then(|| Watch::start(scene)).transpose();
+    let (mut watch, rounds) = match watch {
+        Ok(watch) => (watch, size.rounds(act)),
+        // Then nothing would be shown.
+        Err(error) => {
+            seen.troubles.extend([format!("before the fault {error}")].into_iter().chain(scene.last_words()));
+            (None, 0)
+        }
+    };
     let dropped = dropped();
-    for _ in 0..size.rounds(act) {
+    for _ in 0..rounds {
         seen.rounds += 1;
-        let done = (act.inject)(scene, &mut random, &mut seen).and_then(|()| traffic.flows());
+        let done = (act.inject)(scene, &mut random, &mut seen)
+            .and_then(|()| watch.as_mut().map_or(Ok(()), |watch| watch.again(scene)))
+            .and_then(|()| traffic.flows());
         if let Err(error) = done {
             seen.troubles.push(error);
             seen.troubles.extend(scene.last_words());
@@ -67,6 +85,7 @@ pub fn act(scene: &mut Scene, act: &Act, size: &Size) -> Result<Seen> {
         }
     }
     traffic.finish(&mut seen);
+    seen.fast = watch.map(|watch| watch.seen);
     seen.overrun = self::dropped().saturating_sub(dropped);
     scene.compare(&mut seen)?;
     Ok(seen)
@@ -94,7 +113,7 @@ pub fn scene(
     let mut outcomes = Vec::new();
     for fault in faults {
         let Way::Here(line) = fault.way else { continue };
-        if !fits(&line, backend, setup.etcd) {
+        if !fits(&line, backend, setup) {
             continue;
         }
         let seen = act(&mut scene, &line, size)?;

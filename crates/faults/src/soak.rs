@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use sim::Random;
 
 use crate::Result;
+use crate::fast::Watch;
+use crate::picture::PATIENCE;
 use crate::promise::Seen;
 use crate::run::fits;
 use crate::scene::{HOSTS, Scene, Setup};
@@ -38,11 +40,12 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
         .iter()
         .filter(|fault| !ENDS_AGENTS.contains(&fault.row))
         .filter_map(|fault| if let Way::Here(act) = fault.way { Some(act) } else { None })
-        .filter(|act| fits(act, backend, setup.etcd))
+        .filter(|act| fits(act, backend, setup))
         .collect();
     let (mut seen, mut memory) = (Seen::default(), Vec::new());
     let before = lines(&scene);
-    let traffic = Traffic::start(&scene.ends, setup.load)?;
+    let traffic = Traffic::start(&scene.ends, setup.load, &scene.denied)?;
+    let mut watch = setup.fast.then(|| Watch::start(&scene)).transpose()?;
     let (start, mut looked) = (Instant::now(), None);
     while start.elapsed() < time {
         let next = Instant::now() + Duration::from_secs(1);
@@ -59,10 +62,13 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
         }
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    if let Err(error) = traffic.flows() {
+    let fast = watch.as_mut().map_or(Ok(()), |watch| watch.again(&scene));
+    if let Err(error) = fast.and_then(|()| traffic.flows()) {
         seen.troubles.push(error);
     }
     traffic.finish(&mut seen);
+    seen.fast = watch.map(|watch| watch.seen);
+    seen.fast_within = PATIENCE;
     scene.compare(&mut seen)?;
     let lines = lines(&scene) - before;
     Ok(Soaked { seen, memory, lines })

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::inject::{Inject, agent, device, kernel, store, underlay, uplink};
+use crate::inject::{Inject, agent, denied, device, fast, kernel, store, underlay, uplink};
 use crate::promise::Promise;
 
 /// One line of the catalogue.
@@ -40,6 +40,12 @@ pub struct Act {
     pub backends: &'static [&'static str],
     /// Whether it takes a store that can be taken away.
     pub etcd: bool,
+    /// Whether it takes the programs of another release.
+    pub other: bool,
+    /// Whether it is about the fast path alone.
+    pub fast: bool,
+    /// How long it may take until packets go fast again, where they do.
+    pub fast_within: Duration,
     /// Does it once and writes when the kernel was right again.
     pub inject: Inject,
 }
@@ -56,7 +62,20 @@ const fn here(
     rounds: (usize, usize),
     inject: Inject,
 ) -> Fault {
-    Fault { row, what, way: Way::Here(Act { promise, rounds, backends: &[], etcd: false, inject }) }
+    Fault {
+        row,
+        what,
+        way: Way::Here(Act {
+            promise,
+            rounds,
+            backends: &[],
+            etcd: false,
+            other: false,
+            fast: false,
+            fast_within: Duration::from_secs(3),
+            inject,
+        }),
+    }
 }
 
 const fn on(backends: &'static [&'static str], fault: Fault) -> Fault {
@@ -69,6 +88,25 @@ const fn on(backends: &'static [&'static str], fault: Fault) -> Fault {
 const fn etcd(fault: Fault) -> Fault {
     match fault.way {
         Way::Here(act) => Fault { way: Way::Here(Act { etcd: true, ..act }), ..fault },
+        _ => fault,
+    }
+}
+
+const fn other(fault: Fault) -> Fault {
+    match fault.way {
+        Way::Here(act) => Fault { way: Way::Here(Act { other: true, ..act }), ..fault },
+        _ => fault,
+    }
+}
+
+/// The agent looks every five seconds whether its programs are where they were, and at most twice that apart.
+const LOOKED_AFTER: Duration = Duration::from_secs(11);
+
+const fn fast_only(fault: Fault) -> Fault {
+    match fault.way {
+        Way::Here(act) => {
+            Fault { way: Way::Here(Act { fast: true, fast_within: LOOKED_AFTER, ..act }), ..fault }
+        }
         _ => fault,
     }
 }
@@ -92,12 +130,13 @@ pub const FAULTS: &[Fault] = &[
     here("R01", "an agent is ended (TERM) and started", NOTHING, (1, 50), agent::ended),
     here("R01", "all agents are killed at once", NOTHING, (1, 20), agent::all_killed),
     tests("R02", "a plugin is killed at every step", &[("cni", "it", "kill::")]),
-    cannot(
+    other(here(
         "R03",
-        "upgrade and downgrade",
-        "there is no earlier release yet; R01 does the same with one version, R27 \
-                                            with flannel's",
-    ),
+        "a host's agent and plugins become another release's, and ours again",
+        NOTHING,
+        (1, 50),
+        agent::exchanged,
+    )),
     here("R04", "pods come and go, eight at once", NOTHING, (1, 20), agent::pods_churn),
     tests(
         "R05",
@@ -156,6 +195,28 @@ pub const FAULTS: &[Fault] = &[
     here("R10", "iptables -F of all tables", NOTHING, (1, 50), kernel::flush_iptables),
     here("R11", "one owned object is deleted or altered", SECOND, (5, 500), kernel::one_object),
     here("R11", "all our routes are deleted", SECOND, (1, 50), kernel::flush_routes),
+    here("R11", "all connections are forgotten (conntrack -F)", NOTHING, (1, 50), kernel::forget_connections),
+    fast_only(here(
+        "R11",
+        "a program of the fast path is taken from its device",
+        NOTHING,
+        (1, 20),
+        fast::detached,
+    )),
+    fast_only(here(
+        "R11",
+        "the files of the fast path are deleted, and later the agent is killed",
+        NOTHING,
+        (1, 20),
+        fast::unpinned,
+    )),
+    fast_only(here(
+        "R11",
+        "the files of the fast path are deleted and the agent is killed at once",
+        NOTHING,
+        (1, 20),
+        fast::unpinned_and_killed,
+    )),
     on(TUNNELS, here("R12", "the tunnel's device is deleted", SECOND, (1, 50), device::deleted)),
     on(TUNNELS, here("R12", "the tunnel's device is set down", SECOND, (1, 50), device::down)),
     on(TUNNELS, here("R12", "the tunnel's MTU is changed", SECOND, (1, 50), device::mtu)),
@@ -174,6 +235,8 @@ pub const FAULTS: &[Fault] = &[
     here("R13", "the uplink goes down and up", SECOND, (1, 50), uplink::flap),
     here("R13", "the uplink loses its addresses for 100 ms", SECOND, (1, 50), uplink::address),
     here("R13", "a second default route comes and goes", NOTHING, (1, 50), uplink::second_default),
+    here("R13", "the uplink's MTU is smaller for half a second", SECOND, (1, 50), uplink::mtu),
+    here("R13", "the uplink has another hardware address, and says so", SECOND, (1, 50), uplink::hardware),
     tests("R13", "the uplink's address, index or MTU changes for good", &[("node", "it", "uplink::")]),
     tests(
         "R14",
@@ -192,7 +255,29 @@ pub const FAULTS: &[Fault] = &[
     ),
     cannot("R17", "network policies", "this version has none"),
     cannot("R18", "pods before their policy", "this version has no policies"),
-    cannot("R19", "an established flow newly denied", "this version has no policies"),
+    here("R19", "an established flow is denied by another's nft rule", NOTHING, (1, 20), denied::by_nft),
+    here(
+        "R19",
+        "an established flow is denied by a legacy rule, of which the kernel tells nobody",
+        NOTHING,
+        (1, 20),
+        denied::by_legacy,
+    ),
+    here(
+        "R19",
+        "an established flow is denied while the agent is dead",
+        NOTHING,
+        (1, 20),
+        denied::without_agent,
+    ),
+    here(
+        "R19",
+        "an established flow is denied by a filter of the uplink",
+        Promise::Gap(Duration::from_secs(4)),
+        (1, 20),
+        denied::by_filter,
+    ),
+    cannot("R19", "an established flow newly denied by a network policy", "this version has no policies"),
     cannot("R20", "services", "this version has no service proxy"),
     tests("R21", "clocks leap", &[("store", "it", "orders::"), ("node", "lib", "sim::")]),
     tests(
@@ -207,11 +292,17 @@ pub const FAULTS: &[Fault] = &[
     ),
     tests(
         "R23",
-        "24 MiB of memory, 64 files, 5 % of a processor; clients that say nothing",
+        "24 MiB of memory, 64 files, 5 % of a processor; clients that say nothing; a log nobody reads",
         &[
+            ("node", "it", "overload::a_log_nobody_reads_holds_up_nothing"),
             ("node", "it", "overload::little_of_everything_slows_the_agent_and_does_not_kill_it"),
             ("node", "it", "overload::silent_clients_take_no_files_no_processor_and_no_answers_away"),
         ],
+    ),
+    tests(
+        "R23",
+        "more connections than the fast path remembers",
+        &[("node", "it", "fast::ends::a_table_that_is_full")],
     ),
     here(
         "R24",
@@ -227,10 +318,10 @@ pub const FAULTS: &[Fault] = &[
         (1, 10),
         underlay::one_way,
     ),
-    cannot(
+    tests(
         "R25",
-        "broken checksum offload",
-        "kernels of 5.8 and later do not have it; there is no self-test yet",
+        "hardware leaves checksums wrong",
+        &[("node", "it", "probe::datagrams_with_a_checksum_get_lost")],
     ),
     tests(
         "R26",

@@ -14,6 +14,7 @@ use kernel::Netns;
 
 use crate::Result;
 use crate::promise::Seen;
+pub use udp::{Pair, Talk};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +45,8 @@ pub struct End {
 }
 
 impl End {
-    fn address(&self, v6: bool) -> Option<IpAddr> {
+    /// Its address of a family, if it has one.
+    pub fn address(&self, v6: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv6() == v6)
     }
 }
@@ -101,11 +103,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub const DENIED: u16 = 7777;
 
 impl Traffic {
-    /// Starts everything between these ends and waits until all of it flows.
+    /// Starts everything between these ends and waits until all of it flows. Flows of `denied` must not.
     ///
     /// # Errors
     /// A socket cannot be made, or some flow does not come to flow.
-    pub fn start(ends: &[End], load: Load) -> Result<Traffic> {
+    pub fn start(ends: &[End], load: Load, denied: &[Pair]) -> Result<Traffic> {
         let shared = Shared { stop: Arc::default(), start: Instant::now() };
         let mut traffic = Traffic {
             shared: shared.clone(),
@@ -118,21 +120,21 @@ impl Traffic {
         let (first, second) = (&ends[0], &ends[1]);
         let families: Vec<bool> =
             [false, true].into_iter().filter(|v6| first.address(*v6).is_some()).collect();
+        let rate = load.datagrams / (ends.len() * families.len()) as u64;
         for v6 in &families {
-            for from in ends {
+            for (at, from) in ends.iter().enumerate() {
                 let to: Vec<&End> = ends.iter().filter(|to| to.name != from.name).collect();
                 let task = ping::Task::start(from, &to, *v6, load.ping, &shared)?;
                 traffic.beats.extend(task.beats());
                 traffic.pings.push(task);
-            }
-            let rate = load.datagrams / (2 * families.len() as u64);
-            for (from, to) in [(first, second), (second, first)] {
-                let task = udp::Task::start(from, to, *v6, rate, &shared)?;
+                // In a ring, so that every host has to do with it.
+                let task = udp::Task::start(from, &ends[(at + 1) % ends.len()], *v6, rate, &shared)?;
                 traffic.beats.push(task.beat.clone());
                 traffic.streams.push(task);
             }
-            let last = ends.last().unwrap_or(second);
-            traffic.denied.push(udp::Denied::start(last, first, *v6, &shared)?);
+        }
+        for pair in denied {
+            traffic.denied.push(udp::Denied::start(pair, &shared)?);
         }
         let tcp = tcp::Task::start(first, second, &families, load.tcp, &shared)?;
         traffic.beats.push(tcp.beat.clone());
@@ -191,12 +193,4 @@ impl Drop for Traffic {
 fn inside<T: Send>(end: &End, what: &str, work: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T> {
     let done = end.net.run(work).map_err(|error| format!("enter {}: {error}", end.name))?;
     done.map_err(|error| format!("{what} in {}: {error}", end.name))
-}
-
-/// Whether the flow that is to be denied passes now.
-///
-/// # Errors
-/// A socket cannot be made.
-pub fn would_pass(from: &End, to: &End, v6: bool) -> Result<bool> {
-    udp::Denied::passes(from, to, v6)
 }

@@ -6,20 +6,24 @@ use sim::Random;
 
 use super::{host, moment, right};
 use crate::Result;
+use crate::fast;
 use crate::picture::must;
 use crate::promise::Seen;
 use crate::scene::{HOSTS, Scene};
 
 fn start(scene: &Scene, host: usize) -> Result<()> {
-    scene.lab.agent_start(host).map(drop).map_err(|error| format!("{error}\n{}", error.log().join("\n")))
+    let before = fast::program(scene, host)?;
+    scene.lab.agent_start(host).map_err(|error| format!("{error}\n{}", error.log().join("\n")))?;
+    if scene.setup.fast { fast::taken_over(scene, host, before) } else { Ok(()) }
 }
 
-fn kill(scene: &Scene, host: usize) -> Result<()> {
+/// SIGKILL.
+pub fn kill(scene: &Scene, host: usize) -> Result<()> {
     scene.lab.agent_kill(host).map_err(|error| error.to_string())
 }
 
 /// What an agent left is right without it, and stays so when the next one has begun.
-fn again(scene: &Scene, host: usize, seen: &mut Seen) -> Result<()> {
+pub fn again(scene: &Scene, host: usize, seen: &mut Seen) -> Result<()> {
     right(scene, host, Instant::now(), seen)?;
     start(scene, host)?;
     right(scene, host, Instant::now(), seen)
@@ -51,6 +55,28 @@ pub fn ended(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<
     let host = host(random);
     scene.lab.agent_stop(host).map_err(|error| error.to_string())?;
     again(scene, host, seen)
+}
+
+/// Another release takes over from ours and hands back; a pod of each is detached by the other's plugins. In between
+/// the releases are one cluster.
+pub fn exchanged(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<()> {
+    let host = host(random);
+    let pod = || scene.lab.pod_add(host, None).map_err(|error| error.to_string());
+    let mut pods = vec![pod()?];
+    for other in [true, false] {
+        scene.release(other)?;
+        scene.lab.agent_stop(host).map_err(|error| error.to_string())?;
+        moment(random, 100);
+        start(scene, host)?;
+        for pod in pods.drain(..) {
+            scene.lab.pod_del(&pod.name).map_err(|error| error.to_string())?;
+        }
+        if other {
+            pods.push(pod()?);
+            moment(random, 500);
+        }
+    }
+    right(scene, host, Instant::now(), seen)
 }
 
 /// None is left for a moment.

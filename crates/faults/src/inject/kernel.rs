@@ -30,6 +30,11 @@ pub fn flush_routes(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> 
     damage(scene, host(random), "ip route flush proto 76; ip -6 route flush proto 76", seen)
 }
 
+/// What somebody does who changed rules and wants them obeyed.
+pub fn forget_connections(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<()> {
+    damage(scene, host(random), "conntrack -F", seen)
+}
+
 /// A storm of notifications that a socket cannot hold, with a loss of ours among them.
 pub fn burst(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<()> {
     let host = host(random);

@@ -38,3 +38,20 @@ pub fn second_default(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -
                   sleep 0.3; ip route del default dev other1 metric 50; ip -6 route del default dev other1 metric 50";
     damage(scene, host(random), script, seen)
 }
+
+/// For half a second: everything that is longer than before is said to be too long.
+pub fn mtu(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<()> {
+    let script = "ip link set eth0 mtu 1400; sleep 0.5; ip link set eth0 mtu 1500";
+    damage(scene, host(random), script, seen)
+}
+
+/// As a card that is exchanged, or a standby that takes over: it says so to its neighbours.
+pub fn hardware(scene: &mut Scene, random: &mut Random, seen: &mut Seen) -> Result<()> {
+    let script = format!(
+        "{NOTE} for n in ipv4/conf/eth0/arp_notify ipv6/conf/eth0/ndisc_notify; do echo 1 > /proc/sys/net/$n; done; \
+         ip link set eth0 address 02:00:00:{:02x}:{:02x}:77; {BACK}",
+        random.below(256),
+        random.below(256)
+    );
+    damage(scene, host(random), &script, seen)
+}

@@ -31,16 +31,22 @@ fn missing(etcd: bool) -> Option<&'static str> {
 }
 
 fn slice(test: &str, backend: &str, stack: Stack, etcd: bool, rows: &[&str]) {
+    slice_of(test, backend, stack, etcd, false, rows);
+}
+
+fn slice_of(test: &str, backend: &str, stack: Stack, etcd: bool, fast: bool, rows: &[&str]) {
     if let Some(why) = missing(etcd) {
         println!("SKIP {test}: {why}");
         return;
     }
     let (_, config) = BACKENDS.iter().find(|(name, _)| *name == backend).unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_loden-faults")).with_file_name("loden");
-    let setup = Setup { program, backend: (*config).to_owned(), stack, etcd, load: Load::LIGHT };
+    // This release beside itself: what an exchange does, though not what differs.
+    let other = Some(program.clone());
+    let setup = Setup { program, other, backend: (*config).to_owned(), stack, etcd, fast, load: Load::LIGHT };
     let size = Size { seed: 1, rounds: None, short: true, clock: Clock::Ignored };
     let wanted = |fault: &&Fault| {
-        let here = matches!(fault.way, Way::Here(act) if run::fits(&act, backend, etcd));
+        let here = matches!(fault.way, Way::Here(act) if run::fits(&act, backend, &setup));
         here && (rows.is_empty() || rows.contains(&fault.row))
     };
     let faults: Vec<&'static Fault> = FAULTS.iter().filter(wanted).collect();
@@ -76,4 +82,33 @@ fn udp_in_ipv4() {
 #[test]
 fn wireguard_in_ipv6() {
     slice("wireguard_in_ipv6", "wireguard", Stack::V6, false, &["R01", "R10", "R11", "R12"]);
+}
+
+/// What this machine lacks for the fast path, if so; a build without clang says it by itself.
+fn cannot_be_fast() -> Option<&'static str> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let numbers: Vec<u32> = release.split(['.', '-']).map_while(|n| n.parse().ok()).take(2).collect();
+    let btf = Path::new("/sys/kernel/btf/vmlinux").exists();
+    if !btf || numbers < vec![6, 6] {
+        return Some("the fast path needs Linux 6.6 with BTF");
+    }
+    let bpftool = std::process::Command::new("bpftool").arg("version").output();
+    bpftool.is_err().then_some("there is no bpftool, which tells what went fast")
+}
+
+fn fast_slice(test: &str, backend: &str, stack: Stack, rows: &[&str]) {
+    match cannot_be_fast() {
+        Some(why) => println!("SKIP {test}: {why}"),
+        None => slice_of(test, backend, stack, false, true, rows),
+    }
+}
+
+#[test]
+fn vxlan_with_the_fast_path() {
+    fast_slice("vxlan_with_the_fast_path", "vxlan", Stack::V4, &["R10", "R19"]);
+}
+
+#[test]
+fn ipv6_alone_with_the_fast_path() {
+    fast_slice("ipv6_alone_with_the_fast_path", "vxlan", Stack::V6, &["R10", "R19"]);
 }
