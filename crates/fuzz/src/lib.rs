@@ -4,6 +4,10 @@
 //! Three ways to run them: tests (a few seconds each), `cargo xtask fuzz TARGET` (as long as asked, stable Rust), and
 //! libFuzzer with coverage (`fuzz/`, outside the workspace). `docs/decisions/0191-fuzzing.md` says why.
 
+// `node` is a program, from which nothing can be linked; the file stands by itself.
+#[path = "../../node/src/archive.rs"]
+mod archive;
+mod grown;
 mod kernel_bytes;
 mod kube;
 mod mutate;
@@ -11,6 +15,7 @@ mod packets;
 mod run;
 mod texts;
 
+pub use grown::{grown, keep, unpack};
 pub use mutate::mutate;
 pub use run::{Crash, Ran, corpus, input, run};
 
@@ -30,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     target("etcd-key", texts::etcd_key),
     target("annotations", texts::annotations),
     target("kube-json", texts::kube_json),
+    target("dump-archive", texts::dump_archive),
     target("subnet-env", texts::subnet_env),
     target("cni-stdin", texts::cni_stdin),
     target("last-good", texts::last_good),

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use sim::Random;
 
-use crate::{Target, mutate};
+use crate::{Target, grown, mutate};
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug)]
@@ -35,14 +35,14 @@ pub struct Crash {
 /// the wall, which goes on while a busy machine does something else.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// The files of a target's corpus, in order of their names, and the empty input.
+/// The empty input, the files of a target's corpus in order of their names, and what libFuzzer grew from them.
 pub fn corpus(name: &str) -> Vec<Vec<u8>> {
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
     let mut files: Vec<_> =
         fs::read_dir(place).into_iter().flatten().flatten().map(|file| file.path()).collect();
     files.sort();
     let read = files.iter().filter_map(|file| fs::read(file).ok());
-    std::iter::once(Vec::new()).chain(read).collect()
+    std::iter::once(Vec::new()).chain(read).chain(grown(name)).collect()
 }
 
 /// Input number `n` of a seed: first the corpus as it is, then changed.
