@@ -120,6 +120,13 @@ impl Agent {
         Ok(Agent { pid: process.pid, log, _process: process })
     }
 
+    /// The beginning of its log.
+    pub fn says(&self) -> String {
+        let mut log = String::new();
+        let _ = fs::File::open(&self.log).map(|file| file.take(4_000).read_to_string(&mut log));
+        log
+    }
+
     /// `Rss` and its like, in MiB.
     pub fn memory(&self, key: &str) -> Result<f64> {
         let path = format!("/proc/{}/smaps_rollup", self.pid);
@@ -142,7 +149,21 @@ impl Agent {
         }
         Ok(Duration::from_nanos(all))
     }
+
+    /// Time on a processor of the programs it started and waited for, to a hundredth of a second.
+    pub fn cpu_of_children(&self) -> Result<Duration> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        // The name in parentheses may hold anything; children's times are the 16th and 17th field.
+        let after = text.rsplit_once(')').ok_or("no name in stat")?.1;
+        let ticks = |field: &str| field.parse::<u32>().map(f64::from);
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let [user, system] = [13, 14].map(|n| fields.get(n).copied().unwrap_or_default());
+        Ok(Duration::from_secs_f64((ticks(user)? + ticks(system)?) / TICKS))
+    }
 }
+
+/// Clock ticks of a second in `/proc` (proc_pid_stat(5): `sysconf(_SC_CLK_TCK)`, 100 on Linux for programs).
+const TICKS: f64 = 100.0;
 
 fn kib(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
@@ -162,8 +183,7 @@ pub fn converge(agent: &Agent, host: &Netns, peers: u32) -> Result<Duration> {
             return Ok(start.elapsed());
         }
         if start.elapsed() > PATIENCE {
-            let mut log = String::new();
-            fs::File::open(&agent.log)?.take(4_000).read_to_string(&mut log)?;
+            let log = agent.says();
             return Err(
                 format!("{routes} of {peers} routes after {PATIENCE:?}; the agent says:\n{log}").into()
             );

@@ -4,8 +4,9 @@
 //! Rounds alternate and the order within a round too. Time is from before the start of the process to its
 //! end, answer read; processor time is that of the process and all it started. A chain is the sum of its calls.
 
+mod bare;
 mod case;
-mod crowd;
+pub mod crowd;
 mod store;
 
 use std::io::{Read as _, Write as _};
@@ -337,14 +338,5 @@ pub fn run(options: &Options) -> Result<Table> {
     let ptp = Case { chain: Chain::Ptp, masquerade: false };
     table.figures.extend(serial(options, ptp, rounds.div_ceil(10))?);
     store::measure(options, rounds, &mut table)?;
-    Ok(table)
-}
-
-/// The measurement of many pods at once.
-pub fn crowd(options: &Options) -> Result<Table> {
-    let mut table = Table::new("crowd", "a node that starts: ADD, then DEL, of a thousand pods");
-    for masquerade in [false, true] {
-        crowd::measure(options, Case { chain: Chain::Bridge, masquerade }, &mut table)?;
-    }
     Ok(table)
 }

@@ -3,9 +3,12 @@
 //! a hundred a second gets another VTEP for a minute: time until the kernel tells of the new forwarding entry,
 //! by `bridge monitor`, and processor time.
 
+mod beside;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -128,10 +131,9 @@ fn latency(server: &mut Server, host: &Netns, nodes: u32) -> Result<Samples> {
     Ok(Samples(written.iter().filter_map(took).collect()))
 }
 
-fn with_nodes(options: &Options, nodes: u32, limit: Goal, table: &mut Table) -> Result<()> {
-    let folder = options.folder(&format!("kube{nodes}"))?;
-    let host = host()?;
-    let mut server = Server::start(&host)?;
+/// An API server with that many Nodes, and in `folder` what an agent needs to ask it.
+fn cluster(host: &Netns, folder: &Path, nodes: u32) -> Result<Server> {
+    let mut server = Server::start(host)?;
     server.tell(&format!("fill {nodes} full"))?;
     for number in 2..=nodes {
         server.announce(number, vtep_of(number, 0))?;
@@ -141,13 +143,24 @@ fn with_nodes(options: &Options, nodes: u32, limit: Goal, table: &mut Table) -> 
     let config = server.tell(&format!("kubeconfig {}", token.as_str().unwrap_or_default()))?;
     fs::write(folder.join("kubeconfig"), config.as_str().unwrap_or_default())?;
     fs::write(folder.join("net-conf.json"), CONFIG)?;
+    Ok(server)
+}
+
+/// The flags of an agent, ours or another's, whose leases are that cluster's Nodes.
+fn of_nodes(command: &mut Command, folder: &Path) {
+    command.arg("--kube-subnet-mgr");
+    command.arg(format!("--kubeconfig-file={}", folder.join("kubeconfig").display()));
+    command.arg(format!("--net-config-path={}", folder.join("net-conf.json").display()));
+    command.env("NODE_NAME", numbered(1).0);
+}
+
+fn with_nodes(options: &Options, nodes: u32, limit: Goal, table: &mut Table) -> Result<()> {
+    let folder = options.folder(&format!("kube{nodes}"))?;
+    let host = host()?;
+    let mut server = cluster(&host, &folder, nodes)?;
     let begun = Instant::now();
-    let agent = Agent::start(&options.program("loden")?, &folder, &host, |command| {
-        command.arg("--kube-subnet-mgr");
-        command.arg(format!("--kubeconfig-file={}", folder.join("kubeconfig").display()));
-        command.arg(format!("--net-config-path={}", folder.join("net-conf.json").display()));
-        command.env("NODE_NAME", numbered(1).0);
-    })?;
+    let agent =
+        Agent::start(&options.program("loden")?, &folder, &host, |command| of_nodes(command, &folder))?;
     converge(&agent, &host, nodes - 1)?;
     let all = begun.elapsed().as_secs_f64();
     let asked = server.tell("age list nodes").or_else(|_| server.tell("age watch nodes"))?;
@@ -192,6 +205,9 @@ pub fn run(options: &Options) -> Result<Table> {
             _ => Goal::None,
         };
         with_nodes(options, nodes, limit, &mut table)?;
+        if let Some(flanneld) = &options.flanneld {
+            beside::run(options, flanneld, nodes, &mut table)?;
+        }
     }
     Ok(table)
 }

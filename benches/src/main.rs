@@ -31,14 +31,15 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 9] = [
+const MEASUREMENTS: [Named; 10] = [
     ("cni", cni::run),
-    ("crowd", cni::crowd),
+    ("crowd", cni::crowd::run),
     ("leases", leases::run),
     ("memory", memory::run),
     ("kube", kube::run),
     ("tunnel", tunnel::run),
     ("wireguard", tunnel::wireguard),
+    ("hand", tunnel::hand),
     ("size", size::run),
     ("build", build::run),
 ];
@@ -47,12 +48,13 @@ const USAGE: &str = "\
 usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the programs first)
 
   cni       plugin calls, beside the reference plugins driven the same way
-  crowd     a thousand pods, 64 calls at any moment
+  crowd     a thousand pods, 64 calls at any moment, beside the kernel's bare requests for the same
   leases    leases from zero into the kernel, beside one request at a time
   memory    resident memory, idle time and latency of the agent
   kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
   tunnel    the tunnel of the backend udp, beside one packet per system call and kernel VXLAN
   wireguard WireGuard in user space, beside another program's (--wireguard) and our udp in the clear
+  hand      vxlan, host-gw and ipip as agents make them, beside the same made by hand
   size      sizes of the programs
   build     time of a clean build, and from an edit to the end of its tests
   all       all of these
@@ -60,6 +62,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   --dist DIR         where loden and loden-cni are (dist)
   --reference DIR    reference plugins (/usr/lib/cni)
   --flannel FILE     flannel's own CNI plugin, to measure the chain that begins with it
+  --flanneld FILE    kube: flannel's own agent, to measure beside ours
   --proxy FILE       tunnel: a program that takes WORD DEVICE LISTEN SUBNET PEER and moves one packet per call,
                      instead of ours of flannel's shape
   --wireguard FILE   wireguard: a program that takes -f DEVICE, as wireguard-go does
@@ -77,6 +80,8 @@ pub struct Options {
     pub reference: PathBuf,
     /// Flannel's own plugin.
     pub flannel: Option<PathBuf>,
+    /// Flannel's own agent.
+    pub flanneld: Option<PathBuf>,
     /// A tunnel of one packet per system call.
     pub proxy: Option<PathBuf>,
     /// Another WireGuard in user space.
@@ -110,6 +115,7 @@ fn parse(scratch: &Path) -> std::result::Result<(Vec<Named>, Options), String> {
         dist: "dist".into(),
         reference: "/usr/lib/cni".into(),
         flannel: None,
+        flanneld: None,
         proxy: None,
         wireguard: None,
         rounds: None,
@@ -132,6 +138,7 @@ fn parse(scratch: &Path) -> std::result::Result<(Vec<Named>, Options), String> {
             "--dist" => options.dist = value()?.into(),
             "--reference" => options.reference = value()?.into(),
             "--flannel" => options.flannel = Some(value()?.into()),
+            "--flanneld" => options.flanneld = Some(value()?.into()),
             "--proxy" => options.proxy = Some(value()?.into()),
             "--wireguard" => options.wireguard = Some(value()?.into()),
             "--rounds" => options.rounds = Some(number(value()?)? as usize),

@@ -1,7 +1,7 @@
 //! Tunnels in user space between pods of two hosts, which have flannel's bridge and rules: that of the backend udp beside
 //! one that moves one packet per system call, as flannel's proxy does, and beside the kernel's VXLAN; WireGuard beside
-//! another program's. All stand all the time, each between two hosts of its own, and are measured in turn, in changing
-//! order.
+//! another program's. And what agents make in the kernel beside the same by hand. All stand all the time, each between
+//! two hosts of its own, and are measured in turn, in changing order.
 //!
 //! Two wires: one on which each frame goes alone and is put together by the receiver, as with a plain network card; one
 //! that takes trains whole, as with a card that cuts and couples. The first decides.
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::figure::{Figure, Goal, Samples, Table};
 use crate::{Options, Result, sys};
 
-use pair::{Kind, Pair, pod};
+use pair::{Kind, Pair, Way, pod};
 pub use plain::{WORD as PLAIN, run as plain};
 
 const ROUNDS: usize = 7;
@@ -190,6 +190,37 @@ pub fn run(options: &Options) -> Result<Table> {
         add(&format!("{small}, VXLAN"), &ours.datagrams, &vxlan.datagrams, Goal::None);
         add("round trips a second, one per call", &ours.trips, &plain.trips, Goal::None);
         add("round trips a second, VXLAN", &ours.trips, &vxlan.trips, Goal::None);
+    }
+    Ok(table)
+}
+
+/// Rounds of what is to differ by less than a fiftieth.
+const CLOSE: usize = 9;
+
+/// What agents make in the kernel beside the same made by hand: nothing of ours is on a packet's way.
+pub fn hand(options: &Options) -> Result<Table> {
+    let rounds = options.rounds.unwrap_or(CLOSE);
+    let about =
+        format!("what agents make, {rounds} rounds; beside the same made by hand (flannel.md 6, 7.4)");
+    let mut table = Table::new("hand", about);
+    for way in Way::ALL {
+        if !way.is_there()? {
+            crate::say(&format!("\nhand: {}: this kernel has none\n", way.word()));
+            continue;
+        }
+        for (wire, whole) in WIRES {
+            let taken = beside(&[Kind::Agents(way), Kind::ByHand(way)], whole, rounds, options)?;
+            let [ours, other] = taken.as_slice() else { return Err("two kinds".into()) };
+            for (what, ours, other) in [
+                ("TCP Gbit/s", &ours.tcp, &other.tcp),
+                ("datagrams of 64 B a second", &ours.datagrams, &other.datagrams),
+                ("round trips a second", &ours.trips, &other.trips),
+            ] {
+                let what = format!("{}: {what}, {wire}", way.word());
+                let goal = Goal::AtLeast(0.98);
+                table.figures.push(Figure::beside(what, ours.clone(), other.clone(), goal));
+            }
+        }
     }
     Ok(table)
 }

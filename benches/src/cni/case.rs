@@ -6,6 +6,8 @@ use crate::figure::Goal;
 
 /// Holds the thousand pods of the crowd.
 pub const SUBNET: &str = "10.244.0.0/20";
+/// All of the cluster.
+pub const NETWORK: &str = "10.244.0.0/16";
 
 /// One plugin of a chain.
 pub struct Step {
@@ -95,7 +97,7 @@ impl Case {
             r#"{{"cniVersion":"1.0.0","name":"cbr0","type":"bridge","bridge":"cni0","hairpinMode":true,
                 "isDefaultGateway":true,"ipMasq":{masquerade},
                 "ipam":{{"type":"host-local","dataDir":"{store}","ranges":[[{{"subnet":"{SUBNET}"}}]],
-                         "routes":[{{"dst":"10.244.0.0/16"}}]}}}}"#
+                         "routes":[{{"dst":"{NETWORK}"}}]}}}}"#
         );
         Step { plugin: "bridge", document }
     }

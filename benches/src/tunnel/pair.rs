@@ -25,6 +25,42 @@ pub enum Kind {
     Wireguard,
     /// Another program's.
     OtherWireguard,
+    /// What two agents make.
+    Agents(Way),
+    /// The same by hand, as flannel specifies it (flannel.md 6, 7.4).
+    ByHand(Way),
+}
+
+/// What the kernel carries by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Vxlan,
+    HostGw,
+    Ipip,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Way; 3] = [Way::Vxlan, Way::HostGw, Way::Ipip];
+
+    /// The word of configurations.
+    pub fn word(self) -> &'static str {
+        match self {
+            Way::Vxlan => "vxlan",
+            Way::HostGw => "host-gw",
+            Way::Ipip => "ipip",
+        }
+    }
+
+    /// Whether this kernel has it.
+    pub fn is_there(self) -> Result<bool> {
+        let probe = match self {
+            Way::HostGw => return Ok(true),
+            Way::Vxlan => "vxlan id 1 dstport 8472",
+            Way::Ipip => "ipip local 192.0.2.1",
+        };
+        Ok(sh(&Netns::create()?, &format!("ip link add probe type {probe}")).is_ok())
+    }
 }
 
 /// Two hosts, their pods and what joins them.
@@ -59,6 +95,7 @@ impl Pair {
             Kind::Wireguard | Kind::OtherWireguard => {
                 format!("lb{}{kind:?}{host}", std::process::id() % 100_000).replace("Wireguard", "w")
             }
+            Kind::Agents(_) | Kind::ByHand(_) => "flannel.1".to_owned(),
             _ => "flannel0".to_owned(),
         };
         let devices = [0, 1].map(|host| device(host).chars().take(15).collect());
@@ -79,7 +116,9 @@ impl Pair {
     fn mtu(&self) -> u32 {
         match self.kind {
             Kind::Udp | Kind::Plain => 1472,
-            Kind::Vxlan => 1450,
+            Kind::Vxlan | Kind::Agents(Way::Vxlan) | Kind::ByHand(Way::Vxlan) => 1450,
+            Kind::Agents(Way::HostGw) | Kind::ByHand(Way::HostGw) => 1500,
+            Kind::Agents(Way::Ipip) | Kind::ByHand(Way::Ipip) => 1480,
             Kind::Wireguard | Kind::OtherWireguard => 1420,
         }
     }
@@ -112,6 +151,9 @@ impl Pair {
         sh(inside, "ip link set eth0 up")?;
         sh(inside, &format!("ip addr add {}/24 dev eth0", pod(number)))?;
         sh(inside, &format!("ip route add default via 10.244.{n}.1"))?;
+        if matches!(self.kind, Kind::Agents(_)) {
+            return Ok(());
+        }
         // flannel.md 7.4
         let (own, net) = (format!("10.244.{n}.0/24"), "10.244.0.0/16");
         let rules = format!(
@@ -140,7 +182,23 @@ impl Pair {
         let (mine, theirs) = (inner(number), inner(1 - number));
         let device = &self.devices[number];
         let queues = format!("ip tuntap add {device} mode tun multi_queue vnet_hdr");
+        let by_hand = matches!(self.kind, Kind::ByHand(_));
         match self.kind {
+            Kind::Agents(way) => {
+                let agent = self.agent(number, way, options)?;
+                self.processes.push(agent);
+                return Ok(());
+            }
+            Kind::ByHand(Way::HostGw) => {
+                return sh(host, &format!("ip route add {theirs}/24 via 192.0.2.{peer} dev eth0"));
+            }
+            Kind::ByHand(Way::Ipip) => {
+                let words = format!("type ipip local 192.0.2.{own} remote any ttl inherit nopmtudisc");
+                sh(host, &format!("ip link add {device} {words}"))?;
+                sh(host, &format!("ip addr add {mine}/32 dev {device}"))?;
+                sh(host, &format!("ip link set {device} txqueuelen 0 mtu {} up", self.mtu()))?;
+                return sh(host, &format!("ip route add {theirs}/24 via 192.0.2.{peer} dev {device} onlink"));
+            }
             Kind::Udp => {
                 sh(host, &queues)?;
                 let name = self.hosts[0].path().display().to_string().replace('/', "-");
@@ -162,7 +220,7 @@ impl Pair {
                 command.args([&format!("{theirs}/24"), &format!("192.0.2.{peer}:8285")]);
                 self.processes.push(Kept::start(command, host)?);
             }
-            Kind::Vxlan => {
+            Kind::Vxlan | Kind::ByHand(Way::Vxlan) => {
                 let words = format!("id 1 local 192.0.2.{own} dev eth0 dstport 8472 nolearning");
                 let address = format!("address 02:00:00:00:00:0{own}");
                 sh(host, &format!("ip link add {device} {address} type vxlan {words}"))?;
@@ -187,13 +245,49 @@ impl Pair {
         wait(|| sh(host, &format!("ip link show {device}")).is_ok())?;
         sh(host, &format!("ip addr add {mine}/32 dev {device}"))?;
         sh(host, &format!("ip link set {device} mtu {} up", self.mtu()))?;
-        if self.kind == Kind::Vxlan {
+        if by_hand {
+            sh(host, &format!("ip link set {device} txqueuelen 0"))?;
+        }
+        if self.kind == Kind::Vxlan || by_hand {
             let mac = format!("02:00:00:00:00:0{peer}");
             sh(host, &format!("ip neigh replace {theirs} lladdr {mac} dev {device} nud permanent"))?;
             sh(host, &format!("ip route add {theirs}/24 via {theirs} dev {device} onlink"))
         } else {
             sh(host, &format!("ip route add 10.244.0.0/16 dev {device} scope global"))
         }
+    }
+
+    /// An agent with the subnet the pod is in; both share a store.
+    fn agent(&self, number: usize, way: Way, options: &Options) -> Result<Kept> {
+        let host = &self.hosts[number];
+        sh(host, "ip route add default via 192.0.2.254")?;
+        // A folder for this pair, and in it one for each host.
+        let pair = self.hosts[0].path().display().to_string().replace('/', "-");
+        let folder = options.folder(&format!("agents{pair}"))?;
+        let own = options.folder(&format!("agents{pair}/{number}"))?;
+        let store = format!("sqlite:{}", folder.join("leases.db").display());
+        let program = options.program("loden")?;
+        if number == 0 {
+            let config = format!(
+                r#"{{"Network":"10.244.0.0/16","EnableNFTables":true,"Backend":{{"Type":"{}"}}}}"#,
+                way.word()
+            );
+            let mut command = Command::new(&program);
+            command.args(["config", "put", "-"]).env("LODEN_STORE", &store).stdin(Stdio::piped());
+            let mut child = command.spawn()?;
+            child.stdin.take().map(|mut input| input.write_all(config.as_bytes()));
+            if !child.wait()?.success() {
+                return Err("loden config put".into());
+            }
+        }
+        let subnet_file = own.join("subnet.env");
+        // The one it had before, and so gets again.
+        std::fs::write(&subnet_file, format!("FLANNEL_SUBNET=10.244.{}.1/24\n", number + 1))?;
+        let mut command = Command::new(&program);
+        command.args(["agent", "--ip-masq"]).arg(format!("--subnet-file={}", subnet_file.display()));
+        command.env("LODEN_STORE", &store).env("LODEN_STATE_DIR", own.join("state"));
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(own.join("log"))?);
+        Kept::start(command, host)
     }
 
     /// Gives both ends of WireGuard a key and each other.

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use model::Family;
+
 use crate::ways::Way;
 
 /// Where `serve` listens and `host` connects unless said otherwise.
@@ -16,15 +18,18 @@ usage: loden bench [lab] [OPTION]...                       in a lab of two hosts
        loden bench host ADDRESS[:PORT] --token T ...       on the other one
 
 Measures the ways packets take between pods, side by side with the bare wire, in turns, and prints medians, their spread
-and how they stand to the wire. Needs root. A lab is made and ended by it; it leaves nothing behind. All of it takes four
+and how they stand to the wire. Needs root. A lab is made and ended by it; it leaves nothing behind. All of it takes five
 minutes.
 
   --what WAYS           some of, joined by commas (default: all but the wire, which always stands beside)
-                          host-gw vxlan fast udp wireguard  between pods of two hosts; fast is vxlan with the fast path
-                          bridge routed                     between two pods of one host, by the plugin bridge or ptp
+                          host-gw vxlan udp wireguard       between pods of two hosts
+                          fast-host-gw fast fast-udp        the same with the fast path; fast is vxlan
+                          bridge fast-bridge routed         between two pods of one host, by the plugin bridge or ptp
                           cni peers                         pods attached and detached, peers programmed, per second
+  --beside WAY          lab: what all others are compared with (default wire)
   --rounds N            turns of each (1 to 100; default 5)
   --seconds S           of each measurement (0.1 to 60; default 1)
+  --family 4|6          lab: everything in IPv4 (default), or in IPv6; host: the family of ADDRESS, and no other
   --wire frames|trains  lab: frames alone, as through a plain network card (default), or trains of segments whole
   -o table|json|html    for people, for programs, or a page with pictures (default table)
   -w FILE               write there instead of to standard output
@@ -71,10 +76,14 @@ pub struct Plan {
     pub ways: Vec<Way>,
     /// They were asked for by name.
     pub named: bool,
+    /// What all else stands beside, if not the wire.
+    pub beside: Option<Way>,
     /// Turns of each.
     pub rounds: usize,
     /// Time of each measurement.
     pub span: Duration,
+    /// In which wire and pods are reached.
+    pub family: Family,
     /// The wire takes trains of segments whole.
     pub trains: bool,
     /// Form of the output.
@@ -111,8 +120,10 @@ pub struct Serve {
 #[derive(Default)]
 struct Found {
     what: Option<Vec<Way>>,
+    beside: Option<Way>,
     rounds: Option<usize>,
     seconds: Option<f64>,
+    family: Option<Family>,
     trains: Option<bool>,
     format: Option<Format>,
     file: Option<PathBuf>,
@@ -136,20 +147,33 @@ pub fn parse(words: &[String]) -> Result<Command, String> {
     match plain.as_slice() {
         [] | ["lab"] => {
             refuse(&found, "lab", &["--token", "--listen", "--network", "--idle"])?;
-            Ok(Command::Lab(found.plan()))
+            let plan = found.plan(Family::V4);
+            match plan.beside {
+                Some(way) if !plan.ways.contains(&way) => {
+                    Err(format!("--beside {0}: {0} is not among --what", way.name()))
+                }
+                _ => Ok(Command::Lab(plan)),
+            }
         }
         ["host", to] => {
-            refuse(&found, "host", &["--listen", "--idle", "--what", "--wire"])?;
+            refuse(&found, "host", &["--listen", "--idle", "--what", "--beside", "--wire"])?;
             let to = address(to, "host")?;
             let token = found.token.clone();
             let token =
                 token.ok_or("host needs --token, which `loden bench serve` on the other host prints")?;
             let link = Link { to, token, network: found.network() };
-            Ok(Command::Host(link, found.plan()))
+            // The wire is measured in the family of its address, and the pods beside it.
+            let family = Family::of(to.ip().to_canonical());
+            let plan = found.plan(family);
+            if plan.family != family {
+                return Err(format!("{} is {family}, and --family asks for {}", to.ip(), plan.family));
+            }
+            Ok(Command::Host(link, plan))
         }
         ["host"] => Err("host needs the address of a host on which `loden bench serve` runs".to_owned()),
         ["serve"] => {
-            refuse(&found, "serve", &["--what", "--rounds", "--seconds", "--wire", "-o", "-w"])?;
+            let others = ["--what", "--beside", "--rounds", "--seconds", "--family", "--wire", "-o", "-w"];
+            refuse(&found, "serve", &others)?;
             Ok(Command::Serve(Serve {
                 at: found.listen.unwrap_or_else(|| SocketAddr::from(([0; 8], PORT))),
                 network: found.network(),
@@ -165,12 +189,14 @@ pub fn parse(words: &[String]) -> Result<Command, String> {
 }
 
 impl Found {
-    fn plan(&self) -> Plan {
+    fn plan(&self, family: Family) -> Plan {
         Plan {
             ways: self.what.clone().unwrap_or_else(|| Way::ALL.to_vec()),
             named: self.what.is_some(),
+            beside: self.beside,
             rounds: self.rounds.unwrap_or(5),
             span: Duration::from_secs_f64(self.seconds.unwrap_or(1.0)),
+            family: self.family.unwrap_or(family),
             trains: self.trains.unwrap_or(false),
             format: self.format.unwrap_or(Format::Table),
             file: self.file.clone(),
@@ -190,8 +216,10 @@ impl Found {
 fn refuse(found: &Found, command: &str, options: &[&str]) -> Result<(), String> {
     let given = |option: &str| match option {
         "--what" => found.what.is_some(),
+        "--beside" => found.beside.is_some(),
         "--rounds" => found.rounds.is_some(),
         "--seconds" => found.seconds.is_some(),
+        "--family" => found.family.is_some(),
         "--wire" => found.trains.is_some(),
         "-o" => found.format.is_some(),
         "-w" => found.file.is_some(),
@@ -227,8 +255,10 @@ fn scan(words: &[String]) -> Result<Found, String> {
         let value = value.ok_or_else(|| format!("{name} needs a value"));
         match name {
             "--what" => found.what = Some(ways(value?)?),
+            "--beside" => found.beside = yardstick(value?)?,
             "--rounds" => found.rounds = Some(number(name, value?, 1.0, 100.0)?.trunc() as usize),
             "--seconds" => found.seconds = Some(number(name, value?, 0.1, 60.0)?),
+            "--family" => found.family = Some(choose(name, value?, &[("4", Family::V4), ("6", Family::V6)])?),
             "--wire" => found.trains = Some(choose(name, value?, &[("frames", false), ("trains", true)])?),
             "-o" | "--output" => {
                 let all = [("table", Format::Table), ("json", Format::Json), ("html", Format::Html)];
@@ -277,6 +307,17 @@ fn ways(text: &str) -> Result<Vec<Way>, String> {
     Ok(chosen)
 }
 
+/// `None` is the wire.
+fn yardstick(text: &str) -> Result<Option<Way>, String> {
+    let named = |way: &Way| way.name() == text;
+    match Way::ALL.into_iter().filter(|way| way.carries()).find(named) {
+        None if text != "wire" => {
+            Err(format!("--beside is a way that carries traffic, or wire, not {text:?}"))
+        }
+        way => Ok(way),
+    }
+}
+
 fn token(text: &str) -> Result<String, String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
     if (8..=64).contains(&text.len()) && text.bytes().all(fits) {
@@ -305,8 +346,10 @@ mod tests {
         let base = Plan {
             ways: Way::ALL.to_vec(),
             named: false,
+            beside: None,
             rounds: 5,
             span: Duration::from_secs(1),
+            family: Family::V4,
             trains: false,
             format: Format::Table,
             file: None,
@@ -327,24 +370,37 @@ mod tests {
             ("lab", Command::Lab(base.clone())),
             ("lab --help", Command::Help),
             (
-                "lab --what vxlan,wire,host-gw,vxlan --rounds 3 --seconds=0.5 --wire trains -o html -w x.html",
+                "lab --what vxlan,wire,host-gw,vxlan --rounds 3 --seconds=0.5 --family 6 --wire trains -o html -w x.html",
                 Command::Lab(Plan {
                     ways: vec![Way::HostGw, Way::Vxlan],
                     named: true,
+                    beside: None,
                     rounds: 3,
                     span: Duration::from_millis(500),
+                    family: Family::V6,
                     trains: true,
                     format: Format::Html,
                     file: Some("x.html".into()),
                 }),
             ),
+            (
+                "--what vxlan,fast --beside vxlan",
+                Command::Lab(Plan {
+                    ways: vec![Way::Vxlan, Way::Fast],
+                    named: true,
+                    beside: Some(Way::Vxlan),
+                    ..base.clone()
+                }),
+            ),
+            ("--beside wire", Command::Lab(base.clone())),
             ("--what wire", Command::Lab(Plan { ways: vec![], named: true, ..base.clone() })),
             ("host 192.0.2.12 --token abcdefgh", Command::Host(link.clone(), base.clone())),
+            ("host 192.0.2.12 --token abcdefgh --family 4", Command::Host(link.clone(), base.clone())),
             (
                 "host [2001:db8::1]:99 --token abcdefgh --network none",
                 Command::Host(
                     Link { to: "[2001:db8::1]:99".parse().unwrap(), network: None, ..link.clone() },
-                    base.clone(),
+                    Plan { family: Family::V6, ..base.clone() },
                 ),
             ),
             ("serve", Command::Serve(serve.clone())),
@@ -369,12 +425,18 @@ mod tests {
             ("lab moon", "\"moon\" is one word too many"),
             (
                 "--what vxlan,geneve",
-                "\"geneve\" is no way; there are wire, host-gw, vxlan, fast, udp, wireguard, bridge, routed, cni, \
-                 peers",
+                "\"geneve\" is no way; there are wire, host-gw, vxlan, fast, fast-host-gw, udp, fast-udp, wireguard, bridge, \
+                 fast-bridge, routed, cni, peers",
             ),
+            ("--beside peers", "--beside is a way that carries traffic, or wire, not \"peers\""),
+            ("--what fast --beside vxlan", "--beside vxlan: vxlan is not among --what"),
+            ("serve --beside vxlan", "--beside means nothing to `serve`"),
             ("--rounds 0", "--rounds is a number from 1 to 100, not \"0\""),
             ("--seconds 61", "--seconds is a number from 0.1 to 60, not \"61\""),
             ("--seconds", "--seconds needs a value"),
+            ("--family both", "--family is one of 4, 6, not \"both\""),
+            ("host 192.0.2.1 --token abcdefgh --family 6", "192.0.2.1 is IPv4, and --family asks for IPv6"),
+            ("serve --family 6", "--family means nothing to `serve`"),
             ("--wire fibre", "--wire is one of frames, trains, not \"fibre\""),
             ("-o yaml", "-o is one of table, json, html, not \"yaml\""),
             ("--frobnicate 1", "there is no option --frobnicate"),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
-use model::Json;
+use model::{Family, Json};
 
 use crate::args::{Link, Plan, Serve};
 use crate::machine::Machine;
@@ -28,14 +28,14 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq)]
 struct Greeting {
     machine: Machine,
-    /// Where its pod's server listens, or why there is none.
-    pod: Result<SocketAddr>,
+    /// Where its pod's servers listen, one of each family it has; or why there is no pod.
+    pod: Result<Vec<SocketAddr>>,
 }
 
 impl Greeting {
     fn write(&self) -> String {
         let pod = match &self.pod {
-            Ok(at) => ("pod", at.to_string().into()),
+            Ok(at) => ("pod", Json::Array(at.iter().map(|at| at.to_string().into()).collect())),
             Err(why) => ("without", why.as_str().into()),
         };
         let boot = ("boot", self.machine.boot.as_str().into());
@@ -47,7 +47,10 @@ impl Greeting {
         let text = |key: &str| json.get_exact(key).and_then(Json::as_str);
         let pod = match text("without") {
             Some(why) => Err(why.to_owned()),
-            None => Ok(text("pod")?.parse().ok()?),
+            None => {
+                let at = json.get_exact("pod").and_then(Json::as_array)?;
+                Ok(at.iter().map(|at| at.as_str()?.parse().ok()).collect::<Option<_>>()?)
+            }
         };
         Some(Greeting { machine: Machine::read(json.get_exact("machine")?, text("boot")?), pod })
     }
@@ -57,7 +60,8 @@ impl Greeting {
 struct Pod {
     network: String,
     net: Netns,
-    address: IpAddr,
+    /// The first of each family.
+    addresses: Vec<IpAddr>,
 }
 
 impl Pod {
@@ -75,9 +79,13 @@ impl Pod {
         let ips = json.get_exact("ips").and_then(Json::as_array).unwrap_or_default();
         let address =
             |ip: &Json| ip.get_exact("address").and_then(Json::as_str)?.split('/').next()?.parse().ok();
-        let address = ips.iter().find_map(address);
-        let address = address.ok_or_else(|| format!("the network {network:?} gave no address"))?;
-        Ok(Pod { network: network.to_owned(), net, address })
+        let all: Vec<IpAddr> = ips.iter().filter_map(address).collect();
+        let first = |family| all.iter().copied().find(|address| Family::of(*address) == family);
+        let addresses: Vec<IpAddr> = Family::BOTH.into_iter().filter_map(first).collect();
+        if addresses.is_empty() {
+            return Err(format!("the network {network:?} gave no address"));
+        }
+        Ok(Pod { network: network.to_owned(), net, addresses })
     }
 
     /// Detaches it when this process is told to end, and ends.
@@ -140,22 +148,26 @@ pub fn serve(serve: &Serve) -> Result<u8> {
             clients.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let inner = pod.as_ref().ok().map(|pod| {
-        let begin = || Server::start((pod.address, 0).into(), &token, Arc::new(String::new), seen());
+    let mut inner = Vec::new();
+    for (pod, address) in pod.iter().flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)))
+    {
+        let begin = || Server::start((address, 0).into(), &token, Arc::new(String::new), seen());
         let server = inside(&pod.net, begin)?;
-        server.map_err(|error| format!("listen on {}: {error}", pod.address))
-    });
-    let inner = inner.transpose()?;
-    let at = match (&pod, &inner) {
-        (Err(why), _) => Err(why.clone()),
-        (Ok(_), server) => server.as_ref().map(Server::at).ok_or_else(|| "there is no pod".to_owned()),
+        inner.push(server.map_err(|error| format!("listen on {address}: {error}"))?);
+    }
+    let at = match &pod {
+        Err(why) => Err(why.clone()),
+        Ok(_) => Ok(inner.iter().map(Server::at).collect::<Vec<_>>()),
     };
     let greeting = Greeting { machine: Machine::here(), pod: at.clone() };
     let told = greeting.write();
     let outer = Server::start(serve.at, &token, Arc::new(move || told.clone()), seen())
         .map_err(|error| format!("listen on {}: {error}; see --listen", serve.at))?;
     match &at {
-        Ok(at) => tell(&format!("a pod of {} answers at {at}", backend())),
+        Ok(at) => {
+            let at: Vec<String> = at.iter().map(SocketAddr::to_string).collect();
+            tell(&format!("a pod of {} answers at {}", backend(), at.join(" and ")));
+        }
         Err(why) => tell(&format!("only the wire can be measured: {why}")),
     }
     let port = outer.at().port();
@@ -241,10 +253,16 @@ pub fn reach(link: &Link, plan: &Plan) -> Result<Ends> {
         greeting.ok_or_else(|| format!("{to} answers, but is not a `loden bench serve` of this version"))?;
     let apart = Machine::here().boot != other.boot;
     let pods = pod.and_then(|at| {
+        let family = plan.family;
+        let at = at.into_iter().find(|at| Family::of(at.ip()) == family);
+        let at = at.ok_or_else(|| format!("the other host's pod has no {family}"))?;
         let network = link.network.as_ref().ok_or("--network none was given")?;
         lab::block_signals();
         let pod = Pod::attach(network)?;
         pod.detach_at_signal()?;
+        if !pod.addresses.iter().any(|address| Family::of(*address) == family) {
+            return Err(format!("our pod has no {family}"));
+        }
         Ok(Way { client: Client { to: at, apart, ..client.clone() }, pod })
     });
     let about = format!("pods of the two hosts, {}", backend());
@@ -258,7 +276,8 @@ mod tests {
     #[test]
     fn a_greeting_is_read_as_it_is_written() {
         let machine = Machine { boot: "here-and-now".to_owned(), ..Machine::here() };
-        for pod in [Ok("[2001:db8::7]:99".parse().unwrap()), Err("no \"cbr0\"".to_owned())] {
+        let [four, six] = ["192.0.2.7:98", "[2001:db8::7]:99"].map(|at| at.parse().unwrap());
+        for pod in [Ok(vec![four, six]), Ok(vec![six]), Err("no \"cbr0\"".to_owned())] {
             let greeting = Greeting { machine: machine.clone(), pod };
             assert_eq!(Greeting::read(&greeting.write()), Some(greeting));
         }

@@ -1,6 +1,6 @@
 //! Things done per second, beside the least the kernel takes for them: pods attached and detached, peers programmed.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use kernel::link::{End, LinkChange, NewKind, NewLink};
 use kernel::rtnl::{AddrInfo, FdbInfo, NeighInfo, Put, RouteInfo};
 use kernel::{Kernel, Netns, Rtnl};
 use lab::Lab;
-use model::{IfName, Ipv4Net, Mac};
+use model::{Family, IfName, IpNet, Mac};
 use plan::Step;
 use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Via, Vxlan};
 
@@ -32,21 +32,21 @@ fn sentence(error: impl std::fmt::Display) -> String {
 ///
 /// # Errors
 /// One sentence.
-pub fn pods(lab: &Lab) -> Result<[f64; 3]> {
+pub fn pods(lab: &Lab, family: Family) -> Result<[f64; 3]> {
     let (mut add, mut del) = (0.0, 0.0);
     for number in 0..PODS {
         let name = format!("bench-{number}");
         add += lab.pod_add(1, Some(&name)).map_err(sentence)?.add_ms;
         del += lab.pod_del(&name).map_err(sentence)?;
     }
-    let bare = bare()?.as_secs_f64();
+    let bare = bare(family)?.as_secs_f64();
     let rate = |seconds: f64| f64::from(PODS) / seconds;
     Ok([rate(add / 1e3), rate(del / 1e3), rate(bare)])
 }
 
 /// What any plugin asks of the kernel for a pod on a bridge: the pair, its address, its routes; in one namespace after
 /// the other, with sockets of its own.
-fn bare() -> Result<Duration> {
+fn bare(family: Family) -> Result<Duration> {
     let host = Netns::create().map_err(sentence)?;
     let mut rtnl = Rtnl::open_in(host.as_fd()).map_err(sentence)?;
     let kind = NewKind::Bridge { vlan_filtering: false };
@@ -57,13 +57,13 @@ fn bare() -> Result<Duration> {
     for number in 0..PODS {
         let pod = Netns::create().map_err(sentence)?;
         let start = Instant::now();
-        attach(&host, &pod, bridge, number).map_err(sentence)?;
+        attach(&host, &pod, bridge, number, family).map_err(sentence)?;
         took += start.elapsed();
     }
     Ok(took)
 }
 
-fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32) -> Result<(), kernel::Error> {
+fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32, family: Family) -> Result<(), kernel::Error> {
     let mut outside = Rtnl::open_in(host.as_fd())?;
     let far = End { netns: Some(pod.as_fd()), ..End::new(IfName::fixed(ETH0)) };
     let near = IfName::new(&format!("bench{}", number + 1)).unwrap_or(IfName::fixed(ETH0));
@@ -72,11 +72,15 @@ fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32) -> Result<(), ker
     let mut inside = Rtnl::open_in(pod.as_fd())?;
     let Some(eth0) = inside.link_by_name(IfName::fixed(ETH0))?.map(|link| link.index) else { return Ok(()) };
     inside.set_link(eth0, &LinkChange { up: Some(true), ..LinkChange::default() })?;
-    let address = Ipv4Addr::from(0x0af4_0102 + number);
-    let net = model::IpNet::new_assert(address.into(), 24);
-    inside.add_address(&AddrInfo::new(eth0, net), Put::Exclusive)?;
-    let everything = model::IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0);
-    let gateway = Some(IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1)));
+    let (first, length) = match family {
+        Family::V4 => (0x0af4_0101, 24),
+        Family::V6 => (0xfd00_0010_0244_0001 << 64 | 1, 64),
+    };
+    let net = IpNet::new_assert(family.from_bits(first + 1 + u128::from(number)), length);
+    let flags = if family == Family::V6 { AddrInfo::NODAD } else { 0 };
+    inside.add_address(&AddrInfo { flags, ..AddrInfo::new(eth0, net) }, Put::Exclusive)?;
+    let everything = IpNet::new_assert(family.from_bits(0), 0);
+    let gateway = Some(family.from_bits(first));
     inside.add_route(&RouteInfo { gateway, dev: Some(eth0), ..RouteInfo::to(everything) }, Put::Exclusive)
 }
 
@@ -84,27 +88,33 @@ fn attach(host: &Netns, pod: &Netns, bridge: u32, number: u32) -> Result<(), ker
 ///
 /// # Errors
 /// One sentence.
-pub fn peers() -> Result<[f64; 2]> {
-    let batched = batched().map_err(sentence)?.as_secs_f64();
-    let single = single().map_err(sentence)?.as_secs_f64();
+pub fn peers(family: Family) -> Result<[f64; 2]> {
+    let batched = batched(family).map_err(sentence)?.as_secs_f64();
+    let single = single(family).map_err(sentence)?.as_secs_f64();
     Ok([f64::from(PEERS) / batched, f64::from(PEERS) / single])
 }
 
 /// Subnet, hardware address and outer address of a peer.
-fn peer(number: u32) -> (Ipv4Net, Mac, IpAddr) {
+fn peer(number: u32, family: Family) -> (IpNet, Mac, IpAddr) {
     let [_, b, c, d] = number.to_be_bytes();
-    let subnet = Ipv4Net::new_assert(Ipv4Addr::from(0x0a00_0000 | (number << 8)), 24);
-    (subnet, Mac([2, 0, 0, b, c, d]), Ipv4Addr::from(0xac10_0000 | number).into())
+    let bits = u128::from(number);
+    let (subnet, length, outer) = match family {
+        Family::V4 => (0x0a00_0000 | bits << 8, 24, 0xac10_0000 | bits),
+        Family::V6 => (0xfd00_0010 << 96 | bits << 64, 64, 0x2001_0db8 << 96 | bits),
+    };
+    let subnet = IpNet::new_assert(family.from_bits(subnet), length);
+    (subnet, Mac([2, 0, 0, b, c, d]), family.from_bits(outer))
 }
 
 /// A fresh namespace with a tunnel that is up.
-fn tunnel() -> Result<(Netns, Kernel), String> {
+fn tunnel(family: Family) -> Result<(Netns, Kernel), String> {
     let netns = Netns::create().map_err(sentence)?;
     let mut kernel = Kernel::open_in(&netns).map_err(sentence)?;
     let vxlan = Vxlan {
         vni: 1,
         port: 8472,
-        local: None,
+        // By which the kernel knows the family of peers; without one it is IPv4.
+        local: (family == Family::V6).then(|| peer(0, family).2),
         lower: None,
         learning: false,
         gbp: false,
@@ -113,7 +123,8 @@ fn tunnel() -> Result<(Netns, Kernel), String> {
     };
     let (name, kind) = (IfName::fixed(TUNNEL), LinkKind::Vxlan(vxlan));
     let link = Link { name, kind, mac: None, mtu: None, up: true, txqlen: None, master: None };
-    let address = Addr { dev: name, net: model::IpNet::new_assert(Ipv4Addr::new(10, 0, 0, 0).into(), 32) };
+    let own = peer(0, family).0.addr();
+    let address = Addr { dev: name, net: IpNet::new_assert(own, family.bits()) };
     // Addresses need their device to be there.
     for object in [Object::Link(Box::new(link)), Object::Addr(address)] {
         put(&mut kernel, vec![object])?;
@@ -126,19 +137,19 @@ fn put(kernel: &mut Kernel, objects: Vec<Object>) -> Result<()> {
     kernel.apply(&steps).into_iter().collect::<std::result::Result<(), _>>().map_err(sentence)
 }
 
-fn batched() -> Result<Duration> {
-    let (_netns, mut kernel) = tunnel()?;
+fn batched(family: Family) -> Result<Duration> {
+    let (_netns, mut kernel) = tunnel(family)?;
     let (dev, mut objects) = (IfName::fixed(TUNNEL), Vec::new());
     // In the order the agent writes them.
     for kind in 0..4 {
         for id in 1..=PEERS {
-            let (subnet, mac, outer) = peer(id);
-            let via = IpAddr::V4(subnet.network());
+            let (subnet, mac, outer) = peer(id, family);
+            let via = subnet.network();
             objects.push(match kind {
                 0 => Object::Neigh(Neigh { dev, dst: via, mac }),
                 1 => Object::Fdb(Fdb { dev, mac, dst: outer }),
                 2 => Object::Nexthop(Nexthop { id, dev, via, onlink: true }),
-                _ => Object::Route(Route::ours(subnet.into(), Via::Nexthop(id))),
+                _ => Object::Route(Route::ours(subnet, Via::Nexthop(id))),
             });
         }
     }
@@ -147,21 +158,21 @@ fn batched() -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn single() -> Result<Duration> {
-    let (netns, mut kernel) = tunnel()?;
+fn single(family: Family) -> Result<Duration> {
+    let (netns, mut kernel) = tunnel(family)?;
     let found = kernel.rtnl().link_by_name(IfName::fixed(TUNNEL)).map_err(sentence)?;
     let index = found.ok_or("the tunnel has gone")?.index;
     let mut rtnl = Rtnl::open_in(netns.as_fd()).map_err(sentence)?;
     let start = Instant::now();
     for number in 1..=PEERS {
-        let (subnet, mac, outer) = peer(number);
-        let via = IpAddr::V4(subnet.network());
+        let (subnet, mac, outer) = peer(number, family);
+        let via = subnet.network();
         let route = RouteInfo {
             gateway: Some(via),
             dev: Some(index),
             onlink: true,
             protocol: plan::ROUTE_PROTOCOL,
-            ..RouteInfo::to(subnet.into())
+            ..RouteInfo::to(subnet)
         };
         rtnl.add_neighbour(&NeighInfo::permanent(index, via, mac), Put::Replace)
             .and_then(|()| rtnl.add_fdb(&FdbInfo::vxlan(index, mac, outer), Put::Replace))

@@ -2,7 +2,7 @@
 //!
 //! The JSON is the report itself. Its `schema` changes when a member loses its meaning; members may be added.
 
-use model::Json;
+use model::{Family, Json};
 
 use crate::machine::Machine;
 
@@ -20,6 +20,8 @@ pub struct Report {
     pub place: &'static str,
     /// The machine, or both.
     pub machines: Vec<Machine>,
+    /// In which wire and pods were reached.
+    pub family: Family,
     /// `frames`, `trains`, or `real`.
     pub wire: &'static str,
     /// Turns of each.
@@ -78,6 +80,12 @@ pub enum Figure {
     Datagrams,
     /// Processor time for each.
     CpuPerDatagram,
+    /// Datagrams of 64 bytes, of which some are answered.
+    Answered,
+    /// Processor time for each of these.
+    CpuPerAnswered,
+    /// Connections, each with a byte there and back.
+    Connections,
     /// Round trip of one byte, median.
     TripHalf,
     /// The same, 99th percentile.
@@ -92,12 +100,15 @@ pub enum Figure {
 
 impl Figure {
     /// All, in the order of reports.
-    pub const ALL: [Figure; 10] = [
+    pub const ALL: [Figure; 13] = [
         Figure::TcpOne,
         Figure::TcpFour,
         Figure::CpuPerGb,
         Figure::Datagrams,
         Figure::CpuPerDatagram,
+        Figure::Answered,
+        Figure::CpuPerAnswered,
+        Figure::Connections,
         Figure::TripHalf,
         Figure::TripMost,
         Figure::PodsAdded,
@@ -113,6 +124,9 @@ impl Figure {
             Figure::CpuPerGb => "cpu_per_gb",
             Figure::Datagrams => "datagrams",
             Figure::CpuPerDatagram => "cpu_per_datagram",
+            Figure::Answered => "datagrams_answered",
+            Figure::CpuPerAnswered => "cpu_per_answered",
+            Figure::Connections => "connections",
             Figure::TripHalf => "trip_half",
             Figure::TripMost => "trip_most",
             Figure::PodsAdded => "pods_added",
@@ -127,8 +141,11 @@ impl Figure {
             Figure::TcpOne => "TCP, one stream",
             Figure::TcpFour => "TCP, four streams",
             Figure::CpuPerGb => "Processor time per GB",
-            Figure::Datagrams => "Datagrams of 64 bytes",
-            Figure::CpuPerDatagram => "Processor time per datagram",
+            Figure::Datagrams => "Datagrams of 64 bytes, one way",
+            Figure::CpuPerDatagram => "Processor time per datagram, one way",
+            Figure::Answered => "Datagrams of 64 bytes, some answered",
+            Figure::CpuPerAnswered => "Processor time per datagram, some answered",
+            Figure::Connections => "Connections",
             Figure::TripHalf => "Round trip, median",
             Figure::TripMost => "Round trip, 99th percentile",
             Figure::PodsAdded => "Pods attached",
@@ -142,8 +159,13 @@ impl Figure {
         match self {
             Figure::TcpOne | Figure::TcpFour => "Gbit/s",
             Figure::CpuPerGb => "s",
-            Figure::CpuPerDatagram | Figure::TripHalf | Figure::TripMost => "us",
-            Figure::Datagrams | Figure::PodsAdded | Figure::PodsDeleted | Figure::PeersProgrammed => "1/s",
+            Figure::CpuPerDatagram | Figure::CpuPerAnswered | Figure::TripHalf | Figure::TripMost => "us",
+            Figure::Datagrams
+            | Figure::Answered
+            | Figure::Connections
+            | Figure::PodsAdded
+            | Figure::PodsDeleted
+            | Figure::PeersProgrammed => "1/s",
         }
     }
 
@@ -206,6 +228,7 @@ impl Report {
             ("date", self.date.as_str().into()),
             ("place", self.place.into()),
             ("machines", list(self.machines.iter().map(Machine::json))),
+            ("family", self.family.to_string().into()),
             ("wire", self.wire.into()),
             ("rounds", (self.rounds as u64).into()),
             ("seconds", decimal(self.seconds)),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use model::Family;
+
 use crate::args::{Format, Link, Plan};
 use crate::hosts;
 use crate::machine::{self, Machine};
@@ -73,13 +75,18 @@ impl Line {
     }
 }
 
-/// What traffic gave, beside the wire's of the same turn.
-fn turn_of(taken: Taken, wire: Option<Taken>) -> Turn {
-    let values = |t: Taken| [t.one, t.many, t.cpu, t.datagrams, t.each, t.half, t.most];
-    let beside = wire.map(values);
+/// What traffic gave, beside that of something else in the same turn.
+fn turn_of(taken: Taken, beside: Option<(&'static str, Taken)>) -> Turn {
+    let values = |t: Taken| {
+        let flood = [t.datagrams, t.each, t.answered, t.each_answered];
+        [[t.one, t.many, t.cpu].as_slice(), &flood, &[t.connections, t.half, t.most]].concat()
+    };
+    let beside = beside.map(|(what, taken)| (what, values(taken)));
     let figures = Figure::ALL.into_iter().zip(values(taken)).enumerate();
-    let entry =
-        |(at, (figure, value))| Entry { figure, value, beside: beside.map(|wire| ("wire", wire[at])) };
+    let entry = |(at, (figure, value))| {
+        let beside = beside.as_ref().map(|(what, other): &(_, Vec<f64>)| (*what, other[at]));
+        Entry { figure, value, beside }
+    };
     figures.map(entry).collect()
 }
 
@@ -97,8 +104,8 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
     for way in &plan.ways {
         let mut line = Line::new(way.name(), way.about());
         let made = match way {
-            Way::Cni => ways::empty(plan).map(Box::new).map(Place::Pods),
-            Way::Peers => Ok(Place::Peers),
+            Way::Cni => ways::empty(plan).map(|lab| Place::Pods(Box::new(lab), plan.family)),
+            Way::Peers => Ok(Place::Peers(plan.family)),
             way => Standing::way(*way, plan).map(Box::new).map(Place::Ends),
         };
         match made {
@@ -126,13 +133,25 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
         if round % 2 == 1 {
             order.reverse();
         }
-        let beside = wire.turn();
-        lines[0].take(beside.clone().map(|taken| turn_of(taken, None)));
-        // Without the wire a round says nothing.
-        let Ok(beside) = beside else { continue };
+        let mut taken = vec![(0, wire.turn().map(Given::Traffic))];
         for number in order {
             let (at, place) = &standing[number];
-            lines[*at].take(place.turn(beside));
+            taken.push((*at, place.turn()));
+        }
+        let yardstick = plan.beside.map_or("wire", Way::name);
+        let Some(beside) = beside(&lines, &taken, yardstick) else {
+            // Without what all else stands beside a round says nothing, but why it failed.
+            for (at, given) in taken {
+                if let Err(why) = given {
+                    lines[at].take(Err(why));
+                }
+            }
+            continue;
+        };
+        for (at, given) in taken {
+            let is_yardstick = lines[at].name == yardstick;
+            let beside = Some((yardstick, beside)).filter(|_| !is_yardstick);
+            lines[at].take(given.map(|given| given.turn(beside)));
         }
     }
     if let (true, Some(why)) = (lines[0].turns.is_empty(), &lines[0].why) {
@@ -143,6 +162,7 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
         date: machine::date(),
         place: "lab",
         machines: vec![Machine::here()],
+        family: plan.family,
         wire: if plan.trains { "trains" } else { "frames" },
         rounds: plan.rounds,
         seconds: plan.span.as_secs_f64(),
@@ -152,31 +172,53 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
     give(&report, plan)
 }
 
+/// What traffic gave on one of the lines.
+fn beside(lines: &[Line], taken: &[(usize, Result<Given>)], name: &str) -> Option<Taken> {
+    let (_, given) = taken.iter().find(|(at, _)| lines[*at].name == name)?;
+    match given {
+        Ok(Given::Traffic(taken)) => Some(*taken),
+        _ => None,
+    }
+}
+
+/// What a turn gave.
+enum Given {
+    Traffic(Taken),
+    /// What has something of its own beside it.
+    Turn(Turn),
+}
+
+impl Given {
+    fn turn(self, beside: Option<(&'static str, Taken)>) -> Turn {
+        match self {
+            Given::Traffic(taken) => turn_of(taken, beside),
+            Given::Turn(turn) => turn,
+        }
+    }
+}
+
 /// Something that stands and can be measured.
 enum Place {
     Ends(Box<Standing>),
-    Pods(Box<lab::Lab>),
-    Peers,
+    Pods(Box<lab::Lab>, Family),
+    Peers(Family),
 }
 
 impl Place {
-    fn turn(&self, wire: Taken) -> Result<Turn> {
+    fn turn(&self) -> Result<Given> {
         Ok(match self {
-            Place::Ends(ends) => turn_of(ends.turn()?, Some(wire)),
-            Place::Pods(lab) => {
-                let [add, del, bare] = rates::pods(lab)?;
-                vec![
+            Place::Ends(ends) => Given::Traffic(ends.turn()?),
+            Place::Pods(lab, family) => {
+                let [add, del, bare] = rates::pods(lab, *family)?;
+                Given::Turn(vec![
                     Entry { figure: Figure::PodsAdded, value: add, beside: Some(("bare requests", bare)) },
                     Entry { figure: Figure::PodsDeleted, value: del, beside: None },
-                ]
+                ])
             }
-            Place::Peers => {
-                let [batched, single] = rates::peers()?;
-                vec![Entry {
-                    figure: Figure::PeersProgrammed,
-                    value: batched,
-                    beside: Some(("one by one", single)),
-                }]
+            Place::Peers(family) => {
+                let [batched, single] = rates::peers(*family)?;
+                let beside = Some(("one by one", single));
+                Given::Turn(vec![Entry { figure: Figure::PeersProgrammed, value: batched, beside }])
             }
         })
     }
@@ -203,7 +245,7 @@ pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
         };
         lines[0].take(Ok(turn_of(wire, None)));
         if let Some(pods) = pods {
-            lines[1].take(pods.map(|taken| turn_of(taken, Some(wire))));
+            lines[1].take(pods.map(|taken| turn_of(taken, Some(("wire", wire)))));
         }
     }
     let report = Report {
@@ -211,6 +253,7 @@ pub fn hosts(link: &Link, plan: &Plan, version: &str) -> Result<u8> {
         date: machine::date(),
         place: "hosts",
         machines: vec![Machine::here(), ends.other.clone()],
+        family: plan.family,
         wire: "real",
         rounds: plan.rounds,
         seconds: plan.span.as_secs_f64(),

@@ -18,7 +18,7 @@ fn heading(report: &Report) -> Vec<String> {
     let place = if report.place == "lab" { "a lab of hosts as namespaces" } else { "two hosts" };
     let rounds =
         if report.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", report.rounds) };
-    let mut lines = vec![format!("{place}{wire}; {rounds} of {} s", report.seconds)];
+    let mut lines = vec![format!("{place}, {}{wire}; {rounds} of {} s", report.family, report.seconds)];
     lines.extend(report.machines.iter().map(|machine| format!("{}: {}", machine.name, machine.text())));
     lines.push(format!(
         "{}, loden {}; processors in use by others: {:.0} %",

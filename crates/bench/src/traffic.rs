@@ -17,7 +17,7 @@ use rustix::net::{RecvFlags, sockopt};
 use crate::machine;
 
 /// What every line begins with; the number goes up with the protocol.
-const MARK: &str = "loden-bench/1";
+const MARK: &str = "loden-bench/2";
 /// Bytes of one write.
 const CHUNK: usize = 256 << 10;
 /// Bytes of a small datagram.
@@ -26,6 +26,13 @@ pub const SMALL: usize = 64;
 pub const MANY: usize = 4;
 /// Time before anything counts: windows grow, caches fill.
 const WARM: Duration = Duration::from_millis(300);
+/// The same where datagrams are answered: for two seconds conntrack takes them for an exchange that ends at once, whatever comes
+/// (nf_conntrack_proto_udp.c), and a path that is for conversations waits for that.
+const TALK: Duration = Duration::from_millis(2500);
+/// How long a receiver waits before it looks at the clock.
+const SHORT: Duration = Duration::from_millis(100);
+/// One of so many datagrams is answered, as a program does that says what arrived.
+const ANSWERED: u64 = 64;
 /// How long anybody waits for the other one.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest span a server takes part in.
@@ -46,6 +53,10 @@ enum Ask {
     Trips,
     /// Take datagrams from a port; the warm-up and the span in ms.
     Datagrams(u64, u64, u16),
+    /// The same, and answer some.
+    Answered(u64, u64, u16),
+    /// Take connections with a byte each; the warm-up and the span in ms.
+    Connections(u64, u64),
 }
 
 impl Ask {
@@ -55,6 +66,8 @@ impl Ask {
             Ask::Stream(warm, span) => format!("stream {warm} {span}"),
             Ask::Trips => "trips".to_owned(),
             Ask::Datagrams(warm, span, port) => format!("datagrams {warm} {span} {port}"),
+            Ask::Answered(warm, span, port) => format!("answered {warm} {span} {port}"),
+            Ask::Connections(warm, span) => format!("connections {warm} {span}"),
         };
         format!("{MARK} {token} {what}\n")
     }
@@ -72,6 +85,8 @@ impl Ask {
             ("trips", []) => Ask::Trips,
             ("stream", [warm, span]) => Ask::Stream(ms(warm)?, ms(span)?),
             ("datagrams", [warm, span, port]) => Ask::Datagrams(ms(warm)?, ms(span)?, port.parse().ok()?),
+            ("answered", [warm, span, port]) => Ask::Answered(ms(warm)?, ms(span)?, port.parse().ok()?),
+            ("connections", [warm, span]) => Ask::Connections(ms(warm)?, ms(span)?),
             _ => return None,
         })
     }
@@ -249,24 +264,51 @@ fn answer(mut stream: TcpStream, token: &str, greeting: &Greeting, seen: &dyn Fn
             }
             Ok(())
         }
-        Ask::Datagrams(warm, span, port) => {
-            let socket = UdpSocket::bind((stream.local_addr()?.ip(), 0))?;
-            // Nobody else's datagrams get in.
-            socket.connect((stream.peer_addr()?.ip(), port))?;
-            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-            tell(&mut stream, &socket.local_addr()?.port().to_string())?;
-            let mut meter = Meter::new(warm, span);
-            let mut buffer = [0; SMALL * 2];
-            let until = Instant::now() + meter.warm + meter.span + PATIENCE / 2;
-            while meter.count.is_none() && Instant::now() < until {
-                // A span ends with a datagram: one in which nothing came says nothing.
-                if socket.recv(&mut buffer).is_ok() {
-                    meter.add(1);
-                }
+        Ask::Datagrams(warm, span, port) => take_datagrams(stream, Meter::new(warm, span), port, false),
+        Ask::Answered(warm, span, port) => take_datagrams(stream, Meter::new(warm, span), port, true),
+        Ask::Connections(warm, span) => take_connections(stream, Meter::new(warm, span)),
+    }
+}
+
+fn take_datagrams(mut stream: TcpStream, mut meter: Meter, port: u16, answered: bool) -> io::Result<()> {
+    let socket = UdpSocket::bind((stream.local_addr()?.ip(), 0))?;
+    // Nobody else's datagrams get in.
+    socket.connect((stream.peer_addr()?.ip(), port))?;
+    socket.set_read_timeout(Some(SHORT))?;
+    tell(&mut stream, &socket.local_addr()?.port().to_string())?;
+    let mut buffer = [0; SMALL * 2];
+    let until = Instant::now() + meter.warm + meter.span + PATIENCE / 2;
+    while meter.count.is_none() && Instant::now() < until {
+        // A span ends with a datagram: one in which nothing came says nothing.
+        if socket.recv(&mut buffer).is_ok() {
+            if answered && meter.total.is_multiple_of(ANSWERED) {
+                // One that is lost is made up for by the next.
+                let _ = socket.send(&[0]);
             }
-            tell_count(&mut stream, meter.end())
+            meter.add(1);
         }
     }
+    tell_count(&mut stream, meter.end())
+}
+
+/// One after the other: a byte comes, a byte goes, and the other end is closed.
+fn take_connections(mut stream: TcpStream, mut meter: Meter) -> io::Result<()> {
+    let listener = TcpListener::bind((stream.local_addr()?.ip(), 0))?;
+    let peer = stream.peer_addr()?.ip();
+    // As well for accept(2).
+    sockopt::set_socket_timeout(&listener, sockopt::Timeout::Recv, Some(SHORT))?;
+    tell(&mut stream, &listener.local_addr()?.port().to_string())?;
+    let until = Instant::now() + meter.warm + meter.span + PATIENCE / 2;
+    while meter.count.is_none() && Instant::now() < until {
+        let Ok((mut caller, from)) = listener.accept() else { continue };
+        caller.set_read_timeout(Some(PATIENCE))?;
+        let mut byte = [0];
+        if from.ip() == peer && caller.read(&mut byte)? > 0 {
+            caller.write_all(&byte)?;
+            meter.add(1);
+        }
+    }
+    tell_count(&mut stream, meter.end())
 }
 
 fn tell_count(stream: &mut TcpStream, count: Option<Count>) -> io::Result<()> {
@@ -322,6 +364,12 @@ pub struct Taken {
     pub datagrams: f64,
     /// Microseconds of processor for each.
     pub each: f64,
+    /// Small datagrams that arrived in a second where some are answered.
+    pub answered: f64,
+    /// Microseconds of processor for each of these.
+    pub each_answered: f64,
+    /// Connections with a byte there and back, in a second.
+    pub connections: f64,
     /// Round trip in µs: half of them are shorter,
     pub half: f64,
     /// and all but a hundredth.
@@ -336,10 +384,24 @@ impl Client {
     pub fn turn(&self) -> io::Result<Taken> {
         let (one, cpu) = self.streams(1)?;
         let (many, _) = self.streams(MANY)?;
-        let (datagrams, each) = self.flood()?;
+        let (datagrams, each) = self.flood(Ask::Datagrams, WARM)?;
+        let (answered, each_answered) = self.flood(Ask::Answered, TALK)?;
+        let connections = self.connections()?;
         let (half, most) = self.trips()?;
-        if [one, many, cpu, datagrams, each, half, most].iter().all(|value| value.is_finite()) {
-            return Ok(Taken { one, many, cpu, datagrams, each, half, most });
+        let rates = [one, many, cpu, datagrams, each, answered, each_answered, connections];
+        if rates.into_iter().chain([half, most]).all(f64::is_finite) {
+            return Ok(Taken {
+                one,
+                many,
+                cpu,
+                datagrams,
+                each,
+                answered,
+                each_answered,
+                connections,
+                half,
+                most,
+            });
         }
         Err(io::Error::other("too little arrived to be counted"))
     }
@@ -400,26 +462,49 @@ impl Client {
     }
 
     /// Small datagrams as fast as they go: those that arrive in a second, and µs of processor for each.
-    fn flood(&self) -> io::Result<(f64, f64)> {
-        let (warm, span) = self.ms();
+    fn flood(&self, ask: impl Fn(u64, u64, u16) -> Ask, warm: Duration) -> io::Result<(f64, f64)> {
+        let span = self.ms().1;
         let any: IpAddr = if self.to.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
         let socket = UdpSocket::bind((any, 0))?;
-        let mut control = self.ask(Ask::Datagrams(warm, span, socket.local_addr()?.port()))?;
+        let mut control = self.ask(ask(warm.as_millis() as u64, span, socket.local_addr()?.port()))?;
         let port = parse::<u16>(&line(&mut control)?)?;
         socket.connect((self.to.ip(), port))?;
         let payload = [0x5a; SMALL];
-        let until = Instant::now() + WARM + self.span;
-        let own = self.own_cpu(|| {
-            // A full queue is what is wanted, and the end of the other side's count no failure.
-            while goes_on(&control, until) {
+        // A full queue is what is wanted, and the end of the other side's count no failure.
+        let send = |goes_on: &dyn Fn() -> bool| {
+            while goes_on() {
                 for _ in 0..32 {
                     let _ = socket.send(&payload);
                 }
             }
+        };
+        let (soon, until) = (Instant::now() + warm - WARM, Instant::now() + warm + self.span);
+        send(&|| Instant::now() < soon);
+        let own = self.own_cpu(|| {
+            send(&|| goes_on(&control, until));
             Ok(())
         })?;
         let count = read_count(&mut control)?;
         Ok((count.units / count.seconds, (count.cpu + own) * 1e6 / count.units.max(1.0)))
+    }
+
+    /// One connection after the other, with a byte there and back: how many in a second.
+    fn connections(&self) -> io::Result<f64> {
+        let (warm, span) = self.ms();
+        let mut control = self.ask(Ask::Connections(warm, span))?;
+        let to = SocketAddr::new(self.to.ip(), parse::<u16>(&line(&mut control)?)?);
+        let until = Instant::now() + WARM + self.span;
+        while goes_on(&control, until) {
+            // Refused when the other side has counted enough.
+            if let Err(error) = one_connection(to)
+                && goes_on(&control, Instant::now() + SHORT)
+                && Instant::now() > until + PATIENCE / 4
+            {
+                return Err(error);
+            }
+        }
+        let count = read_count(&mut control)?;
+        Ok(count.units / count.seconds)
     }
 
     /// One byte there and back at a time: median and 99th percentile in µs.
@@ -440,6 +525,15 @@ impl Client {
         let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(0.0);
         Ok((at(0.5), at(0.99)))
     }
+}
+
+fn one_connection(to: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // Ended by a reset: no port is held for a minute (RFC 9293 3.6), of which there are some thousands.
+    sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+    stream.write_all(&[1])?;
+    stream.read_exact(&mut [0])
 }
 
 fn send(mut stream: TcpStream, until: Instant) -> io::Result<Count> {
@@ -487,17 +581,25 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_they_are_written() {
-        for ask in [Ask::Hello, Ask::Trips, Ask::Stream(300, 1000), Ask::Datagrams(300, 100, 40_000)] {
+        for ask in [
+            Ask::Hello,
+            Ask::Trips,
+            Ask::Stream(300, 1000),
+            Ask::Datagrams(300, 100, 40_000),
+            Ask::Answered(300, 100, 40_000),
+            Ask::Connections(300, 100),
+        ] {
             assert_eq!(Ask::read(ask.line("secret-1").trim_end(), "secret-1"), Some(ask));
         }
         for (line, why) in [
-            ("loden-bench/1 secret-2 hello", "another token"),
-            ("loden-bench/1 secret- hello", "a part of the token"),
-            ("loden-bench/1 secret-11 hello", "more than the token"),
-            ("loden-bench/2 secret-1 hello", "another version"),
-            ("loden-bench/1 secret-1 stream 300", "too few words"),
-            ("loden-bench/1 secret-1 stream 300 60001", "too long"),
-            ("loden-bench/1 secret-1 datagrams 1 1 70000", "no port"),
+            ("loden-bench/2 secret-2 hello", "another token"),
+            ("loden-bench/2 secret- hello", "a part of the token"),
+            ("loden-bench/2 secret-11 hello", "more than the token"),
+            ("loden-bench/1 secret-1 hello", "another version"),
+            ("loden-bench/2 secret-1 stream 300", "too few words"),
+            ("loden-bench/2 secret-1 connections 1 1 1", "too many words"),
+            ("loden-bench/2 secret-1 stream 300 60001", "too long"),
+            ("loden-bench/2 secret-1 datagrams 1 1 70000", "no port"),
             ("GET / HTTP/1.1", "another protocol"),
             ("", "nothing"),
         ] {
@@ -515,10 +617,12 @@ mod tests {
         let span = Duration::from_millis(100);
         let client = Client { to: server.at(), token: "secret-1".to_owned(), span, apart: false };
         assert_eq!(client.hello().unwrap(), "here");
-        let Taken { one, many, cpu, datagrams, each, half, most } = client.turn().unwrap();
-        assert!(one > 0.0 && many > 0.0 && datagrams > 0.0, "{one} {many} {datagrams}");
+        let taken = client.turn().unwrap();
+        let rates = [taken.one, taken.many, taken.datagrams, taken.answered, taken.connections, taken.half];
+        assert!(rates.iter().all(|rate| *rate > 0.0), "{taken:?}");
         // Ticks are of 10 ms: little work may show as none.
-        assert!(cpu >= 0.0 && each >= 0.0 && half > 0.0 && most >= half, "{cpu} {each} {half} {most}");
+        let work = [taken.cpu, taken.each, taken.each_answered];
+        assert!(work.iter().all(|share| *share >= 0.0) && taken.most >= taken.half, "{taken:?}");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kernel::Netns;
 use lab::spec::Spec;
-use lab::{Builder, Lab};
-use model::{IfName, Json};
+use lab::{Builder, Lab, Stack};
+use model::{Family, IfName, Json};
 
 use crate::args::Plan;
 use crate::traffic::{self, Client, Server};
@@ -23,12 +23,18 @@ pub enum Way {
     Vxlan,
     /// VXLAN with the fast path.
     Fast,
+    /// Plain routes with the fast path.
+    FastHostGw,
     /// flannel's udp, in user space.
     Udp,
+    /// flannel's udp with the fast path.
+    FastUdp,
     /// WireGuard: the kernel's, or in user space.
     Wireguard,
     /// Between two pods of one host, by a bridge.
     Bridge,
+    /// The same with the fast path.
+    FastBridge,
     /// Between two pods of one host, by routes.
     Routed,
     /// Pods attached and detached.
@@ -39,13 +45,16 @@ pub enum Way {
 
 impl Way {
     /// All, in the order of reports.
-    pub const ALL: [Way; 9] = [
+    pub const ALL: [Way; 12] = [
         Way::HostGw,
         Way::Vxlan,
         Way::Fast,
+        Way::FastHostGw,
         Way::Udp,
+        Way::FastUdp,
         Way::Wireguard,
         Way::Bridge,
+        Way::FastBridge,
         Way::Routed,
         Way::Cni,
         Way::Peers,
@@ -57,9 +66,12 @@ impl Way {
             Way::HostGw => "host-gw",
             Way::Vxlan => "vxlan",
             Way::Fast => "fast",
+            Way::FastHostGw => "fast-host-gw",
             Way::Udp => "udp",
+            Way::FastUdp => "fast-udp",
             Way::Wireguard => "wireguard",
             Way::Bridge => "bridge",
+            Way::FastBridge => "fast-bridge",
             Way::Routed => "routed",
             Way::Cni => "cni",
             Way::Peers => "peers",
@@ -72,24 +84,33 @@ impl Way {
             Way::HostGw => "pods of two hosts, plain routes",
             Way::Vxlan => "pods of two hosts, the kernel's VXLAN",
             Way::Fast => "the same with the fast path",
+            Way::FastHostGw => "pods of two hosts, plain routes with the fast path",
             Way::Udp => "pods of two hosts, flannel's udp in user space",
+            Way::FastUdp => "the same with the fast path, past user space",
             Way::Wireguard => "pods of two hosts, WireGuard",
             Way::Bridge => "two pods of one host, by the plugin bridge",
+            Way::FastBridge => "the same with the fast path",
             Way::Routed => "two pods of one host, by the plugin ptp",
             Way::Cni => "pods attached and detached through CNI, one after the other",
             Way::Peers => "routes, neighbours and forwarding entries of 1,000 peers into the kernel",
         }
     }
 
-    fn spec(self) -> Spec {
+    /// Why it is not in a family, where it is not.
+    fn missing_in(self, family: Family) -> Option<&'static str> {
+        let is_udp = matches!(self, Way::Udp | Way::FastUdp);
+        (is_udp && family == Family::V6).then_some("flannel's udp carries IPv4 alone")
+    }
+
+    fn spec(self, family: Family) -> Spec {
         let backend = match self {
-            Way::HostGw => "host-gw",
-            Way::Udp => "udp",
+            Way::HostGw | Way::FastHostGw => "host-gw",
+            Way::Udp | Way::FastUdp => "udp",
             Way::Wireguard => "wireguard",
             _ => "vxlan",
         };
         let (hosts, pods) = match self {
-            Way::Bridge | Way::Routed => (1, 2),
+            Way::Bridge | Way::FastBridge | Way::Routed => (1, 2),
             Way::Cni => (1, 0),
             _ => (2, 1),
         };
@@ -98,15 +119,25 @@ impl Way {
             hosts,
             pods,
             backend: backend.to_owned(),
-            agent_args: if self == Way::Fast { vec!["--fast-path=on".to_owned()] } else { Vec::new() },
+            stack: stack(family),
+            agent_args: if self.is_fast() { vec!["--fast-path=on".to_owned()] } else { Vec::new() },
             conflist: (self == Way::Routed).then(|| PTP.to_owned()),
             ..Spec::default()
         }
     }
 
+    /// Its figures are those of traffic.
+    pub fn carries(self) -> bool {
+        !matches!(self, Way::Cni | Way::Peers)
+    }
+
+    fn is_fast(self) -> bool {
+        matches!(self, Way::Fast | Way::FastHostGw | Way::FastUdp | Way::FastBridge)
+    }
+
     fn ends(self) -> [&'static str; 2] {
         match self {
-            Way::Bridge | Way::Routed => ["pod1-1", "pod1-2"],
+            Way::Bridge | Way::FastBridge | Way::Routed => ["pod1-1", "pod1-2"],
             _ => ["pod1-1", "pod2-1"],
         }
     }
@@ -140,7 +171,8 @@ impl Standing {
     /// One sentence.
     pub fn wire(plan: &Plan) -> Result<Standing> {
         let name = format!("bench-{}-wire", std::process::id());
-        let spec = Spec { name, hosts: 2, pods: 0, agents: false, ..Spec::default() };
+        let stack = stack(plan.family);
+        let spec = Spec { name, hosts: 2, pods: 0, agents: false, stack, ..Spec::default() };
         let lab = start(&spec, plan)?;
         let to = lab.spec().ports().get(1).and_then(|port| port.addresses.first().map(|net| net.addr()));
         Standing::between(lab, ["host1", "host2"], to.ok_or("the wire has no address")?, plan)
@@ -151,16 +183,30 @@ impl Standing {
     /// # Errors
     /// One sentence: what this kernel or this host lacks.
     pub fn way(way: Way, plan: &Plan) -> Result<Standing> {
-        let lab = start(&way.spec(), plan)?;
+        if let Some(why) = way.missing_in(plan.family) {
+            return Err(why.to_owned());
+        }
+        let mut spec = way.spec(plan.family);
+        if way == Way::FastUdp {
+            // Both ways of taking datagrams apart can be measured.
+            let name = "LODEN_FASTPATH_XDP".to_owned();
+            spec.agent_env.extend(std::env::var(&name).ok().map(|value| (name, value)));
+        }
+        let lab = start(&spec, plan)?;
+        if way == Way::FastUdp {
+            features(&lab, 2, SUMMED)?;
+        }
         let [from, to] = way.ends();
         let pods = lab.status().map_err(|error| error.to_string())?.pods;
-        let address = pods.iter().find(|pod| pod.name == to).and_then(|pod| pod.address(false));
+        let address =
+            pods.iter().find(|pod| pod.name == to).and_then(|pod| pod.address(plan.family == Family::V6));
         let reach = lab.ping_within(from, to, FIRST_MS).map_err(|error| error.to_string())?;
         if let Some(why) = reach.why {
             return Err(format!("{to} does not answer {from}: {why}"));
         }
         let note = match way {
-            Way::Fast => fast_path(&lab)?,
+            Way::Fast | Way::FastHostGw | Way::FastBridge => fast_path(&lab)?,
+            Way::FastUdp => fast_path(&lab)?.or(Some(SUMMED_NOTE.to_owned())),
             Way::Wireguard => carrier(&lab),
             _ => None,
         };
@@ -189,6 +235,14 @@ impl Standing {
     }
 }
 
+/// Clusters of one family: all there is goes in it.
+fn stack(family: Family) -> Stack {
+    match family {
+        Family::V4 => Stack::V4,
+        Family::V6 => Stack::V6,
+    }
+}
+
 /// Starts a lab whose wire is as the plan says.
 fn start(spec: &Spec, plan: &Plan) -> Result<Lab> {
     let named = |error: lab::Error| match error.log() {
@@ -197,14 +251,25 @@ fn start(spec: &Spec, plan: &Plan) -> Result<Lab> {
     };
     let lab = Builder::of(spec.clone()).start_with(&mut |_| {}, Stdio::inherit()).map_err(named)?;
     if !plan.trains {
-        for number in 1..=spec.hosts {
-            let cut = || kernel::ethtool::set_features(IfName::fixed("eth0"), ALONE);
-            let done = inside(&lab.host(number).net().map_err(named)?, cut)?;
-            done.map_err(|error| format!("make a wire of single frames: {error}; try --wire trains"))?;
-        }
+        features(&lab, spec.hosts, ALONE).map_err(|error| format!("{error}; try --wire trains"))?;
     }
     Ok(lab)
 }
+
+/// Changes the offloads of all hosts' uplinks.
+fn features(lab: &Lab, hosts: usize, features: &[(&str, bool)]) -> Result<()> {
+    for number in 1..=hosts {
+        let change = || kernel::ethtool::set_features(IfName::fixed("eth0"), features);
+        let net = lab.host(number).net().map_err(|error| error.to_string())?;
+        inside(&net, change)?.map_err(|error| format!("make the wire like a network card's: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Checksums are complete on the wire, as behind a card: without this a peer's program would get them unfinished, and
+/// packets stay in user space (decision 0228).
+const SUMMED: &[(&str, bool)] = &[("tx-checksum-ip-generic", false)];
+const SUMMED_NOTE: &str = "checksums computed by the processor, where a card would do it";
 
 /// What makes frames go one by one and be put together by the receiver, as with a plain network card.
 const ALONE: &[(&str, bool)] = &[
@@ -222,7 +287,7 @@ const ALONE: &[(&str, bool)] = &[
 /// # Errors
 /// One sentence.
 pub fn empty(plan: &Plan) -> Result<Lab> {
-    start(&Way::Cni.spec(), plan)
+    start(&Way::Cni.spec(plan.family), plan)
 }
 
 /// A part of what an agent says of itself.

@@ -58,15 +58,17 @@ fn escape(text: &str) -> String {
     safe
 }
 
-/// How each way stands to the wire, in one look.
+/// How each way stands to the wire, or to what else it is compared with, in one look.
 fn summary(report: &Report, page: &mut String) {
-    let beside =
-        |row: &'_ Row| row.figures.iter().any(|m| m.beside.as_ref().is_some_and(|b| b.what == "wire"));
+    let Some(what) = yardstick(report) else { return };
+    let beside = |row: &'_ Row| row.figures.iter().any(|m| m.beside.as_ref().is_some_and(|b| b.what == what));
     let rows: Vec<&Row> = report.ways.iter().filter(|row| beside(row)).collect();
     let Some(first) = rows.first() else { return };
-    page.push_str(
-        "<h2>Times the wire<span class=\"soft\">medians of the turns' ratios; green is near</span></h2>\n",
-    );
+    let name = if what == "wire" { "the wire" } else { what };
+    page.push_str(&format!(
+        "<h2>Times {}<span class=\"soft\">medians of the turns' ratios; green is near, or better</span></h2>\n",
+        escape(name)
+    ));
     page.push_str("<div class=\"wide\"><table><tr><th></th>");
     for measured in &first.figures {
         page.push_str(&format!("<th>{}</th>", measured.figure.title()));
@@ -83,6 +85,13 @@ fn summary(report: &Report, page: &mut String) {
         page.push_str("</tr>\n");
     }
     page.push_str("</table></div>\n");
+}
+
+/// What traffic is compared with.
+fn yardstick(report: &Report) -> Option<&'static str> {
+    let figures = report.ways.iter().flat_map(|row| &row.figures);
+    let trips = figures.filter(|measured| measured.figure == Figure::TripHalf);
+    trips.filter_map(|measured| Some(measured.beside.as_ref()?.what)).next()
 }
 
 /// How near to the wire.

@@ -9,8 +9,11 @@ pub fn table(report: &Report) -> String {
     text.push('\n');
     for figure in Figure::ALL {
         let column = report.column(figure);
-        let Some((_, first)) = column.last() else { continue };
-        let beside = first.beside.as_ref().map_or(String::new(), |beside| format!("X {}", beside.what));
+        if column.is_empty() {
+            continue;
+        }
+        let what = column.iter().find_map(|(_, measured)| Some(measured.beside.as_ref()?.what));
+        let beside = what.map_or(String::new(), |what| format!("X {what}"));
         let better = if figure.more() { "" } else { ", less is better" };
         let mut rows = vec![[
             figure.title().to_uppercase(),
@@ -18,7 +21,7 @@ pub fn table(report: &Report) -> String {
             beside.to_uppercase(),
         ]];
         rows.extend(column.iter().map(|(row, measured)| {
-            [row.name.clone(), spread(&measured.samples), ratio(&row.name, measured)]
+            [row.name.clone(), spread(&measured.samples), ratio(what == Some(row.name.as_str()), measured)]
         }));
         text.push('\n');
         lines(&rows, &mut text);
@@ -34,10 +37,10 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-fn ratio(name: &str, measured: &Measured) -> String {
+fn ratio(is_yardstick: bool, measured: &Measured) -> String {
     match &measured.beside {
         Some(beside) => spread(&beside.ratio),
-        None if name == "wire" => "1".to_owned(),
+        None if is_yardstick => "1".to_owned(),
         None => String::new(),
     }
 }

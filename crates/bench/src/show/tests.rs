@@ -1,3 +1,5 @@
+use model::Family;
+
 use super::*;
 use crate::machine::Machine;
 use crate::report::{Figure, Measured, Row};
@@ -44,6 +46,7 @@ fn report() -> Report {
             kernel: "6.18".to_owned(),
             boot: "secret".to_owned(),
         }],
+        family: Family::V6,
         wire: "frames",
         rounds: 3,
         seconds: 0.5,
@@ -65,7 +68,7 @@ fn report() -> Report {
 #[test]
 fn a_table_has_a_block_for_each_figure() {
     let want = "\
-a lab of hosts as namespaces, frames alone on the wire; 3 rounds of 0.5 s
+a lab of hosts as namespaces, IPv6, frames alone on the wire; 3 rounds of 0.5 s
 here: 2 x Some CPU & more, 8 GiB, Linux 6.18
 2026-11-27 02:40 UTC, loden 0.1.0; processors in use by others: 3 %
 
@@ -89,7 +92,7 @@ NOT MEASURED
 #[test]
 fn json_has_a_version_and_every_sample() {
     let json: serde_json::Value = serde_json::from_str(&report().json()).unwrap();
-    assert_eq!(json["schema"], "loden.bench/1");
+    assert_eq!((&json["schema"], &json["family"]), (&"loden.bench/1".into(), &"IPv6".into()));
     assert_eq!(json["ways"][1]["figures"][0]["figure"], "tcp_one");
     assert_eq!(json["ways"][1]["figures"][0]["samples"]["values"], serde_json::json!([5, 6, 6.6]));
     assert_eq!(json["ways"][1]["figures"][0]["beside"]["ratio"]["median"], 0.5);
@@ -103,6 +106,7 @@ fn a_page_stands_alone_and_takes_names_as_text() {
     for outside in ["http:", "https:", "<script", "src=", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
     }
+    assert!(page.contains("a lab of hosts as namespaces, IPv6, frames"), "{page}");
     assert!(page.contains("no &lt;BTF&gt;") && page.contains("Some CPU &amp; more"), "{page}");
     assert_eq!(page.matches("<svg").count(), 3);
     assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
