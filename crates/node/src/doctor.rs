@@ -11,6 +11,7 @@ pub mod ruleset;
 pub mod show;
 #[cfg(test)]
 mod tests;
+pub mod verdict;
 
 pub use facts::Facts;
 

@@ -29,6 +29,9 @@ pub struct Plan {
     pub carried_by: String,
     /// The tunnel's device.
     pub device: Option<String>,
+    /// Whether this node computes the checksums of what enters the tunnel, for hardware got them wrong (decision 0178);
+    /// `None` where that would change nothing.
+    pub summed_here: Option<bool>,
     /// MTU in bytes of pods, and of the interface between hosts.
     pub mtu: u32,
     /// See `mtu`.
@@ -39,6 +42,8 @@ pub struct Plan {
     pub peers: Peers,
     /// Subnets that are not programmed.
     pub left_out: BTreeSet<String>,
+    /// Addresses of nodes that are reached beside the tunnel, for they are on a common network (DirectRouting).
+    pub direct: BTreeSet<IpAddr>,
 }
 
 impl Plan {
@@ -65,6 +70,8 @@ pub struct Target {
     pub certain: bool,
     /// Its address between hosts.
     pub public: IpAddr,
+    /// Whether packets for it go beside the tunnel.
+    pub direct: bool,
 }
 
 impl Target {
@@ -100,6 +107,31 @@ pub struct Tally {
     pub rtt: [crate::metrics::Histogram; 2],
 }
 
+/// What became of the last small echoes through the tunnel to one target, [`Echoes::MOST`] at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Echoes {
+    /// A bit each, the newest lowest: whether it was lost.
+    lost: u32,
+    /// How many were sent.
+    pub sent: u32,
+}
+
+impl Echoes {
+    /// So many are remembered: of a neighbour in the ring, which is probed every 11 s or so, the last six minutes.
+    pub const MOST: u32 = u32::BITS;
+
+    /// One more.
+    pub fn note(&mut self, lost: bool) {
+        self.lost = self.lost << 1 | u32::from(lost);
+        self.sent = (self.sent + 1).min(Echoes::MOST);
+    }
+
+    /// How many of them did not come back.
+    pub fn lost(self) -> u32 {
+        self.lost.count_ones()
+    }
+}
+
 /// What was found, and by what plan; shared by the prober, the loop and who asks.
 #[derive(Debug, Default)]
 pub struct Board {
@@ -120,6 +152,8 @@ pub struct Inner {
     pub waiting: usize,
     /// Counts.
     pub tally: Tally,
+    /// What became of the last echoes, by subnet.
+    pub echoes: BTreeMap<IpNet, Echoes>,
 }
 
 impl Board {
@@ -137,6 +171,7 @@ impl Board {
             known.peers.changes(&plan.peers).is_empty()
                 && known.own == plan.own
                 && known.left_out == plan.left_out
+                && known.summed_here == plan.summed_here
                 && (known.kind, known.mtu, known.outer_mtu) == (plan.kind, plan.mtu, plan.outer_mtu)
         };
         if known.is_some_and(same) {
@@ -144,6 +179,8 @@ impl Board {
         }
         let own = plan.own.as_ref().map(|own| own.subnets);
         inner.findings.retain(|_, finding| plan.peers.get(&finding.target.subnets).is_some());
+        let Inner { findings, echoes, .. } = &mut *inner;
+        echoes.retain(|net, _| findings.contains_key(net));
         let others = plan.others().filter(|peer| Some(peer.subnets) != own).count();
         if inner.off.is_none() && others > inner.findings.len() {
             // Until the prober has counted itself.

@@ -4,12 +4,18 @@ mod files;
 mod filter;
 mod host;
 mod network;
+mod others;
 
 use super::{Check, Facts, Finding};
 
 /// Every check.
 pub fn all() -> impl Iterator<Item = &'static Check> {
-    host::CHECKS.iter().chain(network::CHECKS).chain(filter::CHECKS).chain(files::CHECKS)
+    host::CHECKS
+        .iter()
+        .chain(network::CHECKS)
+        .chain(others::CHECKS)
+        .chain(filter::CHECKS)
+        .chain(files::CHECKS)
 }
 
 const fn check(name: &'static str, look: fn(&Facts) -> Vec<Finding>) -> Check {

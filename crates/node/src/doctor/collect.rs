@@ -64,9 +64,9 @@ fn network(facts: &mut Facts) -> Result<(), String> {
     let names: BTreeMap<u32, String> = links.iter().map(|l| (l.index, l.link.name.to_string())).collect();
     let name = |index: u32| names.get(&index).cloned();
     for link in &links {
-        let vxlan = match &link.link.kind {
-            LinkKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port, vxlan.local)),
-            _ => None,
+        let (vxlan, lower) = match &link.link.kind {
+            LinkKind::Vxlan(vxlan) => (Some((vxlan.vni, vxlan.port, vxlan.local)), vxlan.lower),
+            _ => (None, None),
         };
         facts.devices.push(Device {
             name: link.link.name.to_string(),
@@ -78,6 +78,7 @@ fn network(facts: &mut Facts) -> Result<(), String> {
             mac: link.link.mac,
             master: link.link.master.map(|master: IfName| master.to_string()),
             vxlan,
+            lower: lower.map(|lower: IfName| lower.to_string()),
         });
     }
     /// `IFA_F_DADFAILED`
@@ -88,29 +89,51 @@ fn network(facts: &mut Facts) -> Result<(), String> {
             facts.addresses.push(Address { dev, net: address.net, duplicate });
         }
     }
+    let table = |rtnl: &mut Rtnl, family: Family, table: u32| -> Result<Vec<Route>, String> {
+        let filter = RouteFilter { family: Some(family), table: Some(table), ..RouteFilter::default() };
+        let read = |route: kernel::rtnl::RouteInfo| Route {
+            dst: route.dst,
+            dev: route.dev.and_then(name),
+            gateway: route.gateway,
+            metric: route.priority.unwrap_or_default(),
+            kind: route.kind,
+            protocol: route.protocol,
+        };
+        Ok(rtnl.routes(filter).map_err(text)?.into_iter().map(read).collect())
+    };
     for family in Family::BOTH {
-        let filter = RouteFilter { family: Some(family), table: Some(TABLE_MAIN), ..RouteFilter::default() };
-        for route in rtnl.routes(filter).map_err(text)? {
-            facts.routes.push(Route {
-                dst: route.dst,
-                dev: route.dev.and_then(name),
-                gateway: route.gateway,
-                metric: route.priority.unwrap_or_default(),
-                kind: route.kind,
-                protocol: route.protocol,
-            });
-        }
+        facts.routes.extend(table(&mut rtnl, family, TABLE_MAIN)?);
     }
     for neighbour in rtnl.neighbours(None).map_err(text)? {
         if let (Some(dev), Some(mac)) = (name(neighbour.index), neighbour.mac) {
             facts.neighbours.push((dev, neighbour.dst, mac));
         }
     }
-    for rule in rtnl.rules().map_err(text)? {
-        let plain = [0, 32_766, 32_767].contains(&rule.rule.priority);
-        if !plain && !rule.foreign {
-            facts.rules.push(shown(&rule.rule));
+    for entry in rtnl.fdb(None).map_err(text)? {
+        if let (Some(dev), Some(dst)) = (name(entry.index), entry.dst) {
+            facts.forwarding.push((dev, dst, entry.mac));
         }
+    }
+    for info in rtnl.rules().map_err(text)? {
+        let (rule, plain) = (&info.rule, [0, 32_766, 32_767].contains(&info.rule.priority));
+        let does = match info.action {
+            _ if plain || info.narrower => continue,
+            1 => None,
+            6 => Some("blackhole"),
+            7 => Some("unreachable"),
+            8 => Some("prohibit"),
+            _ => continue,
+        };
+        let mut text = shown(rule);
+        if let Some((does, (head, _))) = does.zip(text.split_once(" lookup ")) {
+            text = format!("{head} {does}");
+        } else if rule.table != TABLE_MAIN {
+            let routes = table(&mut rtnl, rule.family, rule.table)?;
+            let known = facts.tables.entry(rule.table).or_default();
+            known.retain(|route| Family::of_net(route.dst) != rule.family);
+            known.extend(routes);
+        }
+        facts.rules.push(if rule.family == Family::V6 { format!("-6 {text}") } else { text });
     }
     facts.udp = udp_ports();
     Ok(())
@@ -248,7 +271,12 @@ fn files(place: &Place, facts: &mut Facts) {
     facts.docker_options = text("run/flannel_docker_opts.env").or_else(|| text("run/docker_opts.env"));
     let confs = |dir: &str, endings: &[&str]| texts(&at(dir), endings);
     facts.cni_confs = confs("etc/cni/net.d", &[".conflist", ".conf", ".json"]);
-    facts.cni_programs = names(&at("opt/cni/bin"));
+    facts.cni_dirs = text("etc/containerd/config.toml").map_or_else(Vec::new, |text| plugin_dirs(&text));
+    if facts.cni_dirs.is_empty() {
+        facts.cni_dirs.push("/opt/cni/bin".to_owned());
+    }
+    let programs = facts.cni_dirs.iter().filter_map(|dir| names(&at(dir.trim_start_matches('/'))));
+    facts.cni_programs = programs.reduce(|all, more| [all, more].concat());
     for network in names(&at("var/lib/cni/networks")).unwrap_or_default() {
         let files = names(&at("var/lib/cni/networks").join(&network)).unwrap_or_default();
         let addresses = files.iter().filter(|file| file.parse::<std::net::IpAddr>().is_ok()).count();
@@ -285,6 +313,16 @@ fn files(place: &Place, facts: &mut Facts) {
     facts.now = seconds(SystemTime::now());
     let written = fs::metadata(&place.subnet_file).and_then(|data| data.modified());
     facts.written = written.map_or(0, seconds);
+}
+
+/// Where containerd looks for CNI programs: `bin_dir`, or `bin_dirs` since its version 2.1.
+fn plugin_dirs(config: &str) -> Vec<String> {
+    let lines = config.lines().map(str::trim).filter_map(|line| line.strip_prefix("bin_dir"));
+    let values = lines.filter_map(|rest| rest.split_once('=').map(|(_, value)| value));
+    let quoted = |value: &str| -> Vec<String> {
+        value.split(['"', '\'']).skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    values.flat_map(quoted).filter(|dir| dir.starts_with('/')).collect()
 }
 
 fn seconds(time: SystemTime) -> u64 {

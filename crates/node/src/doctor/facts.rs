@@ -23,10 +23,15 @@ pub struct Facts {
     pub addresses: Vec<Address>,
     /// Routes of the main table.
     pub routes: Vec<Route>,
-    /// Policy rules, as `ip rule` shows them, but for the three that are always there.
+    /// Policy rules, as `ip rule` shows them, but for the three that are always there, and those that concern
+    /// something an ordinary packet has not; those of IPv6 begin with `-6 `.
     pub rules: Vec<String>,
+    /// Routes of the tables that these rules name.
+    pub tables: BTreeMap<u32, Vec<Route>>,
     /// Neighbours with a hardware address: device, address, hardware address.
     pub neighbours: Vec<(String, IpAddr, Mac)>,
+    /// Where tunnels send frames: device, other host, hardware address.
+    pub forwarding: Vec<(String, IpAddr, Mac)>,
     /// UDP ports that a process listens on.
     pub udp: Vec<u16>,
     /// Packet rules.
@@ -39,6 +44,8 @@ pub struct Facts {
     pub cni_confs: Vec<(String, String)>,
     /// Names of CNI programs; `None` without the directory.
     pub cni_programs: Option<Vec<String>>,
+    /// Where runtimes look for them.
+    pub cni_dirs: Vec<String>,
     /// Addresses in the store of the plugin host-local, by network.
     pub reserved: BTreeMap<String, usize>,
     /// NetworkManager runs, and its configuration.
@@ -80,6 +87,8 @@ pub struct Device {
     pub master: Option<String>,
     /// Network identifier, port and own address, of VXLAN.
     pub vxlan: Option<(u32, u16, Option<IpAddr>)>,
+    /// Device that the packets of VXLAN leave through, whatever routes say.
+    pub lower: Option<String>,
 }
 
 /// An address.
@@ -108,6 +117,21 @@ pub struct Route {
     pub kind: u8,
     /// `RTPROT_…`
     pub protocol: u8,
+}
+
+/// `RTN_UNICAST`
+pub const UNICAST: u8 = 1;
+/// `RTN_BLACKHOLE`, `RTN_UNREACHABLE`, `RTN_PROHIBIT`
+pub const REFUSING: [u8; 3] = [6, 7, 8];
+
+/// The route of a table that a packet to an address takes: the longest prefix, then the least metric, then the first.
+pub fn best(routes: &[Route], ip: IpAddr) -> Option<&Route> {
+    routes
+        .iter()
+        .enumerate()
+        .filter(|(_, route)| route.dst.contains(&ip))
+        .min_by_key(|(at, route)| (u8::MAX - route.dst.prefix_len(), route.metric, *at))
+        .map(|(_, route)| route)
 }
 
 impl Facts {
@@ -145,6 +169,27 @@ impl Facts {
         self.devices.iter().filter(|device| device.name.starts_with("flannel"))
     }
 
+    /// Devices on a bridge.
+    pub fn ports<'a>(&'a self, bridge: &'a str) -> impl Iterator<Item = &'a Device> {
+        self.devices.iter().filter(move |device| device.master.as_deref() == Some(bridge))
+    }
+
+    /// Whether Docker has its addresses from flannel.
+    pub fn docker(&self) -> bool {
+        self.docker_options.is_some()
+    }
+
+    /// Routes to the subnets of other nodes.
+    pub fn peers(&self, family: Family) -> impl Iterator<Item = &Route> {
+        let (networks, own) = (self.networks(), self.subnet(family));
+        self.routes.iter().filter(move |route| {
+            Family::of_net(route.dst) == family
+                && route.kind == UNICAST
+                && networks.iter().any(|net| net.contains(&route.dst) && *net != route.dst)
+                && own.is_some_and(|own| !own.contains(&route.dst) && !route.dst.contains(&own))
+        })
+    }
+
     /// Addresses of a device.
     pub fn of<'a>(&'a self, dev: &'a str) -> impl Iterator<Item = &'a Address> {
         self.addresses.iter().filter(move |address| address.dev == dev)
@@ -160,7 +205,7 @@ impl Facts {
         let mut all: Vec<&Route> = self
             .routes
             .iter()
-            .filter(|r| r.dst.prefix_len() == 0 && Family::of_net(r.dst) == family && r.kind == 1)
+            .filter(|r| r.dst.prefix_len() == 0 && Family::of_net(r.dst) == family && r.kind == UNICAST)
             .collect();
         all.sort_by_key(|route| route.metric);
         all

@@ -93,6 +93,7 @@ parts! {
         mac: maybe_shown, parsed;
         master: put, maybe_text;
         vxlan: vxlan, vxlan_of;
+        lower: put, maybe_text;
     }
     Chain {
         table: put, text;
@@ -155,6 +156,25 @@ fn route(route: &Route) -> Json {
     ])
 }
 
+fn route_of(json: &Json) -> Option<Route> {
+    Some(Route {
+        dst: parsed(json, "dst")?,
+        dev: maybe_text(json, "dev"),
+        gateway: parsed(json, "gateway"),
+        metric: int(json, "metric"),
+        kind: int(json, "kind"),
+        protocol: int(json, "protocol"),
+    })
+}
+
+fn tables(all: &BTreeMap<u32, Vec<Route>>) -> Json {
+    let names: Vec<(String, Json)> = all
+        .iter()
+        .map(|(table, routes)| (table.to_string(), Json::array(routes.iter().map(route))))
+        .collect();
+    Json::object(names.iter().map(|(name, routes)| (name.as_str(), routes.clone())))
+}
+
 impl Part for Facts {
     fn write(&self) -> Json {
         Json::object([
@@ -166,13 +186,16 @@ impl Part for Facts {
             ("addresses", Json::array(self.addresses.iter().map(address))),
             ("routes", Json::array(self.routes.iter().map(route))),
             ("rules", texts(&self.rules)),
+            ("tables", tables(&self.tables)),
             ("neighbours", neighbours(&self.neighbours)),
+            ("forwarding", neighbours(&self.forwarding)),
             ("udp", Json::array(self.udp.iter().copied())),
             ("chains", many(&self.ruleset.chains)),
             ("subnet_env", self.subnet_env.clone().into()),
             ("subnet_file", self.subnet_file.as_str().into()),
             ("cni_confs", pairs(&self.cni_confs)),
             ("cni_programs", self.cni_programs.as_deref().map(texts).into()),
+            ("cni_dirs", texts(&self.cni_dirs)),
             ("reserved", map(&self.reserved)),
             ("network_manager", self.network_manager.clone().into()),
             ("networkd", self.networkd.as_deref().map(pairs).into()),
@@ -196,24 +219,23 @@ impl Part for Facts {
                 let net = parsed(json, "net")?;
                 Some(Address { dev: text(json, "dev"), net, duplicate: flag(json, "duplicate") })
             }),
-            routes: items(json, "routes", |json| {
-                Some(Route {
-                    dst: parsed(json, "dst")?,
-                    dev: maybe_text(json, "dev"),
-                    gateway: parsed(json, "gateway"),
-                    metric: int(json, "metric"),
-                    kind: int(json, "kind"),
-                    protocol: int(json, "protocol"),
-                })
-            }),
+            routes: items(json, "routes", route_of),
             rules: words(json, "rules"),
+            tables: members(json, "tables", |json| {
+                Some(json.as_array()?.iter().filter_map(route_of).collect())
+            })
+            .into_iter()
+            .filter_map(|(table, routes)| Some((table.parse().ok()?, routes)))
+            .collect(),
             neighbours: items(json, "neighbours", neighbour),
+            forwarding: items(json, "forwarding", neighbour),
             udp: items(json, "udp", Json::as_int),
             ruleset: Ruleset { chains: list(json, "chains") },
             subnet_env: maybe_text(json, "subnet_env"),
             subnet_file: text(json, "subnet_file"),
             cni_confs: members(json, "cni_confs", owned),
             cni_programs: there("cni_programs").then(|| words(json, "cni_programs")),
+            cni_dirs: words(json, "cni_dirs"),
             reserved: members(json, "reserved", |json| usize::try_from(json.as_int::<u64>()?).ok())
                 .into_iter()
                 .collect(),

@@ -1,6 +1,8 @@
 //! Packet rules as far as a check must know them: chains at a hook, their policy, and their rules as text. From what
 //! `nft list ruleset` or `iptables-save` print. Pure.
 
+use std::collections::BTreeMap;
+
 /// Chains.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ruleset {
@@ -27,10 +29,14 @@ impl Ruleset {
     /// From `nft list ruleset`.
     pub fn nft(text: &str) -> Ruleset {
         let (mut chains, mut table): (Vec<Chain>, _) = (Vec::new(), String::new());
-        let mut inside = false;
+        let (mut inside, mut sets) = (false, Sets::default());
         for line in text.lines().map(str::trim) {
+            if sets.take(line) {
+                continue;
+            }
             if let Some(name) = line.strip_prefix("table ").and_then(|rest| rest.strip_suffix(" {")) {
                 name.clone_into(&mut table);
+                sets = Sets::default();
             } else if let Some(name) = line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")) {
                 inside = true;
                 chains.push(Chain { table: table.clone(), name: name.to_owned(), ..Chain::default() });
@@ -47,7 +53,7 @@ impl Ruleset {
                             hook.filter(|_| kind.starts_with("filter")).map(|hook| (*hook).to_owned());
                         chain.drops = kind.contains("policy drop");
                     }
-                    None => chain.rules.push(line.to_owned()),
+                    None => chain.rules.push(sets.spelled(line)),
                 }
             }
         }
@@ -92,22 +98,6 @@ impl Ruleset {
         self.chains.iter().filter(move |chain| chain.hook.as_deref() == Some(hook))
     }
 
-    /// Whether a rule of the chain, or of one of its table's it may lead to, accepts and mentions one of these, or
-    /// accepts everything.
-    pub fn accepts(&self, base: &Chain, words: &[String]) -> bool {
-        let same_table = self.chains.iter().filter(|chain| chain.table == base.table && chain.hook.is_none());
-        std::iter::once(base)
-            .chain(same_table)
-            .any(|chain| chain.rules.iter().any(|rule| accepts(rule, words)))
-    }
-
-    /// The rule at the end of a chain that refuses or drops all, unless an earlier one accepts one of these.
-    pub fn refusal<'a>(&self, base: &'a Chain, words: &[String]) -> Option<&'a str> {
-        let at = base.rules.iter().position(|rule| refuses_all(rule))?;
-        let before = Chain { rules: base.rules[..at].to_vec(), ..base.clone() };
-        (!self.accepts(&before, words)).then(|| base.rules[at].as_str())
-    }
-
     /// Whether there is a chain or table whose name begins so.
     pub fn named(&self, beginning: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| {
@@ -117,37 +107,52 @@ impl Ruleset {
     }
 }
 
-fn accepts(rule: &str, words: &[String]) -> bool {
-    let rule = without_comment(rule);
-    let accepted =
-        rule.contains("accept") || rule.ends_with("-j ACCEPT") || rule.contains("jump FLANNEL-FWD");
-    let bare = rule.replace("counter", "");
-    let bare =
-        bare.split_whitespace().filter(|w| !["packets", "bytes"].contains(w) && w.parse::<u64>().is_err());
-    let all = bare.collect::<Vec<_>>().join(" ");
-    accepted
-        && (["accept", "-j ACCEPT"].contains(&all.as_str())
-            || words.iter().any(|word| rule.contains(word.as_str())))
-        || rule.contains("FLANNEL-FWD")
+/// The sets of a table; nftables prints them before its chains.
+#[derive(Default)]
+struct Sets {
+    all: BTreeMap<String, String>,
+    /// The one whose lines are read, and whether those are of its elements.
+    open: Option<(String, bool)>,
 }
 
-fn refuses_all(rule: &str) -> bool {
-    let bare = without_comment(rule);
-    let bare = bare.replace("counter", "");
-    let words: Vec<&str> = bare
-        .split_whitespace()
-        .filter(|w| !["packets", "bytes"].contains(w) && w.parse::<u64>().is_err())
-        .collect();
-    matches!(words.first(), Some(&"drop" | &"reject"))
-        || words.first() == Some(&"-j") && matches!(words.get(1), Some(&"DROP" | &"REJECT"))
-        || words.first() == Some(&"xt") && words.contains(&"\"REJECT\"") && words.len() <= 3
-}
-
-fn without_comment(rule: &str) -> String {
-    match rule.split_once(" comment \"") {
-        Some((head, tail)) => {
-            format!("{head}{}", tail.split_once('"').map_or("", |(_, rest)| rest)).trim().to_owned()
+impl Sets {
+    /// Whether the line is of a set.
+    fn take(&mut self, line: &str) -> bool {
+        if let Some(name) = line.strip_prefix("set ").and_then(|rest| rest.strip_suffix(" {")) {
+            self.all.insert(name.to_owned(), String::new());
+            self.open = Some((name.to_owned(), false));
+            return true;
         }
-        None => rule.trim().to_owned(),
+        let Some((name, elements)) = &mut self.open else { return false };
+        let values = line.strip_prefix("elements = {");
+        *elements |= values.is_some();
+        if *elements {
+            let values = values.unwrap_or(line);
+            self.all.entry(name.clone()).or_default().push_str(values.trim_end_matches('}'));
+            *elements = !values.ends_with('}');
+        } else if line == "}" {
+            self.open = None;
+        }
+        true
+    }
+
+    /// A rule with what is in its sets, where that is short enough to be read. What is in a set that is empty now
+    /// nobody knows: programs fill them.
+    fn spelled(&self, rule: &str) -> String {
+        /// More are no administrator's list.
+        const MOST: usize = 64;
+        let spell = |word: &str| {
+            let values = word.strip_prefix('@').and_then(|name| self.all.get(name))?;
+            let values: Vec<&str> =
+                values.split(',').filter_map(|value| value.split_whitespace().next()).collect();
+            (1..=MOST).contains(&values.len()).then(|| format!("{{ {} }}", values.join(", ")))
+        };
+        if !rule.contains('@') || rule.contains("map @") {
+            return rule.to_owned();
+        }
+        rule.split(' ')
+            .map(|word| spell(word).unwrap_or_else(|| word.to_owned()))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }

@@ -28,13 +28,10 @@ fn rules_are_understood_in_both_forms() {
          -A FORWARD -j FLANNEL-FWD\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT --reject-with icmp-host-prohibited\nCOMMIT\n",
         "iptables-legacy",
     );
-    for (rules, forward) in [(&nft, "FORWARD"), (&legacy, "FORWARD")] {
+    for rules in [&nft, &legacy] {
         let chain = rules.at("forward").next().expect("a chain");
-        assert_eq!((chain.name.as_str(), chain.drops), (forward, true));
-        assert!(rules.accepts(chain, &[]), "FLANNEL-FWD accepts what is ours");
-        let input = rules.at("input").next().expect("a chain");
-        assert!(rules.refusal(input, &["8472".to_owned()]).is_some(), "{input:?}");
-        assert!(rules.refusal(input, &["22".to_owned()]).is_none() || rules == &nft, "{input:?}");
+        assert_eq!((chain.name.as_str(), chain.drops), ("FORWARD", true));
+        assert_eq!(rules.at("input").count(), 1);
     }
     assert_eq!(nft.chains.len(), 2, "sets are no chains");
 }
@@ -125,6 +122,7 @@ fn facts_as_json_and_back() {
                 mac: "02:00:00:00:00:01".parse().ok(),
                 master: Some("br0".to_owned()),
                 vxlan: Some((1, 8472, "192.0.2.1".parse().ok())),
+                lower: Some("eth0".to_owned()),
             },
             facts::Device { vxlan: Some((2, 4789, None)), ..Default::default() },
         ],
@@ -142,6 +140,23 @@ fn facts_as_json_and_back() {
             protocol: 76,
         }],
         rules: vec!["512: from all lookup 256".to_owned()],
+        tables: [(
+            52,
+            vec![facts::Route {
+                dst: "0.0.0.0/0".parse().expect("a network"),
+                dev: None,
+                gateway: None,
+                metric: 0,
+                kind: 7,
+                protocol: 3,
+            }],
+        )]
+        .into(),
+        forwarding: vec![(
+            "flannel.1".to_owned(),
+            "192.0.2.12".parse().expect("an address"),
+            "02:00:00:00:00:02".parse().expect("a hardware address"),
+        )],
         neighbours: vec![(
             "flannel.1".to_owned(),
             "10.1.0.0".parse().expect("an address"),
@@ -155,6 +170,7 @@ fn facts_as_json_and_back() {
         subnet_file: "/run/flannel/subnet.env".to_owned(),
         cni_confs: vec![("10-flannel.conflist".to_owned(), "{}".to_owned())],
         cni_programs: Some(Vec::new()),
+        cni_dirs: vec!["/opt/cni/bin".to_owned()],
         reserved: [("cbr0".to_owned(), 3)].into(),
         network_manager: Some(String::new()),
         networkd: Some(vec![("a.network".to_owned(), "[Match]".to_owned())]),

@@ -214,7 +214,8 @@ impl Verdict {
 /// What an examination that is over comes to.
 pub fn classify(seen: &Observation, target: &Target, plan: &Plan) -> (Verdict, String) {
     let inner = target.inner;
-    let carrier = if plan.carried_by.is_empty() { "forwarded packets" } else { &plan.carried_by };
+    let carrier =
+        if plan.carried_by.is_empty() || target.direct { "forwarded packets" } else { &plan.carried_by };
     if let Some(source) = seen.strange_source {
         return (
             Verdict::WrongSource,
@@ -228,7 +229,15 @@ pub fn classify(seen: &Observation, target: &Target, plan: &Plan) -> (Verdict, S
     match &seen.inner {
         Some(Outcome::Answered(_)) => {}
         Some(Outcome::Refused(why)) => {
-            return (Verdict::Refused, format!("{inner} is refused: {why}"));
+            // An echo has no port: it is the tunnel's.
+            let more = if why.starts_with("nothing listens") {
+                format!(
+                    ": no tunnel there takes {carrier}; it is down, or that agent does not run with the same Backend"
+                )
+            } else {
+                String::new()
+            };
+            return (Verdict::Refused, format!("{inner} is refused: {why}{more}"));
         }
         Some(Outcome::Silence) | None => return silent(seen, target, carrier),
     }
@@ -264,13 +273,20 @@ pub fn classify(seen: &Observation, target: &Target, plan: &Plan) -> (Verdict, S
     // It is tried only after silence for the first one and an answer without a checksum.
     if matches!(seen.repeated, Some(Outcome::Silence)) {
         let device = plan.device.as_deref().unwrap_or("the interface");
-        return (
-            Verdict::Checksum,
-            format!(
-                "datagrams without a checksum arrive and those with one do not: the checksum is left to hardware that \
-                 gets it wrong: `ethtool -K {device} tx-checksum-ip-generic off`"
+        let why = match plan.summed_here {
+            Some(true) => format!(
+                "though this node computes the checksums of packets in {device} itself: something on the way changes or drops them"
             ),
-        );
+            Some(false) => format!(
+                "the checksum is left to hardware that gets it wrong; from now on this node computes it: \
+                 `ethtool -K {device} tx-checksum-ip-generic off`"
+            ),
+            None => format!(
+                "the checksum is left to hardware that gets it wrong: `ethtool -K {device} tx-checksum-ip-generic off`"
+            ),
+        };
+        let text = format!("datagrams without a checksum arrive and those with one do not: {why}");
+        return (Verdict::Checksum, text);
     }
     if seen.heard == Heard::Before {
         return (
@@ -302,11 +318,21 @@ fn silent(seen: &Observation, target: &Target, carrier: &str) -> (Verdict, Strin
             Verdict::Unsure,
             format!("{public} answers; nothing in {} does, which is so until a pod runs there", target.net),
         ),
+        (_, true) if target.direct => (
+            Verdict::TunnelDropped,
+            format!(
+                "{public} answers, {} behind it does not: packets of pods are routed to it beside the tunnel, and dropped \
+                 there, on the way or on the way back; look at the firewalls of both hosts, and at what {public} says \
+                 of this node",
+                target.inner
+            ),
+        ),
         (_, true) => (
             Verdict::TunnelDropped,
             format!(
                 "{public} answers, but not through the tunnel: {carrier} is dropped in one direction or both; open it in the \
-                 firewalls of both hosts and between them, and see what {public} says of this node"
+                 firewalls of both hosts and between them, see that both agents run with the same Backend, and what \
+                 {public} says of this node"
             ),
         ),
         (Some(Outcome::Refused(why)), _) => {

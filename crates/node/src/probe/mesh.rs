@@ -55,7 +55,14 @@ fn of(plan: &Plan, peer: &Lease) -> Vec<Target> {
         let public = peer.attrs.public(family).or_else(|| peer.attrs.public(other))?;
         let certain = TUNNELS.contains(&plan.kind);
         let inner = if certain { net.network() } else { next(net.network())? };
-        Some(Target { subnets: peer.subnets, net, inner, certain, public })
+        Some(Target {
+            subnets: peer.subnets,
+            net,
+            inner,
+            certain,
+            public,
+            direct: plan.direct.contains(&public),
+        })
     };
     Family::BOTH.into_iter().filter_map(target).collect()
 }

@@ -10,6 +10,7 @@ use model::IpNet;
 
 use super::judge::{Heard, Observation, Outcome, Step, Verdict, classify};
 use super::{Board, Finding, Plan, Target, mesh};
+use crate::inputs::Inbox;
 
 /// One packet each, on the average.
 const PACE: Duration = Duration::from_millis(1200);
@@ -34,7 +35,7 @@ type Ears = Arc<Mutex<BTreeMap<IpAddr, Instant>>>;
 const MOST_HEARD: usize = 16_384;
 
 /// Starts probing, until the process ends. `LODEN_PROBE=off` forbids it.
-pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
+pub fn start(board: &Arc<Board>, inbox: &Arc<Inbox>, said: &str) -> Result<(), String> {
     match said {
         "" | "on" => {}
         "off" => {
@@ -47,9 +48,9 @@ pub fn start(board: &Arc<Board>, said: &str) -> Result<(), String> {
     let heard = ears.clone();
     let prober = Prober {
         board: board.clone(),
+        inbox: inbox.clone(),
         ears,
-        tokens: BURST,
-        filled: Instant::now(),
+        bucket: Bucket { tokens: BURST, filled: Instant::now() },
         failing: BTreeMap::new(),
         met: BTreeMap::new(),
     };
@@ -85,9 +86,9 @@ fn note(ears: &mut BTreeMap<IpAddr, Instant>, from: IpAddr, now: Instant) {
 
 struct Prober {
     board: Arc<Board>,
+    inbox: Arc<Inbox>,
     ears: Ears,
-    tokens: u32,
-    filled: Instant,
+    bucket: Bucket,
     /// Since when targets have been failing.
     failing: BTreeMap<IpNet, Instant>,
     /// When targets were first met.
@@ -154,7 +155,7 @@ impl Prober {
                 std::thread::sleep(PACE);
             }
             let outcome = send(step, plan, target)?;
-            self.tally(step, &outcome);
+            self.tally(step, target, &outcome);
             seen.note(step, outcome);
         }
         let since = self.failing.get(&target.net).copied().unwrap_or(began);
@@ -179,6 +180,9 @@ impl Prober {
             last: Instant::now(),
         };
         self.publish(finding);
+        if verdict == Verdict::Checksum && plan.summed_here == Some(false) {
+            self.inbox.update(|inputs| inputs.summed_here = true);
+        }
         Ok(true)
     }
 
@@ -213,7 +217,7 @@ impl Prober {
         }
     }
 
-    fn tally(&self, step: Step, outcome: &Outcome) {
+    fn tally(&self, step: Step, target: &Target, outcome: &Outcome) {
         let way = match step {
             Step::Outer | Step::OuterFull => 1,
             _ => 0,
@@ -224,32 +228,50 @@ impl Prober {
         };
         let mut inner = self.board.open();
         inner.tally.packets[way][usize::from(lost)] += 1;
+        if step == Step::Inner {
+            inner.echoes.entry(target.net).or_default().note(lost);
+        }
         if let (Step::Inner | Step::Outer, Outcome::Answered(rtt)) = (step, outcome) {
             inner.tally.rtt[way].observe(*rtt);
         }
     }
 
-    /// A bucket of tokens, so that a look at a few new nodes needs no waiting.
     fn wait_for_turn(&mut self) {
-        loop {
-            let gained = (self.filled.elapsed().as_millis() / PACE.as_millis()) as u32;
-            if gained > 0 {
-                self.tokens = (self.tokens + gained).min(BURST);
-                self.filled += PACE * gained;
-            }
-            if self.tokens > 0 {
-                self.tokens -= 1;
-                return;
-            }
-            std::thread::sleep(PACE.saturating_sub(self.filled.elapsed()));
+        while let Some(wait) = self.bucket.take(Instant::now()) {
+            std::thread::sleep(wait);
         }
+    }
+}
+
+/// Tokens, one for each packet, so that a look at a few new nodes needs no waiting.
+struct Bucket {
+    tokens: u32,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// Takes a token; else gives how long to wait for the next.
+    fn take(&mut self, now: Instant) -> Option<Duration> {
+        let since = now.saturating_duration_since(self.filled);
+        let gained = u32::try_from(since.as_millis() / PACE.as_millis()).unwrap_or(u32::MAX);
+        if gained > 0 {
+            self.tokens = self.tokens.saturating_add(gained).min(BURST);
+            // What has been silent for days does not owe it all.
+            self.filled = if gained > BURST { now } else { self.filled + PACE * gained };
+        }
+        if self.tokens == 0 {
+            return Some(PACE.saturating_sub(now.saturating_duration_since(self.filled)));
+        }
+        self.tokens -= 1;
+        None
     }
 }
 
 /// The source our kernel would choose, if it is not of our subnet. Without a tunnel it is the host's own.
 fn strange_source(plan: &Plan, target: &Target) -> Option<IpAddr> {
     let own = plan.own.as_ref()?.subnets.of(target.family())?;
-    plan.device.as_ref()?;
+    // Without a tunnel, and beside it, the interface's own address is right.
+    plan.device.as_ref().filter(|_| !target.direct)?;
     let socket = UdpSocket::bind((unspecified(target.inner), 0)).ok()?;
     // Connecting a datagram socket sends nothing.
     socket.connect((target.inner, PORT)).ok()?;
@@ -294,6 +316,27 @@ fn send(step: Step, plan: &Plan, target: &Target) -> Result<Outcome, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The whole node, whomever it probes: less than one a second, but for a burst after a silence.
+    #[test]
+    fn a_node_sends_less_than_one_packet_a_second() {
+        let start = Instant::now();
+        for silence in [0, 3600, 86_400 * 365] {
+            let mut bucket = Bucket { tokens: BURST, filled: start };
+            let begin = start + Duration::from_secs(silence);
+            let (mut now, mut sent) = (begin, 0_u64);
+            while now < begin + Duration::from_secs(3600) {
+                match bucket.take(now) {
+                    Some(wait) => {
+                        assert!(wait <= PACE, "{wait:?}");
+                        now += wait.max(Duration::from_millis(1));
+                    }
+                    None => sent += 1,
+                }
+            }
+            assert!((2990..=3021).contains(&sent), "{sent} in an hour after {silence} s of silence");
+        }
+    }
 
     #[test]
     fn strangers_cannot_fill_the_memory() {

@@ -1,7 +1,8 @@
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::judge::{Heard, Observation, Outcome, Step, Verdict, classify};
-use super::{Plan, Target, mesh};
+use super::{Echoes, Plan, Target, mesh};
 use model::{Lease, LeaseAttrs, Peers, Subnets};
 
 fn lease(number: u8) -> Lease {
@@ -22,6 +23,7 @@ fn plan(kind: &'static str, own: u8, nodes: u8) -> Plan {
         outer_mtu: 1500,
         own: Some(lease(own)),
         peers,
+        summed_here: (kind == "vxlan").then_some(false),
         ..Plan::default()
     }
 }
@@ -45,6 +47,21 @@ fn examine(network: Network, seen: Observation, kind: &'static str) -> (Verdict,
     }
     let (verdict, text) = classify(&seen, &target, &plan);
     (verdict, text, packets)
+}
+
+#[test]
+fn loss_is_of_the_last_echoes() {
+    let mut echoes = Echoes::default();
+    for (lost, times, want) in [
+        (false, 3, (3, 0)),
+        (true, 1, (4, 1)),
+        (false, 31, (32, 1)),
+        (false, 1, (32, 0)),
+        (true, 40, (32, 32)),
+    ] {
+        (0..times).for_each(|_| echoes.note(lost));
+        assert_eq!((echoes.sent, echoes.lost()), want);
+    }
 }
 
 fn yes() -> Outcome {
@@ -171,7 +188,18 @@ fn every_class_has_its_signs() {
             with(Heard::Lately),
             "vxlan",
             Verdict::Checksum,
-            "ethtool -K flannel.1 tx-checksum-ip-generic off",
+            "gets it wrong; from now on this node computes it: `ethtool -K flannel.1 tx-checksum-ip-generic off`",
+        ),
+        (
+            "offload, of a tunnel whose packets are made whole before they enter it",
+            |step| match step {
+                Step::Datagram | Step::Repeated => Silence,
+                step => healthy(step),
+            },
+            with(Heard::Lately),
+            "wireguard",
+            Verdict::Checksum,
+            "the checksum is left to hardware that gets it wrong: `ethtool -K",
         ),
         (
             "a kernel there that answers one datagram a second",
@@ -207,6 +235,18 @@ fn every_class_has_its_signs() {
             "vxlan",
             Verdict::Refused,
             "10.244.2.0 is refused: forbidden by a firewall",
+        ),
+        (
+            "another port",
+            |step| match step {
+                Step::Inner => Outcome::Refused("nothing listens there, says 192.0.2.12".to_owned()),
+                step => healthy(step),
+            },
+            with(Heard::Lately),
+            "vxlan",
+            Verdict::Refused,
+            "nothing listens there, says 192.0.2.12: no tunnel there takes UDP port 8472; it is down, or that agent does \
+             not run with the same Backend",
         ),
         (
             "source",
@@ -277,6 +317,16 @@ fn who_cannot_be_reached_is_not_probed() {
     assert_eq!(targets(&Plan { own: None, ..plan("vxlan", 1, 5) }), 0, "without a lease");
     let left_out = ["10.244.2.0/24".to_owned()].into();
     assert_eq!(targets(&Plan { left_out, ..plan("vxlan", 1, 2) }), 0, "left out");
+    // On a common network packets go beside the tunnel, which is told otherwise.
+    let direct = [IpAddr::from([192, 0, 2, 2])].into();
+    let plan_direct = Plan { direct, ..plan("vxlan", 1, 2) };
+    let beside = mesh::targets(&plan_direct, 0, &[])[0];
+    assert!(beside.direct && !mesh::targets(&plan("vxlan", 1, 2), 0, &[])[0].direct);
+    let mut silent = Observation { heard: Heard::Never, ..Observation::default() };
+    silent.note(Step::Inner, Outcome::Silence);
+    silent.note(Step::Outer, yes());
+    let (verdict, said) = classify(&silent, &beside, &plan_direct);
+    assert!(verdict == Verdict::TunnelDropped && said.contains("beside the tunnel"), "{said}");
     // A bad one stays on the list.
     let far = "10.244.7.0/24".parse().expect("a network");
     let held = mesh::targets(&plan("vxlan", 1, 12), 0, &[far]);

@@ -2,6 +2,7 @@
 
 use model::{Family, Json};
 
+use super::others::is_canal;
 use super::{Check, Facts, Finding, check};
 use crate::doctor::Weight::{Broken, Risk};
 use crate::doctor::finding;
@@ -173,11 +174,17 @@ fn cni_config(facts: &Facts) -> Vec<Finding> {
         }
     }
     let agent = facts.agent.as_ref().is_some_and(|status| status.agent.is_some());
-    if facts.cni_confs.is_empty() && facts.cni_programs.is_some() && agent {
+    // Only CNI's plugins make it.
+    let pods = facts.device("cni0").is_some();
+    if facts.cni_confs.is_empty() && facts.cni_programs.is_some() && (agent || pods) {
         found.push(
-            finding(Risk, "there is no CNI configuration", "nothing in /etc/cni/net.d")
-                .so("if this is a node of Kubernetes it stays NotReady; Docker hosts need none")
-                .fix("apply the manifest again, or copy its cni-conf.json to /etc/cni/net.d/10-flannel.conflist"),
+            finding(
+                if pods { Broken } else { Risk },
+                "there is no CNI configuration",
+                "nothing in /etc/cni/net.d",
+            )
+            .so("if this is a node of Kubernetes it stays NotReady; Docker hosts need none")
+            .fix("apply the manifest again, or copy its cni-conf.json to /etc/cni/net.d/10-flannel.conflist"),
         );
     }
     found
@@ -186,7 +193,7 @@ fn cni_config(facts: &Facts) -> Vec<Finding> {
 fn cni_config_order(facts: &Facts) -> Vec<Finding> {
     let Some((first, text)) = facts.cni_confs.first() else { return Vec::new() };
     let ours = facts.cni_confs.iter().skip(1).find(|(_, text)| is_flannels(text));
-    let canal = text.contains("\"calico\"") || text.contains("\"multus\"");
+    let canal = is_canal(text) || text.contains("\"multus\"");
     let Some((ours, _)) = ours.filter(|_| !is_flannels(text) && !canal) else { return Vec::new() };
     let found =
         finding(Broken, "another CNI configuration goes before ours", format!("{first} before {ours}"))
@@ -204,14 +211,18 @@ fn cni_programs(facts: &Facts) -> Vec<Finding> {
     let kinds = plugins.iter().filter_map(|plugin| plugin.get_exact("type").and_then(Json::as_str));
     // flannel delegates to bridge, which delegates to host-local; runtimes add loopback.
     let needed = kinds.chain(["bridge", "host-local", "loopback"]);
+    let dirs = if facts.cni_dirs.is_empty() { "/opt/cni/bin".to_owned() } else { facts.cni_dirs.join(" ") };
     let there = facts.cni_programs.clone().unwrap_or_default();
     let absent: Vec<&str> = needed.filter(|kind| !there.iter().any(|have| have == kind)).collect();
     if absent.is_empty() {
         return Vec::new();
     }
-    let found = finding(Broken, format!("CNI programs are missing: {}", absent.join(", ")), format!("{name} needs them in /opt/cni/bin"))
-        .so("pods fail with \"failed to find plugin … in path [/opt/cni/bin]\"")
-        .fix("loden-cni install --bin-dir /opt/cni/bin (the manifest's init container does), or the package containernetworking-plugins");
+    let found = finding(Broken, format!("CNI programs are missing: {}", absent.join(", ")), format!("{name} needs them in {dirs}"))
+        .so(format!("pods fail with \"failed to find plugin … in path [{dirs}]\""))
+        .fix(format!(
+            "loden-cni install --bin-dir {} (the manifest's init container does), or the package containernetworking-plugins",
+            facts.cni_dirs.first().map_or("/opt/cni/bin", String::as_str)
+        ));
     vec![found]
 }
 

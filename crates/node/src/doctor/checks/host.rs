@@ -4,6 +4,7 @@ use model::Family;
 
 use super::{Check, Facts, Finding, check};
 use crate::doctor::Weight::{Broken, Risk};
+use crate::doctor::facts::best;
 use crate::doctor::finding;
 
 pub const CHECKS: &[Check] = &[
@@ -42,7 +43,8 @@ fn kernel_device(facts: &Facts) -> Vec<Finding> {
 
 fn forwarding(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
-    if facts.number("net/ipv4/ip_forward") == Some(0) {
+    let ipv6_only = facts.subnet(Family::V6).is_some() && facts.subnet(Family::V4).is_none();
+    if facts.number("net/ipv4/ip_forward") == Some(0) && !ipv6_only {
         found.push(
             finding(Broken, "IPv4 forwarding is off", "net.ipv4.ip_forward = 0")
                 .so("the host drops packets between pods and other hosts")
@@ -63,7 +65,8 @@ fn forwarding_of_device(facts: &Facts) -> Vec<Finding> {
     let ours = facts.devices.iter().filter(|d| is_ours(&d.name) || facts.uplink() == Some(d));
     let path = |name: &str| format!("net/ipv4/conf/{name}/forwarding");
     let off = ours.filter(|d| facts.number(&path(&d.name)) == Some(0));
-    let whole = facts.number("net/ipv4/ip_forward") == Some(0);
+    let whole = facts.number("net/ipv4/ip_forward") == Some(0)
+        || facts.subnet(Family::V6).is_some() && facts.subnet(Family::V4).is_none();
     let told = |name: &str| {
         finding(
             Broken,
@@ -110,7 +113,14 @@ fn reverse_path(facts: &Facts) -> Vec<Finding> {
         if all.max(own) != 1 {
             continue;
         }
-        let asymmetric = uplink.as_ref() == Some(&device.name) && default.is_some() && default != uplink;
+        let elsewhere = |ip: std::net::IpAddr| {
+            ip.is_ipv4()
+                && best(&facts.routes, ip).is_some_and(|route| route.dev.is_some() && route.dev != uplink)
+        };
+        let tunnels = facts.forwarding.iter().filter(|(dev, ..)| dev.starts_with("flannel"));
+        let peers = tunnels.map(|(_, ip, _)| *ip).any(elsewhere);
+        let asymmetric =
+            uplink.as_ref() == Some(&device.name) && (default.is_some() && default != uplink || peers);
         if !(asymmetric || device.name.starts_with("flannel") && diverted) {
             continue;
         }
@@ -118,7 +128,10 @@ fn reverse_path(facts: &Facts) -> Vec<Finding> {
             finding(
                 Risk,
                 format!("{} drops what it would not answer the same way", device.name),
-                format!("net.ipv4.conf.{}.rp_filter = 1, and the default route leads elsewhere", device.name),
+                format!(
+                    "net.ipv4.conf.{}.rp_filter is strict, and the route back leads elsewhere",
+                    device.name
+                ),
             )
             .so("packets from other networks that come in there are dropped without a word")
             .set(&format!("net/ipv4/conf/{}/rp_filter", device.name), "2"),
@@ -128,7 +141,8 @@ fn reverse_path(facts: &Facts) -> Vec<Finding> {
 }
 
 fn bridged_packets(facts: &Facts) -> Vec<Finding> {
-    let services = facts.ruleset.named("KUBE-SERVICES").is_some() || facts.ruleset.named("KUBE-").is_some();
+    // Chains of kube-proxy; with nftables it has a table of its own.
+    let services = facts.ruleset.named("KUBE-").is_some() || facts.ruleset.named("kube-proxy").is_some();
     let path = "net/bridge/bridge-nf-call-iptables";
     if !services || facts.device("cni0").is_none() || facts.number(path) != Some(0) {
         return Vec::new();

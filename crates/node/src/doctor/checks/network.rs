@@ -6,10 +6,12 @@ use model::Family;
 
 use super::{Check, Facts, Finding, check};
 use crate::doctor::Weight::{Broken, Risk};
+use crate::doctor::facts::{Address, Device, Route};
 use crate::doctor::finding;
 
 pub const CHECKS: &[Check] = &[
     check("uplink-down", uplink_down),
+    check("tunnel-source", tunnel_source),
     check("default-route", default_route),
     check("same-address-everywhere", same_address_everywhere),
     check("two-default-routes", two_default_routes),
@@ -18,16 +20,12 @@ pub const CHECKS: &[Check] = &[
     check("duplicate-mac", duplicate_mac),
     check("tunnel-down", tunnel_down),
     check("tunnel-address", tunnel_address),
-    check("tunnel-source", tunnel_source),
     check("conflicting-vxlan", conflicting_vxlan),
     check("port-taken", port_taken),
     check("mtu", mtu),
     check("stale-bridge", stale_bridge),
     check("bridge-down", bridge_down),
     check("docker-bridge", docker_bridge),
-    check("foreign-route", foreign_route),
-    check("policy-rule", policy_rule),
-    check("leftovers", leftovers),
 ];
 
 fn default_route(facts: &Facts) -> Vec<Finding> {
@@ -44,8 +42,15 @@ fn default_route(facts: &Facts) -> Vec<Finding> {
 }
 
 fn uplink_down(facts: &Facts) -> Vec<Finding> {
-    let Some(uplink) = facts.uplink().filter(|d| !d.up || !d.carrier) else { return Vec::new() };
-    let (name, state) = (&uplink.name, if uplink.up { "has no carrier" } else { "is down" });
+    // A bridge that has lost its ports may still say that it has a carrier.
+    let deaf = |d: &Device| d.kind == "bridge" && !facts.ports(&d.name).any(|port| port.up && port.carrier);
+    let Some(uplink) = facts.uplink().filter(|d| !d.up || !d.carrier || deaf(d)) else { return Vec::new() };
+    let state = match uplink {
+        d if !d.up => "is down",
+        d if deaf(d) => "is a bridge without a port that has a carrier",
+        _ => "has no carrier",
+    };
+    let name = &uplink.name;
     let found =
         finding(Broken, format!("the interface to other hosts {state}"), format!("ip link show {name}"))
             .so("nothing reaches other hosts")
@@ -57,8 +62,21 @@ fn uplink_down(facts: &Facts) -> Vec<Finding> {
     vec![found]
 }
 
-/// VirtualBox gives every guest this address on its first interface.
+/// Bridges that programs make on every host, with an address of their own choice.
+const ALIKE: [&str; 6] = ["docker0", "virbr0", "lxcbr0", "lxdbr0", "podman0", "cni-podman0"];
+
+/// VirtualBox gives every guest this address on its first interface; Docker and others give each host's bridge the same.
 fn same_address_everywhere(facts: &Facts) -> Vec<Finding> {
+    if let Some(uplink) = facts.uplink().filter(|d| ALIKE.contains(&d.name.as_str()) && d.kind == "bridge") {
+        let found = finding(
+            Broken,
+            format!("the tunnel goes out by {}, which every host has", uplink.name),
+            facts.of(&uplink.name).map(|a| a.net.to_string()).collect::<Vec<_>>().join(", "),
+        )
+        .so("it leads to no other host, and others have the same address there")
+        .fix(format!("start the agent with --iface={}", other_interface(facts)));
+        return vec![found];
+    }
     let public =
         facts.agent.as_ref().and_then(|agent| agent.lease.as_ref()).map(|lease| lease.public.join(" "));
     let local = facts.tunnels().find_map(|tunnel| tunnel.vxlan?.2).map(|ip| ip.to_string());
@@ -66,9 +84,7 @@ fn same_address_everywhere(facts: &Facts) -> Vec<Finding> {
     if !told.split(' ').any(|ip| ip == "10.0.2.15") {
         return Vec::new();
     }
-    let others =
-        facts.devices.iter().filter(|d| d.kind.is_empty() && d.name != "lo" && Some(*d) != facts.uplink());
-    let other = others.map(|d| d.name.as_str()).next().unwrap_or("eth1");
+    let other = other_interface(facts);
     let found = finding(
         Broken,
         "the node announces an address that every VirtualBox guest has",
@@ -79,13 +95,26 @@ fn same_address_everywhere(facts: &Facts) -> Vec<Finding> {
     vec![found]
 }
 
+fn other_interface(facts: &Facts) -> &str {
+    let others =
+        facts.devices.iter().filter(|d| d.kind.is_empty() && d.name != "lo" && Some(*d) != facts.uplink());
+    others.map(|d| d.name.as_str()).next().unwrap_or("eth1")
+}
+
 fn two_default_routes(facts: &Facts) -> Vec<Finding> {
     let routes = facts.defaults(Family::V4);
+    if routes.first().is_some_and(|route| route.dev.is_none()) {
+        let found =
+            finding(Risk, "the default route has several ways", "ip route show default: nexthop … nexthop …")
+                .so("no interface of it is that to other hosts; flannel refuses to start")
+                .fix("start the agent with --iface=NAME, the interface that leads to other hosts");
+        return vec![found];
+    }
     let [first, second, ..] = routes.as_slice() else { return Vec::new() };
     if first.metric != second.metric || first.dev == second.dev {
         return Vec::new();
     }
-    let name = |route: &crate::doctor::facts::Route| route.dev.clone().unwrap_or_default();
+    let name = |route: &Route| route.dev.clone().unwrap_or_default();
     let found = finding(
         Risk,
         "two default routes are equally good",
@@ -102,7 +131,9 @@ fn network_overlap(facts: &Facts) -> Vec<Finding> {
     let own = |net: &ipnet::IpNet| {
         Family::BOTH.into_iter().filter_map(|f| facts.subnet(f)).any(|s| s.contains(net))
     };
-    let ours = |dev: &str| dev.starts_with("flannel") || ["cni0", "lo"].contains(&dev);
+    let ours = |dev: &str| {
+        dev.starts_with("flannel") || ["cni0", "lo"].contains(&dev) || dev == "docker0" && facts.docker()
+    };
     let bad = facts.addresses.iter().filter(|a| !ours(&a.dev) && !own(&a.net.trunc()));
     let overlap = bad.filter_map(|a| {
         let net = a.net.trunc();
@@ -147,6 +178,19 @@ fn duplicate_address(facts: &Facts) -> Vec<Finding> {
             );
         }
     }
+    let own = |ip: &std::net::IpAddr| facts.addresses.iter().any(|address| address.net.addr() == *ip);
+    let tunnels = facts.forwarding.iter().filter(|(dev, ..)| dev.starts_with("flannel"));
+    for (dev, ip, mac) in tunnels.filter(|(_, ip, _)| own(ip)).take(1) {
+        found.push(
+            finding(
+                Broken,
+                format!("another node says it has {ip}, which is this host's"),
+                format!("bridge fdb show dev {dev}: {mac} dst {ip}"),
+            )
+            .so("packets for that node come back to this one; each node must announce an address of its own")
+            .fix("on that node start the agent with --iface=NAME or --public-ip=ADDRESS that it alone has"),
+        );
+    }
     for (ip, devices) in by.into_iter().filter(|(_, devices)| devices.len() > 1) {
         let last = devices.last().copied().unwrap_or_default();
         found.push(
@@ -159,20 +203,22 @@ fn duplicate_address(facts: &Facts) -> Vec<Finding> {
 }
 
 fn duplicate_mac(facts: &Facts) -> Vec<Finding> {
-    let mut by: BTreeMap<String, Vec<(&str, std::net::IpAddr)>> = BTreeMap::new();
-    let tunnels = facts.neighbours.iter().filter(|(dev, ..)| dev.starts_with("flannel"));
+    let mut by: BTreeMap<(String, &str), Vec<(&str, std::net::IpAddr)>> = BTreeMap::new();
+    // The kernel keeps groups of IPv6 among neighbours, the same on each device.
+    let tunnels =
+        facts.neighbours.iter().filter(|(dev, ip, _)| dev.starts_with("flannel") && !ip.is_multicast());
     for (dev, ip, mac) in tunnels {
-        by.entry(mac.to_string()).or_default().push((dev, *ip));
+        by.entry((mac.to_string(), dev)).or_default().push((dev, *ip));
     }
     let own = facts.tunnels().filter_map(|tunnel| Some((tunnel.mac?.to_string(), tunnel.name.as_str())));
     for (mac, name) in own.collect::<Vec<_>>() {
-        if let Some(others) = by.get_mut(&mac) {
+        if let Some(others) = by.get_mut(&(mac, name)) {
             others.push((name, std::net::Ipv4Addr::UNSPECIFIED.into()));
         }
     }
     let doubled = by.into_iter().filter(|(_, users)| users.len() > 1);
     doubled
-        .map(|(mac, users)| {
+        .map(|((mac, _), users)| {
             let who = |(dev, ip): &(&str, std::net::IpAddr)| {
                 if ip.is_unspecified() { format!("this node's {dev}") } else { ip.to_string() }
             };
@@ -186,7 +232,7 @@ fn duplicate_mac(facts: &Facts) -> Vec<Finding> {
 
 fn tunnel_down(facts: &Facts) -> Vec<Finding> {
     let down = facts.tunnels().filter(|tunnel| !tunnel.up);
-    let told = |tunnel: &crate::doctor::facts::Device| {
+    let told = |tunnel: &Device| {
         finding(Broken, format!("{} is down", tunnel.name), "ip link shows no UP")
             .so("no packet reaches another node; an agent that runs sets it up at once, so none does, or somebody fights it")
             .fix(format!("ip link set {} up; systemctl restart loden", tunnel.name))
@@ -195,7 +241,7 @@ fn tunnel_down(facts: &Facts) -> Vec<Finding> {
 }
 
 fn tunnel_address(facts: &Facts) -> Vec<Finding> {
-    let of = |(tunnel, family): (&crate::doctor::facts::Device, Family)| {
+    let of = |(tunnel, family): (&Device, Family)| {
         let subnet = facts.subnet(family)?;
         let here: Vec<String> = facts
             .of(&tunnel.name)
@@ -211,19 +257,19 @@ fn tunnel_address(facts: &Facts) -> Vec<Finding> {
                 .fix(format!("ip addr replace {}/{} dev {}", subnet.network(), family.bits(), tunnel.name))
         })
     };
-    let expects = |tunnel: &&crate::doctor::facts::Device| {
-        ["vxlan", "ipip", "wireguard"].contains(&tunnel.kind.as_str()) && tunnel.up
-    };
+    let expects =
+        |tunnel: &&Device| ["vxlan", "ipip", "wireguard"].contains(&tunnel.kind.as_str()) && tunnel.up;
     let with = |tunnel| (tunnel, if tunnel_is_v6(tunnel) { Family::V6 } else { Family::V4 });
     facts.tunnels().filter(expects).map(with).filter_map(of).collect()
 }
 
-fn tunnel_is_v6(tunnel: &crate::doctor::facts::Device) -> bool {
+/// Whether a tunnel is that of IPv6.
+pub fn tunnel_is_v6(tunnel: &Device) -> bool {
     tunnel.name.starts_with("flannel-v6") || tunnel.name == "flannel-wg-v6"
 }
 
 fn tunnel_source(facts: &Facts) -> Vec<Finding> {
-    let gone = |tunnel: &crate::doctor::facts::Device| {
+    let gone = |tunnel: &Device| {
         let local = tunnel.vxlan?.2?;
         facts.addresses.iter().all(|a| a.net.addr() != local).then(|| {
             finding(
@@ -235,7 +281,22 @@ fn tunnel_source(facts: &Facts) -> Vec<Finding> {
             .fix("give the address back to its interface, or restart the agent")
         })
     };
-    facts.tunnels().filter_map(gone).collect()
+    let elsewhere = |tunnel: &Device| {
+        let (local, lower) = (tunnel.vxlan?.2?, tunnel.lower.as_ref()?);
+        let home = facts.addresses.iter().filter(|a| a.net.addr() == local).collect::<Vec<_>>();
+        // An address of the loopback device is one of the host, whichever way packets go.
+        let other = home.first().filter(|_| home.iter().all(|a| a.dev != *lower && a.dev != "lo"))?;
+        Some(
+            finding(
+                Broken,
+                format!("{} sends through {lower} with an address of {}", tunnel.name, other.dev),
+                format!("local {local} dev {lower}"),
+            )
+            .so("its packets leave by an interface that other hosts do not expect, or do not reach")
+            .fix(format!("ip link del {}, and start the agent with --iface={}", tunnel.name, other.dev)),
+        )
+    };
+    facts.tunnels().filter_map(|tunnel| gone(tunnel).or_else(|| elsewhere(tunnel))).collect()
 }
 
 fn conflicting_vxlan(facts: &Facts) -> Vec<Finding> {
@@ -284,8 +345,7 @@ fn port_taken(facts: &Facts) -> Vec<Finding> {
 
 fn mtu(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
-    let overhead = |tunnel: &crate::doctor::facts::Device| match (tunnel.kind.as_str(), tunnel_is_v6(tunnel))
-    {
+    let overhead = |tunnel: &Device| match (tunnel.kind.as_str(), tunnel_is_v6(tunnel)) {
         ("vxlan", false) => 50,
         ("vxlan", true) => 70,
         ("wireguard", _) => 60,
@@ -325,23 +385,44 @@ fn mtu(facts: &Facts) -> Vec<Finding> {
             .fix("restart the agent, which writes the file anew"),
         );
     }
-    if let (Some(bridge), Some(told)) = (facts.device("cni0").filter(|d| d.mtu > 0), told)
-        && bridge.mtu > told
-    {
-        found.push(
-            finding(
-                Risk,
-                "cni0 has a larger MTU than pods should have",
-                format!("{}, FLANNEL_MTU={told}", bridge.mtu),
-            )
-            .so("pods made before keep the larger one and depend on path MTU discovery")
-            .fix("make the pods anew (kubectl delete pod …), the bridge follows them"),
-        );
+    // Docker gives its MTU to containers; an empty bridge still has the usual one.
+    let docker =
+        facts.device("docker0").filter(|_| facts.docker() && facts.ports("docker0").next().is_some());
+    let bridges = [
+        (facts.device("cni0"), "make the pods anew (kubectl delete pod …), the bridge follows them"),
+        (docker, "give dockerd the options of the file that mk-docker-opts writes (--mtu), and restart it"),
+    ];
+    for (bridge, fix) in bridges.into_iter().filter_map(|(bridge, fix)| Some((bridge?, fix))) {
+        if let Some(told) = told.filter(|told| bridge.mtu > *told) {
+            found.push(
+                finding(
+                    Risk,
+                    format!("{} has a larger MTU than pods should have", bridge.name),
+                    format!("{}, FLANNEL_MTU={told}", bridge.mtu),
+                )
+                .so("pods made before keep the larger one and depend on path MTU discovery")
+                .fix(fix),
+            );
+        }
     }
     found
 }
 
 fn stale_bridge(facts: &Facts) -> Vec<Finding> {
+    let pods = facts.ports("cni0").count();
+    let bare = facts.of("cni0").all(|a| is_link_local(a.net.addr()));
+    if let Some(subnet) = Family::BOTH.into_iter().find_map(|f| facts.subnet(f)).filter(|_| bare && pods > 0)
+    {
+        let gateway = subnet.hosts().next().unwrap_or(subnet.network());
+        let found = finding(
+            Broken,
+            "cni0 has no address",
+            format!("{pods} pods are on it, and {gateway} is their gateway"),
+        )
+        .so("pods of this node reach nothing but each other")
+        .fix(format!("ip addr add {gateway}/{} dev cni0", subnet.prefix_len()));
+        return vec![found];
+    }
     let stale = |family: Family| {
         let subnet = facts.subnet(family)?;
         let mut here =
@@ -378,7 +459,7 @@ fn docker_bridge(facts: &Facts) -> Vec<Finding> {
         return Vec::new();
     };
     let other = facts.of("docker0").find(|a| a.net.addr().is_ipv4() && !subnet.contains(&a.net.addr()));
-    let told = |address: &crate::doctor::facts::Address| {
+    let told = |address: &Address| {
         finding(
             Broken,
             "docker0 has an address of another subnet",
@@ -388,109 +469,4 @@ fn docker_bridge(facts: &Facts) -> Vec<Finding> {
         .fix("systemctl restart docker, after the agent is ready")
     };
     other.map(told).into_iter().collect()
-}
-
-/// Routes into the network of pods that are nobody's of ours.
-fn foreign_route(facts: &Facts) -> Vec<Finding> {
-    let networks = facts.networks();
-    let known = |dev: &str| {
-        let kind = facts.device(dev).map_or("", |d| d.kind.as_str());
-        dev.starts_with("flannel") || ["cni0", "docker0"].contains(&dev) || kind == "veth" || kind == "bridge"
-    };
-    // host-gw's routes lead through the uplink; they are ours by protocol, or flannel's (boot) via a gateway.
-    let ours = |r: &crate::doctor::facts::Route| {
-        r.protocol == 76
-            || r.dev.as_deref().is_some_and(known)
-            || r.gateway.is_some() && facts.tunnels().next().is_none()
-    };
-    let strange = facts.routes.iter().filter(|r| {
-        let inside =
-            networks.iter().any(|net| net.contains(&r.dst) && r.dst.prefix_len() >= net.prefix_len());
-        inside && r.kind == 1 && !ours(r)
-    });
-    strange
-        .take(3)
-        .map(|route| {
-            let dev = route.dev.as_deref().unwrap_or("?");
-            finding(
-                Broken,
-                "another program has a route into the network of pods",
-                format!("{} dev {dev}", route.dst),
-            )
-            .so("packets for those pods go there: a VPN, an old configuration, another network plugin")
-            .fix(format!(
-                "ip route del {} dev {dev}, and tell that program to leave the network alone",
-                route.dst
-            ))
-        })
-        .collect()
-}
-
-fn policy_rule(facts: &Facts) -> Vec<Finding> {
-    let networks: Vec<String> = facts.networks().iter().map(ToString::to_string).collect();
-    let diverts = |rule: &&String| {
-        let own = rule.contains("lookup 1024") || rule.contains("lookup 512");
-        let about_us = networks.iter().any(|net| rule.contains(&format!("to {net}")));
-        let everything = rule.contains("from all lookup") || rule.contains("from 0.0.0.0/0 lookup");
-        !own && (about_us || everything)
-    };
-    let strange = facts.rules.iter().filter(diverts);
-    strange
-        .take(1)
-        .map(|rule| {
-            finding(Risk, "a policy rule takes packets to pods past the main table", rule.clone())
-                .so("routes to other nodes are in the main table; what the rule's table says goes before them")
-                .fix(format!("ip rule del {}", rule.split_once(": ").map_or(rule.as_str(), |(_, rest)| rest)))
-        })
-        .collect()
-}
-
-/// What other network plugins leave: the beginning of a device's name, whose it is, how to end it.
-const OTHERS: [(&str, &str); 8] = [
-    ("cali", "Calico"),
-    ("vxlan.calico", "Calico"),
-    ("cilium", "Cilium"),
-    ("lxc_health", "Cilium"),
-    ("weave", "Weave Net"),
-    ("kube-bridge", "kube-router"),
-    ("antrea-gw", "Antrea"),
-    ("ovn-k8s", "OVN-Kubernetes"),
-];
-/// The same of chains.
-const CHAINS: [(&str, &str); 5] = [
-    ("cali-", "Calico"),
-    ("CILIUM_", "Cilium"),
-    ("WEAVE", "Weave Net"),
-    ("KUBE-ROUTER", "kube-router"),
-    ("KUBE-POD-FW", "kube-router"),
-];
-
-fn leftovers(facts: &Facts) -> Vec<Finding> {
-    let mut by: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for device in &facts.devices {
-        if let Some((_, who)) = OTHERS.iter().find(|(begin, _)| device.name.starts_with(begin)) {
-            by.entry(who).or_default().push(format!("device {}", device.name));
-        }
-    }
-    for (begin, who) in CHAINS {
-        if let Some(chain) = facts.ruleset.named(begin) {
-            by.entry(who).or_default().push(format!("chain {} in {}", chain.name, chain.table));
-        }
-    }
-    // Canal: Calico's policies over flannel's network, with Calico's configuration for pods.
-    let canal = facts.cni_confs.iter().any(|(_, text)| text.contains("\"calico\""));
-    by.into_iter()
-        .filter(|(who, _)| !(*who == "Calico" && canal))
-        .map(|(who, things)| {
-            let device = things[0].strip_prefix("device ");
-            let shown = things.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            let fix = match device {
-                Some(device) => format!("ip link del {device} (and what else is {who}'s), or reboot"),
-                None => format!("remove {who}'s rules (its own uninstaller), or reboot"),
-            };
-            finding(Risk, format!("{who} has left something behind"), shown)
-                .so("its rules and routes go on catching packets of pods")
-                .fix(fix)
-        })
-        .collect()
 }
