@@ -1,4 +1,7 @@
-//! Pods of this host, found without asking a runtime: namespaces with a name and those of processes.
+//! Pods of this host, found without asking a runtime: namespaces with a name and those of processes. What runtimes call
+//! them is in [`names`].
+
+pub mod names;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,24 +16,88 @@ use kernel::netns::NetnsId;
 use kernel::rtnl::RouteFilter;
 use kernel::{Netns, Rtnl};
 use model::Family;
+use model::cni::record::PodName;
 
-/// The namespace of a source: `host`, an address, or a path; `None` for the host itself.
+use names::{Names, Place};
+
+/// An end of a packet's way on this host.
+#[derive(Debug, Default)]
+pub struct End {
+    /// Its namespace; `None` for the host itself.
+    pub netns: Option<Netns>,
+    /// What a runtime calls it.
+    pub pod: Option<PodName>,
+    /// Its addresses, as far as the word for it tells them.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The source a word means: `host`, an address, a path, or the name of a pod.
 ///
 /// # Errors
 /// One sentence: there is no such pod here, or the namespace cannot be opened.
-pub fn pod(source: &str) -> Result<Option<Netns>, String> {
-    if source == "host" {
-        return Ok(None);
+pub fn source(word: &str, names: &Names) -> Result<End, String> {
+    if word == "host" {
+        return Ok(End::default());
     }
-    if source.starts_with('/') {
-        return Netns::open(Path::new(source)).map(Some).map_err(|error| error.to_string());
+    if word.starts_with('/') {
+        let path = Path::new(word);
+        let netns = Netns::open(path).map_err(|error| error.to_string())?;
+        return Ok(End { netns: Some(netns), pod: names.of_path(path).cloned(), addresses: Vec::new() });
     }
-    let address: IpAddr = source.parse().map_err(|_| {
-        format!("{source:?} is neither `host`, nor an address, nor the path of a network namespace")
+    if let Ok(address) = word.parse() {
+        let pod = names.of_address(address);
+        // A namespace without a process or a name in the usual place is found by its record.
+        let recorded = || pod.and_then(|pod| open(names.place(pod)?));
+        let netns = of_address(address).or_else(|why| recorded().map(Some).ok_or(why))?;
+        return Ok(End { netns, pod: pod.cloned(), addresses: vec![address] });
+    }
+    named(word, names)
+}
+
+/// The pod with this name.
+///
+/// # Errors
+/// As [`Names::find`], or its namespace is not to be found.
+pub fn named(word: &str, known: &Names) -> Result<End, String> {
+    if !names::may_be_one(word) {
+        return Err(format!(
+            "{word:?} is neither `host`, nor an address, nor the path of a network namespace, nor the name of a pod"
+        ));
+    }
+    let (pod, place) = known.find(word)?;
+    let netns = open(place).ok_or_else(|| {
+        format!("the namespace of {pod} cannot be opened; it takes root, and the host's own view of /run and /proc")
     })?;
-    let has =
-        |rtnl: &mut Rtnl| rtnl.addresses(None).is_ok_and(|all| all.iter().any(|a| a.net.addr() == address));
-    if Rtnl::open().is_ok_and(|mut rtnl| has(&mut rtnl)) {
+    Ok(End { netns: Some(netns), pod: Some(pod.clone()), addresses: place.addresses.clone() })
+}
+
+/// Its namespace: by its path, unless that leads elsewhere by now, else by the host's end of its veth.
+fn open(place: &Place) -> Option<Netns> {
+    let is_it = |netns: &Netns| {
+        place.addresses.is_empty() || place.addresses.iter().any(|address| has(netns, *address))
+    };
+    let by_path = place.paths.iter().filter_map(|path| Netns::open(path).ok()).find(is_it);
+    by_path.or_else(|| {
+        let links = Rtnl::open().and_then(|mut rtnl| rtnl.links()).ok()?;
+        let ours = links.iter().filter(|link| place.devices.contains(&link.link.name.to_string()));
+        let ends: Vec<u32> = ours.map(|link| link.index).collect();
+        let mut pods = all().ok()?.into_iter();
+        pods.find(|pod| pod.host_ends.iter().any(|end| ends.contains(end))).map(|pod| pod.netns)
+    })
+}
+
+fn has(netns: &Netns, address: IpAddr) -> bool {
+    let all = Rtnl::open_in(netns.as_fd()).and_then(|mut rtnl| rtnl.addresses(None));
+    all.is_ok_and(|all| all.iter().any(|a| a.net.addr() == address))
+}
+
+/// The namespace with an address; `None` for the host itself.
+///
+/// # Errors
+/// No pod of this host has it.
+pub fn of_address(address: IpAddr) -> Result<Option<Netns>, String> {
+    let host = Rtnl::open().and_then(|mut rtnl| rtnl.addresses(None));
+    if host.is_ok_and(|all| all.iter().any(|a| a.net.addr() == address)) {
         return Ok(None);
     }
     if let Some(netns) = holder(address, true) {
@@ -47,10 +114,8 @@ fn holder(address: IpAddr, any: bool) -> Option<Netns> {
     if pod.is_some() || !any {
         return pod.map(|pod| pod.netns);
     }
-    let has =
-        |rtnl: &mut Rtnl| rtnl.addresses(None).is_ok_and(|all| all.iter().any(|a| a.net.addr() == address));
     let mut open = namespaces().into_iter().filter_map(|path| Netns::open(&path).ok());
-    open.find(|netns| Rtnl::open_in(netns.as_fd()).is_ok_and(|mut rtnl| has(&mut rtnl)))
+    open.find(|netns| has(netns, address))
 }
 
 /// The pod that is tied to the caller's namespace by a veth and has this address.

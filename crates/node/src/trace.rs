@@ -1,8 +1,10 @@
 //! The way of a packet by the kernel's tables, held against the way a real one takes. [`model`] reads the tables
 //! hop by hop, a real echo is followed by packet sockets (`lab::walk`), and [`compare`] names the first hop where
-//! the two part. Pure, but for [`model`], which asks the kernel and changes nothing.
+//! the two part. Pure, but for [`model`], which asks the kernel and changes nothing, and [`connect`], which sends.
 
+pub mod connect;
 pub mod model;
+pub mod nat;
 pub mod picture;
 pub mod show;
 #[cfg(test)]
@@ -49,6 +51,8 @@ pub struct Sight {
     pub device: String,
     /// Microseconds since the first sight.
     pub at_us: f64,
+    /// Addresses it had there.
+    pub flow: Option<nat::Flow>,
 }
 
 /// What became of the real packet.
@@ -62,6 +66,37 @@ pub struct Walk {
     pub answered: bool,
     /// Who said why not.
     pub refused: Option<String>,
+    /// None was sent: there is the plan alone.
+    pub planned: bool,
+}
+
+/// What the two ends are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// `host`, an address or a path.
+    pub from: String,
+    /// An address.
+    pub to: String,
+    /// What a runtime calls the pod it is from.
+    pub from_pod: Option<String>,
+    /// And the one it goes to, if that is on this host.
+    pub to_pod: Option<String>,
+}
+
+impl Ends {
+    /// The source, for people.
+    pub fn from(&self) -> String {
+        label(self.from_pod.as_deref(), &self.from)
+    }
+
+    /// The destination, for people.
+    pub fn to(&self) -> String {
+        label(self.to_pod.as_deref(), &self.to)
+    }
+}
+
+fn label(pod: Option<&str>, word: &str) -> String {
+    pod.map_or_else(|| word.to_owned(), |pod| format!("{pod} ({word})"))
 }
 
 /// Where model and walk part.

@@ -1,16 +1,47 @@
 //! What the kernel's tables say of a packet: route, neighbour, forwarding entry, outer route; device by device.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use kernel::link::LinkInfo;
 use kernel::rtnl::Lookup;
-use kernel::{Error, Rtnl};
+use kernel::{Error, Netns, Rtnl};
 use plan::state::LinkKind;
 
 use super::{Model, Step};
 
 /// Tunnels in tunnels end here.
 const DEEPEST: usize = 4;
+
+/// From this host, or a pod on it, to a destination; for the host that is `real`, what rules make of it.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn whole(pod: Option<&Netns>, to: IpAddr, real: IpAddr) -> Result<Model, String> {
+    let ask = |error: Error| error.to_string();
+    let (mut model, mut rtnl) = (Model::default(), Rtnl::open().map_err(ask)?);
+    if let Some(pod) = pod {
+        let mut inside = Rtnl::open_in(pod.as_fd()).map_err(ask)?;
+        let mut first = Model::default();
+        follow(&mut inside, "pod", to, &mut first).map_err(ask)?;
+        model.steps.append(&mut first.steps);
+        (model.broken, model.mtu) = (first.broken, first.mtu);
+        if let Some(gateway) = first.gateway {
+            enter(&mut rtnl, gateway, &mut model).map_err(ask)?;
+        } else if model.broken.is_none() && !first.local {
+            // A neighbour of the pod: the bridge passes the packet on, and no route of the host is asked.
+            if let Some(step) = bridged(&mut inside, &mut rtnl, to).map_err(ask)? {
+                model.steps.push(step);
+                (model.far, model.local) = (Some(to), true);
+                return Ok(model);
+            }
+        }
+    }
+    if model.broken.is_none() {
+        follow(&mut rtnl, "host", real, &mut model).map_err(ask)?;
+    }
+    Ok(model)
+}
 
 /// Follows the tables of a namespace to a destination.
 ///
@@ -128,6 +159,19 @@ pub fn enter(rtnl: &mut Rtnl, gateway: IpAddr, model: &mut Model) -> Result<(), 
     let by = format!("the pod's gateway {gateway} is on {device}");
     model.steps.push(Step { place: "host", device, by });
     Ok(())
+}
+
+/// The port of this host's bridge behind which a neighbour of a pod is.
+fn bridged(inside: &mut Rtnl, host: &mut Rtnl, to: IpAddr) -> Result<Option<Step>, Error> {
+    let neighbour = inside.neighbours(None)?.into_iter().find(|neighbour| neighbour.dst == to);
+    let Some(mac) = neighbour.and_then(|neighbour| neighbour.mac) else { return Ok(None) };
+    let Some(entry) = host.fdb(None)?.into_iter().find(|entry| entry.mac == mac) else { return Ok(None) };
+    let link = host.link_by_index(entry.index)?.filter(|link| link.master.is_some());
+    let step = |link: LinkInfo| {
+        let device = link.link.name.to_string();
+        Step { place: "host", by: format!("fdb {mac} dev {device}"), device }
+    };
+    Ok(link.map(step))
 }
 
 /// The port of a bridge behind which a hardware address is.

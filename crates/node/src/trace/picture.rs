@@ -62,6 +62,7 @@ fn rows<'a>(model: &'a Model, walk: &'a Walk, verdict: &Verdict) -> Vec<Row<'a>>
         }
         let (state, when) = match sight {
             Some(sight) => (State::Seen, format!("✓ seen after {}", time(sight.at_us, Style::PLAIN))),
+            None if walk.planned => (State::Open, String::new()),
             None if verdict.at == Some(at) && !lost => (State::Lost, "✗ not seen".to_owned()),
             None => (State::Open, "not reached".to_owned()),
         };
@@ -80,11 +81,16 @@ fn answer(walk: &Walk) -> Option<String> {
 /// The picture.
 pub fn svg(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict) -> String {
     let mut out = Canvas::default();
-    out.text(LEFT - 24, 38, "title", &format!("{from} → {to}"));
+    // Its characters are half as wide again; the names of pods may take several lines.
+    let mut y = 38;
+    for line in wrap(&format!("{from} → {to}"), (WIDTH - 2 * (LEFT - 24)) * 2 / 3) {
+        out.text(LEFT - 24, y, "title", &line);
+        y += 24;
+    }
     let mtu = model.mtu.map_or(String::new(), |mtu| format!("packets of up to {mtu} bytes"));
-    out.text(LEFT - 24, 58, "dim", &mtu);
+    out.text(LEFT - 24, y - 4, "dim", &mtu);
     let rows = rows(model, walk, verdict);
-    let mut y = 74;
+    y += 12;
     let mut rest = rows.as_slice();
     let mut first = true;
     while let Some(head) = rest.first() {

@@ -3,7 +3,7 @@
 use lab::paint::{Style, Text, Tone, time};
 use model::Json;
 
-use super::{Model, Sight, Verdict, Walk};
+use super::{Ends, Model, Sight, Verdict, Walk};
 
 /// Version of the JSON.
 const VERSION: u32 = 1;
@@ -53,7 +53,7 @@ pub fn show(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict,
 }
 
 /// The document.
-pub fn json(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict) -> Json {
+pub fn json(ends: &Ends, model: &Model, walk: &Walk, verdict: &Verdict) -> Json {
     let sights = |sights: &[Sight]| {
         Json::array(sights.iter().map(|sight| {
             Json::object([
@@ -72,8 +72,10 @@ pub fn json(from: &str, to: &str, model: &Model, walk: &Walk, verdict: &Verdict)
     });
     Json::object([
         ("version", VERSION.into()),
-        ("from", from.into()),
-        ("to", to.into()),
+        ("from", ends.from.as_str().into()),
+        ("from_pod", ends.from_pod.clone().into()),
+        ("to", ends.to.as_str().into()),
+        ("to_pod", ends.to_pod.clone().into()),
         ("fine", verdict.fine.into()),
         ("verdict", verdict.text.as_str().into()),
         ("parted_at", verdict.at.map(|at| at as u64).into()),
