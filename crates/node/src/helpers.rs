@@ -102,6 +102,11 @@ impl Helpers {
         self.queue().map(Queue::held).unwrap_or_default()
     }
 
+    /// What there is to say of peers that do not answer.
+    pub fn silence(&self) -> Option<String> {
+        self.queue()?.silence()
+    }
+
     /// What `PreStartupCommand` printed, once it has run.
     pub fn printed(&self) -> Option<String> {
         match &self.now.as_ref()?.1 {

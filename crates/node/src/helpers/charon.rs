@@ -4,6 +4,7 @@
 //! It is no child that ends with us: an agent that ends leaves charon and its tunnels, and the next one finds
 //! both by the socket (F-113). The secret comes from the configuration and goes to charon, nowhere else.
 
+mod silence;
 mod vici;
 mod wire;
 
@@ -26,6 +27,7 @@ use plan::{Key, Object, Step};
 use super::queue::{Next, Queue};
 use crate::inputs::{Inbox, News};
 use crate::rights::{Need, Rights};
+use silence::Silence;
 use vici::{SOCKET, Vici};
 use wire::{Item, section, text};
 
@@ -66,6 +68,7 @@ impl Charon {
             vici: None,
             secrets: BTreeSet::new(),
             without: BTreeMap::new(),
+            silence: Silence::default(),
             silent: 0,
         };
         Queue::thread_with(rights, Need::Charon, "charon", move || worker.work());
@@ -117,6 +120,7 @@ struct Worker {
     secrets: BTreeSet<Ipv4Addr>,
     /// Connections without an association, and for how many looks.
     without: BTreeMap<IkeKey, u32>,
+    silence: Silence,
     /// How often in a row it did not answer.
     silent: u32,
 }
@@ -322,9 +326,12 @@ impl Worker {
             self.queue.found(Key::Ike(*key), Some(unknown(*key)), None);
         }
         self.without.retain(|key, _| held.contains(key));
+        self.silence.retain(|key| held.contains(key));
         for key in there.intersection(&held) {
+            self.silence.look(*key, stands(&sas, *key));
             self.nudge(*key, &sas);
         }
+        self.queue.say(self.silence.sentence());
     }
 
     /// A connection whose association somebody ended is begun again; charon itself would wait for traffic, and
@@ -365,6 +372,17 @@ impl Worker {
         let sentence = format!("{why}; it is started again, and tunnels that stand go on until then");
         self.queue.found(Key::Charon, None, Some(sentence));
     }
+}
+
+/// Whether an association of a connection carries packets.
+fn stands(sas: &[Item], key: IkeKey) -> bool {
+    let name = key.to_string();
+    sas.iter().filter(|item| item.name() == name).any(|item| match item {
+        Item::Section(_, inside) => {
+            text(inside, "state") == Some("ESTABLISHED") && !section(inside, "child-sas").is_empty()
+        }
+        _ => false,
+    })
 }
 
 /// A connection between two subnets of one of these networks, by its name.
@@ -448,6 +466,9 @@ fn connection(ike: &Ike) -> Item {
         Item::list("proposals", "aes256-sha256-modp4096"),
         Item::value("keyingtries", "0"),
         Item::value("dpd_delay", "10s"),
+        // Both ends begin at once: neither takes the other's first contact for a reason to forget in silence what it
+        // has begun itself (decision 0179).
+        Item::value("unique", "never"),
         Item::value("encap", if ike.encap { "yes" } else { "no" }),
         Item::section("local", end(ike.id)),
         Item::section("remote", end(key.remote)),
@@ -475,6 +496,7 @@ mod tests {
         assert_eq!(name, key.to_string());
         assert_eq!((text(&items, "version"), text(&items, "encap")), (Some("2"), Some("yes")));
         assert_eq!(text(&items, "dpd_delay"), Some("10s"));
+        assert_eq!(text(&items, "unique"), Some("never"));
         assert_eq!(text(section(&items, "local"), "id"), Some("203.0.113.1"));
         assert_eq!(text(section(&items, "remote"), "id"), Some("192.0.2.12"));
         let child = section(section(&items, "children"), "10.244.1.0/24-10.244.2.0/24");

@@ -22,6 +22,7 @@ struct Slot {
     /// At most one for each key: the loop asks once.
     jobs: VecDeque<Step>,
     held: BTreeMap<Key, Object>,
+    silence: Option<String>,
     stop: bool,
 }
 
@@ -116,6 +117,21 @@ impl Queue {
         }
         drop(slot);
         self.tell(Outcome { key, now, step: None, failure }, false);
+    }
+
+    /// What there is to say of peers that do not answer; the loop looks when it is something else.
+    pub fn say(&self, silence: Option<String>) {
+        let mut slot = self.lock();
+        if slot.silence != silence {
+            slot.silence = silence;
+            drop(slot);
+            self.inbox.news(|_| News { ours: true, ..News::default() });
+        }
+    }
+
+    /// What was said last.
+    pub fn silence(&self) -> Option<String> {
+        self.lock().silence.clone()
     }
 
     fn tell(&self, outcome: Outcome, host: bool) {

@@ -1,5 +1,6 @@
 //! What the kernel holds after none, one and three leases, as foreign witnesses tell it, beside files that say
-//! what flannel specifies and where and why ours differs (`tests/data/golden`; flannel.md 6.2, 6.3, 6.6, 7.4).
+//! what flannel specifies and where and why ours differs (`tests/data/golden`; flannel.md 6, 7.4). tencent-vpc has
+//! nothing in the kernel: `tencent` compares the routes of the cloud.
 //!
 //! Each section of a file says what its leases add and take away. With `LODEN_GOLDEN=write` the sections are
 //! written anew.
@@ -7,7 +8,9 @@
 use std::path::Path;
 
 use crate::faults::{difference, rules};
+use crate::machine::Machine;
 use crate::world::{Host, World, has, until};
+use crate::{ipsec, table, wireguard};
 
 /// Keys and values as flannel's nodes write them. The second is on another network than the host.
 const PEERS: [[&str; 4]; 3] = [
@@ -23,7 +26,7 @@ const DUAL: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":
 const SUBNETS: [&str; 2] = ["FLANNEL_SUBNET=10.244.1.1/24\n", "FLANNEL_IPV6_SUBNET=fd00:10:0:1::1/64\n"];
 
 macro_rules! golden {
-    ($($test:ident: $network:ident, $backend:literal;)*) => {$(
+    ($($test:ident: $network:ident, $backend:expr;)*) => {$(
         #[test]
         fn $test() {
             let written = include_str!(concat!("../data/golden/", stringify!($test), ".txt"));
@@ -43,10 +46,29 @@ golden! {
     ipip_ipv4: V4, r#""Type":"ipip""#;
     ipip_direct_ipv4: V4, r#""Type":"ipip","DirectRouting":true"#;
     alloc_ipv4: V4, r#""Type":"alloc""#;
+    udp_ipv4: V4, r#""Type":"udp""#;
+    wireguard_dual: DUAL, r#""Type":"wireguard","PSK":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=""#;
+    wireguard_over_ipv4_dual: DUAL, r#""Type":"wireguard","Mode":"ipv4","PersistentKeepaliveInterval":25"#;
+    ipsec_ipv4: V4, table::IPSEC;
+    extension_dual: DUAL, table::EXTENSION;
 }
 
+/// Keys of the peers; of no pair that anybody has.
+const KEYS: [&str; 3] = [
+    "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "AwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+];
+
 fn is_as_written(name: &str, written: &str, network: &str, backend: &str) {
-    if name.starts_with("ipip") && !has("ipip local 192.0.2.11", name) {
+    let there = match backend.split('"').nth(3) {
+        Some("ipip") => has("ipip local 192.0.2.11", name),
+        Some("wireguard") => wireguard::available(name),
+        Some("udp") => crate::udp::has_tun(name),
+        Some("ipsec") => ipsec::has_charon(name) && ipsec::has_policies(name),
+        _ => true,
+    };
+    if !there {
         return;
     }
     let config = format!(r#"{{{network},"EnableNFTables":true,"Backend":{{{backend}}}}}"#);
@@ -55,8 +77,19 @@ fn is_as_written(name: &str, written: &str, network: &str, backend: &str) {
     let stacks = [network != V6, network != V4];
     let before = SUBNETS.iter().zip(stacks).filter(|(_, wanted)| *wanted).map(|(line, _)| *line);
     std::fs::write(host.subnet_file(), before.collect::<String>()).unwrap();
-    let agent = host.agent(&["--ip-masq"]);
+    let machine = if backend == table::IPSEC {
+        let Some(machine) = Machine::on(host, name) else { return };
+        Some(machine)
+    } else {
+        None
+    };
+    let agent = table::agent_of(host, machine.as_ref(), &["--ip-masq"]);
     agent.ready();
+    let picture = |host: &Host| {
+        let mut lines = picture(host);
+        lines.extend(beside(host, machine.as_ref()));
+        lines
+    };
     let (reasons, sections) = written.split_once("\n## ").unwrap_or_default();
     let write = std::env::var("LODEN_GOLDEN").is_ok_and(|word| word == "write");
     let mut text = format!("{reasons}\n");
@@ -110,11 +143,20 @@ fn put(world: &World, peers: &[[&str; 4]], backend: &str, [v4, v6]: [bool; 2]) {
         };
         let data = |wanted: bool, name: &str, family: u8| match (wanted, kind) {
             (true, "vxlan") => format!(r#","{name}":{{"VNI":{vni},"VtepMAC":"8e:00:00:00:0{family}:0{n}"}}"#),
+            (true, "wireguard") => {
+                let port = if family == 4 { 51820 } else { 51821 };
+                format!(r#","{name}":{{"PublicKey":"{}","Port":{port}}}"#, KEYS[n - 2])
+            }
+            (true, "extension") if family == 4 => format!(r#","{name}":"of {n}""#),
             _ => String::new(),
         };
         let address =
             |wanted: bool, address: &str| if wanted { format!("\"{address}\"") } else { "null".to_owned() };
-        let kind = if kind == "alloc" { String::new() } else { format!(r#","BackendType":"{kind}""#) };
+        let kind = if ["alloc", "udp"].contains(&kind) {
+            String::new()
+        } else {
+            format!(r#","BackendType":"{kind}""#)
+        };
         let value = format!(
             r#"{{"PublicIP":{},"PublicIPv6":{}{kind}{}{}}}"#,
             if v4 { format!("\"{public}\"") } else { "\"0.0.0.0\"".to_owned() },
@@ -147,7 +189,13 @@ fn picture(host: &Host) -> Vec<String> {
             .nth(2)
             .and_then(|line| part(line.trim_start(), "", " addrgenmode"))
             .unwrap_or_default();
-        lines.push(format!("link: {flags} {details}"));
+        lines.push(if device.starts_with("flannel-wg") {
+            // Flags and details are of what carries it.
+            let mtu = &host.json(&format!("ip -j link show {device}"))[0]["mtu"];
+            format!("link: {device}, up: {}, mtu {mtu}", flags.contains("UP"))
+        } else {
+            format!("link: {flags} {details}")
+        });
         lines.extend(of(host, "address", &format!("ip -o addr show dev {device} scope global")));
         lines.extend(of(host, "neigh", &format!("ip -4 neigh show dev {device} nud permanent")));
         lines.extend(of(host, "neigh", &format!("ip -6 neigh show dev {device} nud permanent")));
@@ -170,6 +218,50 @@ fn picture(host: &Host) -> Vec<String> {
     lines.extend(rules(&listed).into_iter().map(|line| format!("nft: {line}")));
     let env = std::fs::read_to_string(host.subnet_file()).unwrap_or_default();
     lines.extend(env.lines().map(|line| format!("subnet.env: {line}")));
+    lines
+}
+
+/// What `ip` does not show of a device, and what there is without one.
+fn beside(host: &Host, machine: Option<&Machine>) -> Vec<String> {
+    let mut lines = Vec::new();
+    let links = host.json("ip -j link");
+    let names = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
+    for device in names.filter(|name| name.starts_with("flannel-wg")) {
+        let dump = wireguard::wg_sh(host, &format!("show {device} dump"));
+        for line in dump.lines() {
+            lines.push(match line.split('\t').collect::<Vec<_>>().as_slice() {
+                [_, _, port, mark] => format!("wg: {device} port {port} mark {mark}"),
+                [peer, psk, endpoint, allowed, _, _, _, alive] => {
+                    format!("wg: {device} peer {peer} psk {psk} endpoint {endpoint} allowed {allowed} alive {alive}")
+                }
+                _ => format!("wg: {line}"),
+            });
+        }
+    }
+    for socket in host.tunnels() {
+        let shown = host.loden(&["tunnel", "show", "flannel0", "--socket", &socket]).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        let wanted = ["listen ", "address ", "network ", "peer "];
+        let told = shown.lines().filter(|line| wanted.iter().any(|word| line.starts_with(word)));
+        lines.extend(told.map(|line| format!("tunnel: {line}")));
+    }
+    lines.extend(of(host, "route", "ip -4 route show proto static"));
+    lines.extend(of(host, "route", "ip -6 route show proto static"));
+    if let Some(machine) = machine {
+        let policies = host.try_sh("ip -o xfrm policy").unwrap_or_default().replace('\\', "");
+        let words = policies.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        // Those of sockets are charon's own.
+        let ours = words.filter(|line| !line.contains(" socket "));
+        lines.extend(ours.map(|line| format!("policy: {line}")));
+        let listed = machine.output("swanctl", &["--list-conns"]).stdout;
+        for line in String::from_utf8(listed).unwrap().lines().filter(|line| !line.is_empty()) {
+            let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+            match lines.last_mut().filter(|_| line.starts_with(' ')) {
+                Some(last) => last.push_str(&format!(" | {words}")),
+                None => lines.push(format!("charon: {words}")),
+            }
+        }
+    }
     lines
 }
 
