@@ -115,6 +115,12 @@ impl Builder {
         self
     }
 
+    /// The program agents are started from, instead of the lab's own: looked up at each start.
+    pub fn agent_program(mut self, path: &Path) -> Builder {
+        self.spec.agent_program = Some(path.to_string_lossy().into_owned());
+        self
+    }
+
     /// Makes the lab and waits until every agent is ready and every pod connected.
     ///
     /// # Errors

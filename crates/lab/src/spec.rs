@@ -94,6 +94,8 @@ pub struct Spec {
     pub conflist: Option<String>,
     /// Where the CNI plugins are; `loden-cni` beside the running program when absent.
     pub cni_bin_dir: Option<String>,
+    /// The program agents are started from, another release perhaps; the running program when absent.
+    pub agent_program: Option<String>,
 }
 
 impl Default for Spec {
@@ -113,6 +115,7 @@ impl Default for Spec {
             net_conf: None,
             conflist: None,
             cni_bin_dir: None,
+            agent_program: None,
         }
     }
 }

@@ -48,6 +48,8 @@ pub enum Topic {
     HealthPort,
     /// The address for metrics is not ours.
     MetricsPort,
+    /// The address for the web page is not ours.
+    WebPort,
     /// Bridged packets do not pass the host's rules.
     BridgeNetfilter,
     /// The fast path was asked for and is not there.
@@ -86,6 +88,7 @@ impl Topic {
             Topic::Silence => "silence",
             Topic::HealthPort => "health_port",
             Topic::MetricsPort => "metrics_port",
+            Topic::WebPort => "web_port",
             Topic::BridgeNetfilter => "bridge_netfilter",
             Topic::FastPath => "fast_path",
         }
@@ -115,9 +118,10 @@ impl Topic {
             Topic::Renewal => "renew lease",
             Topic::ConfigChange => "run on the network config of the store",
             Topic::StateFile => "save the last good state",
-            Topic::Silence => "hear WireGuard peers",
+            Topic::Silence => "hear peers of encrypted tunnels",
             Topic::HealthPort => "listen for health checks",
             Topic::MetricsPort => "listen for metrics",
+            Topic::WebPort => "listen for the web page",
             Topic::FastPath => "carry packets over the fast path",
             Topic::BridgeNetfilter => "show bridged packets to the host's rules",
         }
@@ -164,6 +168,11 @@ pub struct Troubles {
 }
 
 impl Troubles {
+    /// What each sentence is about, in one word.
+    pub fn topics(&self) -> BTreeMap<String, &'static str> {
+        self.troubles.iter().map(|(topic, trouble)| (trouble.text.clone(), topic.name())).collect()
+    }
+
     /// The sentences in order, at most `limit` lines; the last one tells how many more there are.
     pub fn sentences(&self, limit: usize) -> Vec<String> {
         let all = self.troubles.len();

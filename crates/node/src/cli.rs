@@ -15,6 +15,7 @@ pub mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+pub mod top;
 mod trace;
 mod words;
 

@@ -24,12 +24,14 @@ use reasons::Class;
 pub const MOST: usize = 1024;
 
 /// What a namespace is to us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// `host`, or the address of a pod.
     pub name: String,
     /// The file of its namespace, if it is a pod's.
     pub netns: Option<String>,
+    /// What a runtime calls the pod, as `namespace/name`.
+    pub pod: Option<String>,
 }
 
 /// What is known of the host when a record comes.
@@ -50,7 +52,16 @@ pub struct Scene {
 impl Scene {
     /// The file of the namespace that a group's packets were dropped in, if it is a pod's.
     pub fn netns_of(&self, group: &Group) -> Option<&str> {
-        self.places.values().find(|place| place.name == group.place)?.netns.as_deref()
+        self.place_of(group)?.netns.as_deref()
+    }
+
+    /// What a runtime calls the pod that a group's packets were dropped in.
+    pub fn pod_of(&self, group: &Group) -> Option<&str> {
+        self.place_of(group)?.pod.as_deref()
+    }
+
+    fn place_of(&self, group: &Group) -> Option<&Place> {
+        self.places.values().find(|place| place.name == group.place)
     }
 }
 

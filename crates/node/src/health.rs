@@ -14,11 +14,12 @@ use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
 use tokio::net::TcpListener;
 
-use crate::board::{Board, Topic};
+use crate::board::{Board, Topic, Troubles};
 use crate::guests::Guests;
 use crate::metrics::{self, Ledger};
 use crate::outputs::LINES;
 use crate::probe;
+use crate::top::{Repair, collect};
 
 /// The loop waits at most a resync period; twice that without a sign of life means that it hangs.
 const SILENCE: Duration = Duration::from_millis(2 * crate::reconcile::RESYNC_MS + 30_000);
@@ -68,6 +69,21 @@ impl Health {
         }
     }
 
+    /// What is wrong now.
+    pub fn troubles(&self) -> Troubles {
+        self.board.now()
+    }
+
+    /// How many peers are in the kernel, and how many are left out.
+    pub fn peers(&self) -> (usize, usize) {
+        self.ledger.open().peers()
+    }
+
+    /// What others did to kernel objects of ours and was put right.
+    pub fn repairs(&self) -> Vec<Repair> {
+        collect::repairs(&self.ledger.open())
+    }
+
     /// The page of metrics.
     pub fn metrics(&self) -> String {
         let mut around = metrics::read::surroundings();
@@ -104,17 +120,21 @@ impl Health {
 /// Distance of tries to open the port.
 const REBIND: Duration = Duration::from_secs(1);
 
-/// Serves for ever; cancel by dropping.
-pub async fn serve(address: SocketAddr, offer: Offer, health: Arc<Health>) {
-    let (what, topic, way_out) = if offer.health {
-        ("health checks", Topic::HealthPort, "--healthz-port")
-    } else {
-        ("metrics", Topic::MetricsPort, "LODEN_METRICS")
-    };
-    let listener = loop {
+/// Opens a port, however long that takes; `what` is served there, `way_out` names another one.
+pub async fn bind(
+    address: SocketAddr,
+    board: &Board,
+    what: &str,
+    topic: &Topic,
+    way_out: &str,
+) -> TcpListener {
+    loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(error) => health.board.set(
+            Ok(listener) => {
+                board.clear(topic);
+                return listener;
+            }
+            Err(error) => board.set(
                 topic.clone(),
                 format!(
                     "listen on {address} for {what}: {error}; the network goes on without, tried again every \
@@ -123,8 +143,17 @@ pub async fn serve(address: SocketAddr, offer: Offer, health: Arc<Health>) {
             ),
         }
         tokio::time::sleep(REBIND).await;
+    }
+}
+
+/// Serves for ever; cancel by dropping.
+pub async fn serve(address: SocketAddr, offer: Offer, health: Arc<Health>) {
+    let (what, topic, way_out) = if offer.health {
+        ("health checks", Topic::HealthPort, "--healthz-port")
+    } else {
+        ("metrics", Topic::MetricsPort, "LODEN_METRICS")
     };
-    health.board.clear(&topic);
+    let listener = bind(address, &health.board, what, &topic, way_out).await;
     if offer.health {
         tracing::info!("Start healthz server on {address}");
     } else {

@@ -37,6 +37,15 @@ const HINTS: usize = 4;
 /// namespaces of one machine must not take each other's tunnels for theirs.
 const WIREGUARD_DIR: &str = "/var/run/wireguard";
 
+/// How WireGuard is carried where the kernel has none.
+pub fn user_space() -> UserSpace {
+    let dir = std::env::var_os("LODEN_WIREGUARD_DIR").filter(|dir| !dir.is_empty());
+    UserSpace {
+        start: tunnel::process::start_wireguard,
+        dir: dir.map_or_else(|| WIREGUARD_DIR.into(), Into::into),
+    }
+}
+
 /// The kernel of this host, seen through the operator's choice of interface.
 pub struct Host {
     kernel: Kernel,
@@ -63,11 +72,7 @@ impl Host {
     pub fn open(options: &Options, inbox: Arc<Inbox>, rights: Arc<Rights>) -> Result<Host, String> {
         let mut kernel = Kernel::open()
             .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
-        let dir = std::env::var_os("LODEN_WIREGUARD_DIR").filter(|dir| !dir.is_empty());
-        kernel.set_user_space(UserSpace {
-            start: tunnel::process::start_wireguard,
-            dir: dir.map_or_else(|| WIREGUARD_DIR.into(), Into::into),
-        });
+        kernel.set_user_space(user_space());
         let selectors = Selectors {
             iface: options.iface.clone(),
             iface_regex: options.iface_regex.clone(),
@@ -131,7 +136,8 @@ impl Host {
     }
 
     fn routing(&mut self, families: Families) -> Result<Routing, String> {
-        let mut routing = Routing::default();
+        let without_ipv6 = !kernel::sysctl::has_ipv6();
+        let mut routing = Routing { without_ipv6, ..Routing::default() };
         for family in families.iter() {
             let routes = self.default_routes(family)?;
             match family {
@@ -317,7 +323,7 @@ impl reconcile::Kernel for Host {
     }
 
     fn silence(&self) -> Option<String> {
-        self.kernel.silence()
+        self.kernel.silence().or_else(|| self.helpers.silence())
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
@@ -421,7 +427,7 @@ pub fn judge(event: Event, inputs: &Inputs) -> News {
             }
         }
         Event::Rule(_) => some(true, false),
-        Event::Qdisc(_) => News::default(),
+        Event::Qdisc(_) | Event::OtherNft | Event::Moved(_) => News::default(),
         Event::Nft(table) => News {
             // Another agent may have taken flannel's name, or left it.
             host: rules::table_keys().contains(&table),

@@ -101,6 +101,8 @@ pub struct Inputs {
     pub heard: Heard,
     /// The fast path asks that conntrack does not judge TCP windows (decision 0218).
     pub liberal: bool,
+    /// Hardware gets the checksums of packets in the tunnels wrong, as probes found (decision 0178).
+    pub summed_here: bool,
     /// News from the kernel, cleared when taken.
     pub news: News,
     /// Somebody wants to know how the node is, cleared when taken.

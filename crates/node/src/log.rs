@@ -1,14 +1,20 @@
 //! Log lines on stderr: for people in klog's form (flannel.md 1.4), `Lmmdd hh:mm:ss.uuuuuu <pid> file:line] text`,
 //! or for programs as one JSON object a line (decision 0221). Times are UTC. The last lines are kept, for
-//! `loden dump`.
+//! `loden dump`. Who reads slowly holds nobody up (decision 0177).
+
+mod outlet;
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use model::Json;
+use outlet::{Mouth, Outlet};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -21,6 +27,9 @@ const VERSION: u32 = 1;
 const KEPT: usize = 200;
 /// Bytes kept of a line.
 const LINE: usize = 1024;
+
+/// How long an end waits for who reads the log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,27 +104,27 @@ where
         event.record(&mut said);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = match self {
-            Form::Text => klog(event.metadata(), now, &said),
-            Form::Json => json(event.metadata(), now, &said),
+            Form::Text => klog(event.metadata().level(), place(event.metadata()), now, &said),
+            Form::Json => json(event.metadata().level(), place(event.metadata()), now, &said),
         };
         writeln!(out, "{line}")
     }
 }
 
-/// Where in the source.
+/// Where in the source: file and line.
 fn place<'a>(meta: &Metadata<'a>) -> (&'a str, u32) {
-    (meta.file().and_then(|file| file.rsplit('/').next()).unwrap_or("?"), meta.line().unwrap_or(0))
+    (meta.file().unwrap_or("?"), meta.line().unwrap_or(0))
 }
 
-fn klog(meta: &Metadata<'_>, now: Duration, said: &Said) -> String {
-    let letter = match *meta.level() {
+fn klog(level: &Level, (file, line): (&str, u32), now: Duration, said: &Said) -> String {
+    let letter = match *level {
         Level::ERROR => 'E',
         Level::WARN => 'W',
         _ => 'I',
     };
     let (_, month, day) = date(now.as_secs() / 86_400);
     let s = now.as_secs() % 86_400;
-    let (file, line) = place(meta);
+    let file = base(file);
     format!(
         "{letter}{month:02}{day:02} {:02}:{:02}:{:02}.{:06} {:7} {file}:{line}] {}",
         s / 3600,
@@ -128,15 +137,15 @@ fn klog(meta: &Metadata<'_>, now: Duration, said: &Said) -> String {
 }
 
 /// The keys and their order are a promise (docs/guide/reference.md).
-fn json(meta: &Metadata<'_>, now: Duration, said: &Said) -> String {
-    let level = match *meta.level() {
+fn json(level: &Level, (file, line): (&str, u32), now: Duration, said: &Said) -> String {
+    let level = match *level {
         Level::ERROR => "error",
         Level::WARN => "warn",
         Level::INFO => "info",
         Level::DEBUG => "debug",
         Level::TRACE => "trace",
     };
-    let (file, line) = place(meta);
+    let file = base(file);
     let plain = [
         ("v", VERSION.into()),
         ("ts", micros(now).into()),
@@ -146,6 +155,11 @@ fn json(meta: &Metadata<'_>, now: Duration, said: &Said) -> String {
         ("msg", said.message.as_str().into()),
     ];
     Json::object(plain.into_iter().chain(said.fields.iter().cloned())).to_compact()
+}
+
+/// A file without its directories.
+fn base(file: &str) -> &str {
+    file.rsplit('/').next().unwrap_or(file)
 }
 
 /// RFC 3339 in UTC with microseconds, of a time since 1970.
@@ -176,15 +190,26 @@ pub fn date(days: u64) -> (u64, u64, u64) {
     (z / 146_097 * 400 + year_of_era + u64::from(month < 3), month, day)
 }
 
-/// The last lines.
+/// The last lines, and those that stderr has no room for yet.
 #[derive(Debug, Default)]
-pub struct Tail(Mutex<VecDeque<String>>);
+pub struct Tail {
+    form: Form,
+    kept: Mutex<VecDeque<String>>,
+    outlet: Mutex<Out>,
+}
+
+#[derive(Debug, Default)]
+struct Out {
+    lines: Outlet,
+    /// Whether a thread waits for room.
+    attended: bool,
+}
 
 impl Tail {
     fn keep(&self, line: &[u8]) {
         let line = String::from_utf8_lossy(&line[..line.len().min(LINE)]).trim_end().to_owned();
         // A writer that panicked leaves whole lines behind.
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == KEPT {
             lines.pop_front();
         }
@@ -193,9 +218,88 @@ impl Tail {
 
     /// They, the oldest first, each with a line feed.
     pub fn text(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().flat_map(|line| [line, "\n"]).collect()
     }
+}
+
+impl Tail {
+    fn write(self: &Arc<Tail>, line: &[u8]) {
+        let mut out = self.outlet.lock().unwrap_or_else(PoisonError::into_inner);
+        out.lines.put(line, &mut Stderr, |lost| self.form.lost(lost));
+        if !out.lines.is_empty() && !out.attended {
+            let tail = self.clone();
+            // Without a thread the next line tries again.
+            out.attended =
+                std::thread::Builder::new().name("log".to_owned()).spawn(move || tail.attend()).is_ok();
+        }
+    }
+
+    /// Writes what waits as soon as there is room, and ends when nothing waits.
+    fn attend(&self) {
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        let _ = set_capabilities(None, none);
+        loop {
+            room(None);
+            let mut out = self.outlet.lock().unwrap_or_else(PoisonError::into_inner);
+            out.lines.flush(&mut Stderr, &|lost| self.form.lost(lost));
+            if out.lines.is_empty() {
+                out.attended = false;
+                return;
+            }
+        }
+    }
+
+    /// Waits for who reads what still waits, a second at most: the last words of a process.
+    pub fn finish(&self) {
+        let end = Instant::now() + LAST_WORDS;
+        while Instant::now() < end {
+            let mut out = self.outlet.lock().unwrap_or_else(PoisonError::into_inner);
+            out.lines.flush(&mut Stderr, &|lost| self.form.lost(lost));
+            if out.lines.is_empty() {
+                return;
+            }
+            drop(out);
+            room(Some(end.saturating_duration_since(Instant::now())));
+        }
+    }
+}
+
+impl Form {
+    /// The line that stands for lines nobody took in time.
+    fn lost(self, lines: u64) -> Vec<u8> {
+        let text = format!("{lines} log lines are left out here: standard error was not read in time");
+        let said = Said { message: text, fields: Vec::new() };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let place = (file!(), line!());
+        match self {
+            Form::Text => klog(&Level::WARN, place, now, &said) + "\n",
+            Form::Json => json(&Level::WARN, place, now, &said) + "\n",
+        }
+        .into_bytes()
+    }
+}
+
+/// Standard error, written to only when it has room.
+struct Stderr;
+
+impl Mouth for Stderr {
+    fn take(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if !room(Some(Duration::ZERO)) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(rustix::io::write(io::stderr().as_fd(), piece)?)
+    }
+}
+
+/// Waits until standard error has room or is gone; tells whether.
+fn room(patience: Option<Duration>) -> bool {
+    let stderr = io::stderr();
+    let mut fds = [PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::OUT)];
+    let patience = patience.and_then(|time| Timespec::try_from(time).ok());
+    // An error says that asking is no use: then it is written to as ever.
+    poll(&mut fds, patience.as_ref()).map_or(true, |ready| ready > 0)
 }
 
 /// Writes to stderr and keeps what it wrote.
@@ -206,7 +310,8 @@ impl io::Write for Sink {
     /// Lines come whole.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.keep(line);
-        io::Write::write_all(&mut io::stderr().lock(), line).map(|()| line.len())
+        self.0.write(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -229,7 +334,7 @@ pub fn init(verbosity: i64, form: Form) -> Arc<Tail> {
         2..=4 => Level::DEBUG,
         _ => Level::TRACE,
     };
-    let tail = Arc::new(Tail::default());
+    let tail = Arc::new(Tail { form, ..Tail::default() });
     let subscriber =
         tracing_subscriber::fmt().with_max_level(level).with_writer(Sink(tail.clone())).with_ansi(false);
     // A second start in one process (tests) keeps the first subscriber.

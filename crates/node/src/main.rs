@@ -36,8 +36,11 @@ mod sim;
 mod socket;
 mod start;
 mod status;
+mod stores;
+mod top;
 mod trace;
 mod tunnels;
+mod web;
 mod wgkey;
 
 use std::process::ExitCode;

@@ -143,6 +143,18 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// How many peers are in the kernel, and how many are left out.
+    pub fn peers(&self) -> (usize, usize) {
+        (self.peers, self.left_out)
+    }
+
+    /// What others did to objects of ours and was put right: kind, cause, how many.
+    pub fn repairs(&self) -> impl Iterator<Item = (&'static str, Cause, u64)> {
+        self.repairs.iter().map(|((kind, cause), times)| (*kind, *cause, *times))
+    }
+}
+
 /// [`Counts`] between the loop, which writes, and whoever asks.
 #[derive(Debug, Default)]
 pub struct Ledger(Mutex<Counts>);

@@ -122,7 +122,7 @@ pub async fn show(board: Arc<Board>, file: PathBuf, notify: Option<String>, stor
         let now = seen.borrow_and_update().clone();
         let lines = now.sentences(LINES);
         store.send_if_modified(|standing| {
-            let next = Standing { ready: now.ready, troubles: lines.clone() };
+            let next = Standing { ready: now.ready, troubles: lines.clone(), topics: now.topics() };
             std::mem::replace(standing, next.clone()) != next
         });
         let next = status_line(&now);

@@ -15,7 +15,7 @@
 //! Time is passed in as milliseconds of a monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use model::claims::{doubles, judge::Judge};
 use model::{IfName, LeaseAttrs, Mac, NetConf, Peers};
@@ -219,6 +219,11 @@ impl<K: Kernel> Reconciler<K> {
         self.facts.as_ref().map(|facts| facts.uplink.name)
     }
 
+    /// Its address, which a tunnel sends from.
+    pub fn uplink_v4(&self) -> Option<Ipv4Addr> {
+        self.facts.as_ref().and_then(|facts| facts.uplink.addresses.v4)
+    }
+
     /// When the next round is due though nothing happens.
     pub fn due_ms(&self) -> u64 {
         let resync = Some(self.read_ms + RESYNC_MS);
@@ -377,6 +382,9 @@ impl<K: Kernel> Reconciler<K> {
         }
         if inputs.liberal {
             rules.push(rules::liberal());
+        }
+        if inputs.summed_here {
+            rules.extend(rules::summed_here(backend.kind(), &backend.own_devices(facts)));
         }
         let accepted = self.judge.accepted();
         let touched = self.assembly.update(backend.as_ref(), facts, own, rules, accepted, &changes);

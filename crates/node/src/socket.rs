@@ -1,6 +1,7 @@
 //! The agent's Unix socket: whoever may be root on this node may ask how it is (decision 0094). HTTP/1, so
-//! that `curl --unix-socket` can, too; `GET /v1/status` answers with the JSON of [`crate::status`]. For `loden dump`
-//! there are also `/v1/settings` (JSON), `/v1/metrics` and `/v1/log` (text), all without secrets (decision 0220).
+//! that `curl --unix-socket` can, too; `GET /v1/status` answers with the JSON of [`crate::status`]. For `loden top`
+//! there is `/v1/look` (decision 0195), for `loden dump` `/v1/settings` (JSON), `/v1/metrics` and `/v1/log` (text), all
+//! without secrets (decision 0220).
 //!
 //! The client is here as well, blocking and without a runtime: the path and the question belong together.
 
@@ -9,8 +10,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -24,12 +25,15 @@ use crate::health::Health;
 use crate::inputs::Inbox;
 use crate::log::Tail;
 use crate::settings::Settings;
-use crate::status::{Status, json};
+use crate::status::{Status, gather, json, probed};
+use crate::top::{self, Sample};
 
 /// How long the loop may take for an answer; a round of ten thousand peers takes a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer waits for the first probes after a start; those of healthy peers take milliseconds.
 const FIRST_PROBES: Duration = Duration::from_millis(4500);
+/// How old the loop's part of a look may be.
+const KEPT: Duration = Duration::from_secs(10);
 /// Distance of tries to open the socket.
 const REBIND: Duration = Duration::from_secs(5);
 
@@ -62,6 +66,8 @@ pub struct Desk {
     pub settings: Settings,
     /// Its last words.
     pub log: Arc<Tail>,
+    /// What the loop answered last, and when.
+    pub kept: Mutex<Option<(Instant, Arc<Status>)>>,
 }
 
 /// Serves for ever; cancel by dropping, which removes the socket.
@@ -162,15 +168,19 @@ impl Desk {
     ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
         const TEXT: &str = "text/plain; charset=utf-8";
         const JSON: &str = "application/json";
-        let known = ["/v1/status", "/v1/settings", "/v1/metrics", "/v1/log"];
+        let known = ["/v1/status", "/v1/look", "/v1/settings", "/v1/metrics", "/v1/log"];
+        let hangs = || {
+            let text = "the agent's loop has not answered for 5 s; if that lasts, restart the agent";
+            (StatusCode::SERVICE_UNAVAILABLE, TEXT, text.to_owned())
+        };
         let (code, kind, text) = match (request.method(), request.uri().path()) {
             (&Method::GET, "/v1/status") => match self.ask().await {
                 Some(status) => (StatusCode::OK, JSON, json::write(&status).to_indented()),
-                None => (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    TEXT,
-                    "the agent's loop has not answered for 5 s; if that lasts, restart the agent".to_owned(),
-                ),
+                None => hangs(),
+            },
+            (&Method::GET, "/v1/look") => match self.look().await {
+                Some(sample) => (StatusCode::OK, JSON, top::json::write(&sample).to_compact()),
+                None => hangs(),
             },
             (&Method::GET, "/v1/settings") => {
                 let conf = self.inbox.look(|inputs| inputs.conf.clone());
@@ -201,6 +211,50 @@ impl Desk {
         while !self.probes.is_judged() && tokio::time::Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.ask_loop().await
+    }
+
+    /// A look for those who look each second: what probes found and what was counted is of now; the loop reads the whole
+    /// kernel for its part of the answer, so that is asked for when it is old, or peers or troubles came or went.
+    pub async fn look(&self) -> Option<Sample> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let board = self.health.troubles();
+        let counted = self.health.peers();
+        let same = |status: &Status| {
+            let peers = status.peers.as_ref();
+            let told = peers.map_or((0, 0), |peers| (peers.programmed as usize, peers.left_out.len()));
+            let now = status.troubles.iter().filter(|trouble| !trouble.over).map(|trouble| &trouble.text);
+            told == counted
+                && status.ready == board.ready
+                && now.eq(board.troubles.values().map(|trouble| &trouble.text))
+        };
+        let fresh = kept.filter(|(at, status)| at.elapsed() < KEPT && same(status));
+        let (at, last) = match fresh {
+            Some(fresh) => fresh,
+            None => {
+                let answer = (Instant::now(), self.ask_loop().await?);
+                *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.clone());
+                answer
+            }
+        };
+        let (view, own, heard, name) = self.inbox.look(|inputs| {
+            (inputs.view.clone(), inputs.own.clone(), inputs.heard.clone(), inputs.store.clone())
+        });
+        let mut status = Status::clone(&last);
+        let left_out = status.peers.as_ref().map_or(&[][..], |peers| &peers.left_out);
+        let own = own.map(|own| own.subnets);
+        let peers = top::collect::peers(&view.peers, &view.names, own, &self.probes, left_out);
+        if let Some(agent) = &mut status.agent {
+            agent.uptime_s += at.elapsed().as_secs();
+        }
+        status.store = Some(gather::store(name, &heard, view.complete));
+        status.probes = Some(probed::gather(&self.probes, &view.names));
+        let compared_ms = u64::try_from(at.elapsed().as_millis()).ok();
+        let repairs = self.health.repairs();
+        Some(Sample { status, compared_ms, peers, repairs, ..Sample::default() })
+    }
+
+    async fn ask_loop(&self) -> Option<Arc<Status>> {
         let mut answers = self.answers.clone();
         answers.mark_unchanged();
         self.inbox.ask();

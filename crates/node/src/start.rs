@@ -7,16 +7,13 @@ use std::cell::Cell;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use model::Subnets;
 use model::codec::subnet_env;
-use model::{NetConf, Subnets};
 use plan::rules::Choice;
-use store::embedded::EmbeddedStore;
-use store::etcd::EtcdStore;
-use store::kube::KubeStore;
-use store::{LeaseStore as _, Standing, StoreError};
+use store::Standing;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -36,7 +33,8 @@ use crate::settings::Settings;
 use crate::socket::{self, Desk};
 use crate::status::gather::{History, gather};
 use crate::status::{Status, probed};
-use crate::{log, metrics, outputs, probe};
+use crate::stores::{Store, choose_store, habits, has_last_good, membership};
+use crate::{log, metrics, outputs, probe, web};
 
 /// What `--version` prints.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -88,7 +86,7 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
             return 1;
         }
     };
-    match run(options, personality, &rights, tail) {
+    let status = match run(options, personality, &rights, tail.clone()) {
         Ok(()) => {
             tracing::info!("Exiting cleanly...");
             0
@@ -97,7 +95,9 @@ pub fn agent(program: &str, words: &[String], personality: Personality) -> u8 {
             tracing::error!("{error}");
             1
         }
-    }
+    };
+    tail.finish();
+    status
 }
 
 fn run(
@@ -146,12 +146,14 @@ fn run(
             health: health.clone(),
             settings: Settings::new(&options, environment()),
             log: tail,
+            kept: Mutex::default(),
         }),
         socket: socket::path(said.as_deref(), &options.subnet_file),
         inbox: inbox.clone(),
         board: board.clone(),
         health: health.clone(),
         ports,
+        web: web::place(&std::env::var("LODEN_WEB").unwrap_or_default())?,
         troubles: troubles.clone(),
         announced,
     };
@@ -169,7 +171,7 @@ fn run(
         blackhole: options.ip_blackhole_route,
     };
     let kernel = Host::open(&options, inbox.clone(), rights.clone())?;
-    probe::run::start(&probes, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
+    probe::run::start(&probes, &inbox, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);
     let fast_path = options.fast_path;
@@ -195,7 +197,7 @@ fn run(
             settled = true;
         }
         inbox.watch_uplink(reconciler.uplink());
-        fast.follow(&inputs, reconciler.uplink());
+        fast.follow(&inputs, reconciler.uplink().map(|uplink| (uplink, reconciler.uplink_v4())));
         outcome.publish(&inputs, &report);
         if let Some(plan) = reconciler.probing(&inputs, &report) {
             probes.plan(plan);
@@ -227,24 +229,6 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// What depends on the kind of store: how often to ask for its configuration again (a file costs little, a
-/// registry has thousands of nodes), and whether services may be used (see [`Member::services`]).
-fn habits(store: &Store) -> (Duration, fn(&NetConf) -> bool) {
-    match store {
-        // Not known with etcd; flannel looks unless it runs with nftables.
-        Store::Etcd(_) => (Duration::from_secs(60), |conf| !conf.enable_nftables),
-        // One machine, or the lab.
-        Store::Embedded(_) => (Duration::from_secs(10), |_| false),
-        // Services are what Kubernetes is about.
-        Store::Kubernetes(_) => (Duration::from_secs(10), |_| true),
-    }
-}
-
-/// A store on this host's disk needs no copy there.
-fn has_last_good(store: &Store) -> bool {
-    !matches!(store, Store::Embedded(_))
-}
-
 /// Everything that waits on networks, on one thread.
 struct Waiting {
     desk: Arc<Desk>,
@@ -254,6 +238,7 @@ struct Waiting {
     board: Arc<Board>,
     health: Arc<Health>,
     ports: Vec<(SocketAddr, Offer)>,
+    web: Option<SocketAddr>,
     /// The file the CNI plugins read.
     troubles: PathBuf,
     /// To the store.
@@ -281,6 +266,7 @@ impl Waiting {
             tokio::select! {
                 () = signals() => tracing::info!("shutting down, the data path stays as it is"),
                 () = self.health() => {}
+                () = web::serve(self.web, self.desk.clone(), self.board.clone()) => {}
                 () = socket::serve(self.socket.clone(), self.desk.clone()) => {}
                 () = shown => {}
                 () = membership(store, member) => {}
@@ -318,78 +304,6 @@ async fn signals() {
         }
         std::process::exit(1);
     });
-}
-
-/// The store the operator chose.
-pub enum Store {
-    /// etcd v3
-    Etcd(Box<EtcdStore>),
-    /// One SQLite file
-    Embedded(EmbeddedStore),
-    /// The Kubernetes API
-    Kubernetes(Box<KubeStore>),
-}
-
-impl Store {
-    /// See [`LeaseStore::config`].
-    pub async fn config(&self) -> Result<String, StoreError> {
-        match self {
-            Store::Etcd(store) => store.config().await,
-            Store::Embedded(store) => store.config().await,
-            Store::Kubernetes(store) => store.config().await,
-        }
-    }
-
-    /// Writes the network configuration.
-    pub async fn put_config(&self, text: &str) -> Result<(), StoreError> {
-        match self {
-            Store::Etcd(store) => store.put_config(text).await,
-            Store::Embedded(store) => store.put_config(text).await,
-            Store::Kubernetes(_) => Err(StoreError::Denied(
-                "with --kube-subnet-mgr the configuration is a file, usually from a ConfigMap: kubectl -n kube-flannel \
-                 edit configmap kube-flannel-cfg"
-                    .to_owned(),
-            )),
-        }
-    }
-}
-
-async fn membership(store: Store, member: Member) {
-    match store {
-        Store::Etcd(store) => member.run(*store).await,
-        Store::Embedded(store) => member.run(store).await,
-        Store::Kubernetes(store) => member.run(*store).await,
-    }
-}
-
-/// Where the embedded store is unless said otherwise.
-const EMBEDDED: &str = "/var/lib/loden/leases.db";
-/// Life of a lease that is not renewed (flannel.md 3.3).
-const LEASE_TTL: Duration = Duration::from_secs(86_400);
-
-/// By `LODEN_STORE`, else by `--kube-subnet-mgr`, else by flags and name (decision 0006).
-pub fn choose_store(options: &Options, personality: Personality) -> Result<Store, String> {
-    let said = std::env::var("LODEN_STORE").unwrap_or_default();
-    if said == "kubernetes" || said.is_empty() && options.kube_subnet_mgr {
-        let store = KubeStore::new(options.kube(|name| std::env::var(name).ok()));
-        return store.map(|kube| Store::Kubernetes(Box::new(kube))).map_err(|error| error.to_string());
-    }
-    if let Some(path) = said.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
-        return Ok(Store::Embedded(EmbeddedStore::new(path, LEASE_TTL)));
-    }
-    let etcd = match said.as_str() {
-        "etcd" => true,
-        "" => personality == Personality::Flanneld || options.etcd_named,
-        other => {
-            return Err(format!(
-                "LODEN_STORE={other:?} names no store; write etcd, kubernetes, or sqlite: and a path"
-            ));
-        }
-    };
-    if !etcd {
-        return Ok(Store::Embedded(EmbeddedStore::new(EMBEDDED, LEASE_TTL)));
-    }
-    EtcdStore::new(options.etcd()).map(|etcd| Store::Etcd(Box::new(etcd))).map_err(|error| error.to_string())
 }
 
 fn health_address(options: &Options) -> Result<Option<SocketAddr>, String> {

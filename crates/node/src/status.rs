@@ -122,7 +122,7 @@ pub struct Backend {
     pub carrier: Option<String>,
     /// MTU for pods in bytes.
     pub mtu: u32,
-    /// Its devices, as the commands that make them.
+    /// Its devices, as the commands that make them; and an offload that is off because hardware got it wrong.
     pub devices: Vec<String>,
     /// Where its packet rules are, as the commands that show them.
     pub rules: Vec<String>,
@@ -151,6 +151,15 @@ pub struct FastPath {
     pub too_big: u64,
     /// Flows there was no room for.
     pub full: u64,
+    /// Packets with the backend udp whose checksum a peer's socket would have got unfinished, or not at all.
+    pub unfinished: u64,
+    /// With the backend udp, whether packets are taken out of their frames before the kernel makes trains (XDP): `on` and the
+    /// device, or `off:` and why.
+    pub early: Option<String>,
+    /// Frames that it was done with.
+    pub early_frames: u64,
+    /// Directions of connections that are remembered at most.
+    pub most_flows: u64,
 }
 
 /// Other nodes.
@@ -207,6 +216,10 @@ pub struct Path {
     pub mtu: Option<u32>,
     /// Milliseconds since it was found so.
     pub ago_ms: u64,
+    /// How many of the last small echoes through the tunnel are remembered, and how many of them were lost.
+    pub echoes: u32,
+    /// See `echoes`.
+    pub lost: u32,
 }
 
 /// Wanted against actual.

@@ -1,8 +1,9 @@
 //! The agent of one host: started as `flanneld`, watched, asked to go.
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::node::{Log, Place, ourselves};
@@ -34,7 +35,11 @@ impl Agent {
         let _ = std::fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).doing(|| format!("bind {}", path.display()))?;
         socket.set_read_timeout(Some(Duration::from_millis(20))).doing(|| "set a time limit".to_owned())?;
-        let mut command = ourselves("flanneld");
+        let mut command = match &spec.agent_program {
+            Some(program) => Command::new(program),
+            None => ourselves("flanneld"),
+        };
+        command.arg0("flanneld");
         command.args(["--iface=eth0", "--ip-masq"]).args(&spec.agent_args);
         command.env_clear().envs(environment(spec)).env("NOTIFY_SOCKET", &path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

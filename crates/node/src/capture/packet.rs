@@ -45,6 +45,8 @@ pub struct Packet {
     pub to: IpAddr,
     /// IP protocol.
     pub protocol: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
     /// Source and destination port, where there are ports.
     pub ports: Option<(u16, u16)>,
     /// What it is known by.
@@ -81,6 +83,7 @@ struct Ip<'a> {
     from: IpAddr,
     to: IpAddr,
     protocol: u8,
+    ttl: u8,
     /// The header's fields that no hop changes.
     fixed: Vec<u8>,
     /// Not the first fragment.
@@ -111,6 +114,7 @@ impl<'a> Ip<'a> {
                     from: Ipv4Addr::from(place(12)?).into(),
                     to: Ipv4Addr::from(place(16)?).into(),
                     protocol: *packet.get(9)?,
+                    ttl: *packet.get(8)?,
                     // Identification and place of the fragment.
                     fixed: packet.get(4..8)?.to_vec(),
                     later: fragment & 0x1fff != 0,
@@ -126,6 +130,7 @@ impl<'a> Ip<'a> {
                     from: Ipv6Addr::from(place(8)?).into(),
                     to: Ipv6Addr::from(place(24)?).into(),
                     protocol: *packet.get(6)?,
+                    ttl: *packet.get(7)?,
                     fixed: Vec::new(),
                     later: false,
                     header: 40,
@@ -178,7 +183,8 @@ impl<'a> Ip<'a> {
                 let sum = if self.later { 0..0 } else { sum };
                 digest.write(self.payload.get(..sum.start).unwrap_or(self.payload));
                 digest.write(self.payload.get(sum.end..).unwrap_or_default());
-                (Key::Whole(digest.finish()), (0, 0), tcp.map_or_else(|| self.what(), |(.., what)| what))
+                let first = tcp.as_ref().map_or(0, |(sequence, ..)| *sequence);
+                (Key::Whole(digest.finish()), (first, 0), tcp.map_or_else(|| self.what(), |(.., what)| what))
             }
         };
         let bytes = self.header + self.payload.len();
@@ -186,6 +192,7 @@ impl<'a> Ip<'a> {
             from: self.from,
             to: self.to,
             protocol: self.protocol,
+            ttl: self.ttl,
             ports,
             key,
             range,

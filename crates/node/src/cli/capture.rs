@@ -30,8 +30,8 @@ Records the packets between two ends, both ways, on every device of this host at
 bridge, the tunnel, the interface to other hosts, where the packet inside the tunnel is recognised. One line a packet \
 says where it was seen, how long it took between, and on which device it is missing.
 
-SOURCE and DESTINATION are the address of a pod, here or on another host, the path of a network namespace, or `host`; one \
-of them is here. PORT/PROTO is one side's port, such as 80/tcp, 53/udp or 53; or icmp. Without --count and --seconds, Ctrl-C ends it.",
+SOURCE and DESTINATION are the address of a pod, here or on another host, the name of a pod of this host, as NAMESPACE/NAME or NAME, \
+the path of a network namespace, or `host`; one of them is here. PORT/PROTO is one side's port, such as 80/tcp, 53/udp or 53; or icmp. Without --count and --seconds, Ctrl-C ends it.",
     flags: &[
         flag(
             "-w",
@@ -150,7 +150,7 @@ fn parse(words: &[String]) -> Result<Option<Wish>, String> {
 }
 
 /// One end, by the words for it.
-fn end(text: &str) -> Result<End, String> {
+fn end(text: &str, names: &pods::names::Names) -> Result<End, String> {
     let ask = |error: kernel::Error| error.to_string();
     let addresses = |rtnl: &mut Rtnl| -> Result<Vec<IpAddr>, String> {
         let all = rtnl.addresses(None).map_err(ask)?;
@@ -162,7 +162,7 @@ fn end(text: &str) -> Result<End, String> {
         return Ok(End { name, addresses: host, pod: None, host: true });
     }
     if text.starts_with('/') {
-        let pod = pods::pod(text)?;
+        let pod = pods::source(text, names)?.netns;
         let addresses = match &pod {
             Some(pod) => addresses(&mut Rtnl::open_in(pod.as_fd()).map_err(ask)?)?,
             None => Vec::new(),
@@ -172,8 +172,15 @@ fn end(text: &str) -> Result<End, String> {
         }
         return Ok(End { name, addresses, pod, host: false });
     }
-    let address: IpAddr =
-        text.parse().map_err(|_| format!("{text:?} is neither `host`, nor an address, nor a path"))?;
+    let Ok(address) = text.parse() else {
+        let pods::End { netns, pod, addresses } =
+            pods::named(text, names).map_err(|why| names.elsewhere(text, why))?;
+        let name = pod.map_or(name, |pod| pod.to_string());
+        if addresses.is_empty() {
+            return Err(format!("{name} has no address that is known; give the path of its namespace"));
+        }
+        return Ok(End { name, addresses, pod: netns, host: false });
+    };
     if host.contains(&address) {
         return Ok(End { name, addresses: vec![address], pod: None, host: true });
     }
@@ -183,7 +190,8 @@ fn end(text: &str) -> Result<End, String> {
 fn run(wish: &Wish) -> Result<u8, String> {
     process::hold_end_signals().map_err(|error| error.to_string())?;
     let ask = |error: kernel::Error| error.to_string();
-    let (from, to) = (end(&wish.from)?, end(&wish.to)?);
+    let names = pods::names::Names::read();
+    let (from, to) = (end(&wish.from, &names)?, end(&wish.to, &names)?);
     if [&from, &to].iter().all(|end| end.pod.is_none() && !end.host) {
         return Err(format!(
             "neither {} nor {} is on this host; capture them on the host of one of them",

@@ -4,7 +4,8 @@ use std::io::Read as _;
 
 use super::words::{Command, NONE, Words};
 use super::{complain, print};
-use crate::start::{self, Personality, Store};
+use crate::start::Personality;
+use crate::stores::{Store, choose_store};
 
 /// What it is, for help, completion and manual.
 pub const COMMAND: Command = Command {
@@ -65,7 +66,7 @@ fn put(file: &str) -> Result<(), String> {
 
 fn with_store<T>(work: impl AsyncFnOnce(&Store) -> Result<T, store::StoreError>) -> Result<T, String> {
     let options = crate::args::from_environment();
-    let store = start::choose_store(&options, Personality::Loden)?;
+    let store = choose_store(&options, Personality::Loden)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("start the runtime for stores: {error}"))?;
     runtime.block_on(work(&store)).map_err(|error| error.to_string())

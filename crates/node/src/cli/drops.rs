@@ -136,7 +136,7 @@ fn run(wish: &Wish) -> Result<u8, String> {
         if wish.json {
             let rules = Rules::default();
             let each = sorted.iter().map(|(group, count)| {
-                let told = show::tell(group, *count, &rules.of(group, &nets, &scene), scene.netns_of(group));
+                let told = show::tell(group, *count, &rules.of(group, &nets, &scene), &scene);
                 show::json(group, *count, &told)
             });
             let seconds = begin.elapsed().as_secs();
@@ -184,7 +184,7 @@ impl Rules {
 fn tell(lines: &[(Group, Count)], nets: &Nets, scene: &Scene, json: bool) {
     let (rules, style) = (Rules::default(), lab::style(false));
     for (group, count) in lines {
-        let told = show::tell(group, *count, &rules.of(group, nets, scene), scene.netns_of(group));
+        let told = show::tell(group, *count, &rules.of(group, nets, scene), scene);
         if json {
             print(&format!("{}\n", show::json(group, *count, &told).to_compact()));
         } else if count.told > 0 {
@@ -201,14 +201,17 @@ fn look(scene: &mut Scene, nets: &mut Nets, watch: &mut Watch) -> Result<(), Str
     let text = |error: kernel::Error| error.to_string();
     let host = Netns::current().map_err(|error| error.to_string())?;
     let id = host.id().map_err(|error| error.to_string())?;
-    let mut found = vec![(Place { name: "host".to_owned(), netns: None }, id, host)];
+    let mut found = vec![(Place { name: "host".to_owned(), ..Place::default() }, id, host)];
     let mut ends = Vec::new();
+    let names = pods::names::Names::read();
     for pod in pods::all()? {
         ends.extend(pod.host_ends);
         scene.networks.extend(pod.addresses.iter().map(ipnet::IpNet::trunc));
-        let name = pod.addresses.first().map_or(String::new(), |address| address.addr().to_string());
+        let address = pod.addresses.first().map(ipnet::IpNet::addr);
+        let called = address.and_then(|address| names.of_address(address)).map(ToString::to_string);
+        let name = address.map_or(String::new(), |address| address.to_string());
         let netns = Some(pod.path.display().to_string());
-        found.push((Place { name, netns }, pod.id, pod.netns));
+        found.push((Place { name, netns, pod: called }, pod.id, pod.netns));
     }
     for (place, id, netns) in found {
         let inode = id.inode as u32;

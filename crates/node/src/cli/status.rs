@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kernel::Kernel;
+use plan::State;
 
 use super::words::{Command, FORMAT, SOCKET, Words, flag, switch};
 use super::{cleanup, complain, print};
@@ -142,20 +143,29 @@ fn patiently(limit: Duration, mut ask: impl FnMut() -> Status) -> Status {
 
 /// What the kernel and the disk tell by themselves.
 pub fn alone(silent: String, subnet_file: &Path) -> Status {
+    by_kernel(silent, subnet_file).0
+}
+
+/// The same, and what the kernel holds of ours as a value.
+pub fn by_kernel(silent: String, subnet_file: &Path) -> (Status, State) {
     let mut status = Status { silent: Some(silent), ..Status::default() };
     let ours = Kernel::open()
         .map_err(|error| error.to_string())
         .and_then(|mut kernel| cleanup::ours(&mut kernel, &[]));
-    match ours {
-        Ok(state) => status.kernel = state.iter().map(|(_, object)| object.to_string()).collect(),
+    let state = match ours {
+        Ok(state) => {
+            status.kernel = state.iter().map(|(_, object)| object.to_string()).collect();
+            state
+        }
         Err(error) => {
             let silent = status.silent.get_or_insert_default();
             silent.push_str(&format!("; the kernel cannot be read either: {error}"));
+            State::default()
         }
-    }
+    };
     status.dropped = metrics::read::dropped();
     // A file that cannot be read is none.
     let text = std::fs::read_to_string(subnet_file).unwrap_or_default();
     status.subnet_env = text.lines().map(str::to_owned).collect();
-    status
+    (status, state)
 }

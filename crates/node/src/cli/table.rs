@@ -1,7 +1,9 @@
 //! All commands, and what the environment says to them.
 
 use super::words::{Command, NONE, flag, switch};
-use super::{capture, cleanup, cni, complete, config, docker_opts, doctor, drops, dump, man, status, trace};
+use super::{
+    capture, cleanup, cni, complete, config, docker_opts, doctor, drops, dump, man, status, top, trace,
+};
 use crate::start;
 
 /// A command and what runs it: the words after its name go in, an exit status comes out.
@@ -16,6 +18,7 @@ pub struct Entry {
 pub const COMMANDS: &[Entry] = &[
     Entry { command: AGENT, run: |program, words| start::agent(program, words, start::Personality::Loden) },
     Entry { command: status::COMMAND, run: |_, words| status::main(words) },
+    Entry { command: top::COMMAND, run: |_, words| top::main(words) },
     Entry { command: doctor::COMMAND, run: |_, words| doctor::main(words) },
     Entry { command: trace::COMMAND, run: |_, words| trace::main(words) },
     Entry { command: drops::COMMAND, run: |_, words| drops::main(words) },
@@ -63,17 +66,24 @@ const BENCH: Command = Command {
     summary: "measure the ways between pods beside the bare wire",
     text: "\
 Measures the ways packets take between pods, side by side with the bare wire, in turns, and prints medians, their spread and how they \
-stand to the wire. Needs root. `lab` (the default) makes a lab of two hosts on this machine and ends it; all of it takes four \
+stand to the wire. Needs root. `lab` (the default) makes a lab of two hosts on this machine and ends it; all of it takes five \
 minutes. Between real hosts, `serve` on one and `host` on the other measure the wire and the pods' way the hosts are set up for.",
     flags: &[
         flag(
             "--what",
             "WAYS",
-            "some of host-gw, vxlan, fast, udp, wireguard (between pods of two hosts; fast is vxlan with the fast path), bridge, \
-             routed (between pods of one host), cni, peers (per second), joined by commas; else all",
+            "some of host-gw, vxlan, udp, wireguard (between pods of two hosts), fast-host-gw, fast, fast-udp (the same with the \
+             fast path; fast is vxlan), bridge, \
+             fast-bridge, routed (between pods of one host), cni, peers (per second), joined by commas; else all",
         ),
+        flag("--beside", "WAY", "one of the ways, with which all others are compared; default the wire"),
         flag("--rounds", "N", "turns of each (1 to 100; default 5)"),
         flag("--seconds", "SECONDS", "of each measurement (0.1 to 60; default 1)"),
+        flag(
+            "--family",
+            "4|6",
+            "lab: everything in IPv4 (the default) or in IPv6; host: the family of ADDRESS, and no other",
+        ),
         flag(
             "--wire",
             "frames|trains",
@@ -204,7 +214,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("LODEN_BENCH_TOKEN", "bench", "as --token"),
     variable(
         "LODEN_SOCKET",
-        "agent, status, doctor, dump",
+        "agent, status, top, doctor, dump",
         "path of the agent's socket, or `none`; else beside the subnet file: `loden.sock` for `subnet.env`, `NAME.sock` for `NAME.env`",
     ),
     variable(
@@ -212,12 +222,28 @@ pub const VARIABLES: &[Variable] = &[
         "agent",
         "address and port for /metrics, such as `127.0.0.1:9465`, or `none`; else beside the health checks, if they have a port",
     ),
+    variable(
+        "LODEN_WEB",
+        "agent",
+        "address and port of a read-only page for browsers, such as `127.0.0.1:9466`, or `none` (the default); one that other hosts \
+         reach only with `,exposed` after it",
+    ),
     variable("LODEN_PROBE", "agent", "`on` (the default) or `off`: probe the paths to other nodes"),
     variable("LODEN_STATE_DIR", "agent", "directory of the last good state (/var/lib/loden)"),
     variable(
         "LODEN_SERVICE_CIDRS",
         "agent",
         "networks of services, separated by commas, for the plugin veth-to-host",
+    ),
+    variable(
+        "LODEN_FASTPATH_FLOWS",
+        "agent",
+        "directions of connections the fast path remembers at most, 16 to 4194304; 32768, of 144 bytes each",
+    ),
+    variable(
+        "LODEN_FASTPATH_XDP",
+        "agent, bench",
+        "`off` (the default), `auto` or `on`: with the backend udp take packets out of frames in the uplink's driver",
     ),
     variable("LODEN_FASTPATH_OBJECT", "agent", "file with other programs for the fast path; for tests"),
     variable("LODEN_COMMAND_TIMEOUT", "agent", "seconds a command of the backend extension may take"),
@@ -249,7 +275,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("LODEN_TENCENT_RECHECK", "agent", "seconds between looks at its routes"),
     variable(
         "LODEN_CNI_STATE_DIR",
-        "plugins, cleanup",
+        "plugins, agent, trace, capture, drops, top, cleanup",
         "directory of the plugins' records (/var/lib/cni/loden)",
     ),
     variable("LODEN_CNI_TIMEOUT", "plugins", "seconds a foreign plugin may take (120)"),

@@ -62,6 +62,7 @@ fn every_flag_is_read() {
                 assert_eq!(words.word(), Ok(Some(flag.name)), "{} {name}", command.name);
                 let read = match command.name {
                     "status" => super::status::understands(&line),
+                    "top" => super::top::understands(&line),
                     "doctor" => super::doctor::understands(&line),
                     "drops" => super::drops::understands(&line),
                     "capture" => super::capture::understands(

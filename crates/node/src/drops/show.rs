@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lab::paint::{Style, Text, Tone};
 use model::Json;
 
-use super::{Count, Group, owner, reasons};
+use super::{Count, Group, Scene, owner, reasons};
 use crate::doctor::ruleset::Ruleset;
 
 /// Version of the JSON.
@@ -23,10 +23,13 @@ pub struct Told {
     pub owner: Option<String>,
     /// The command.
     pub mend: String,
+    /// What a runtime calls the pod it happened in.
+    pub pod: Option<String>,
 }
 
-/// In words; `rules` are those of the namespace it happened in, `netns` its file if it is a pod's.
-pub fn tell(group: &Group, count: Count, rules: &Ruleset, netns: Option<&str>) -> Told {
+/// In words; `rules` are those of the namespace it happened in.
+pub fn tell(group: &Group, count: Count, rules: &Ruleset, scene: &Scene) -> Told {
+    let netns = scene.netns_of(group);
     let known = reasons::find(&group.reason);
     let function = if group.function.is_empty() { "the kernel" } else { &group.function };
     let says = known.map_or_else(
@@ -52,7 +55,8 @@ pub fn tell(group: &Group, count: Count, rules: &Ruleset, netns: Option<&str>) -
         [only] => only.shown_by(),
         _ => known.map_or(String::new(), |reason| fill(reason.mend, group, count)),
     };
-    Told { says, owner, mend: netns.map_or_else(|| mend.clone(), |netns| inside(netns, &mend)) }
+    let mend = netns.map_or_else(|| mend.clone(), |netns| inside(netns, &mend));
+    Told { says, owner, mend, pod: scene.pod_of(group).map(str::to_owned) }
 }
 
 /// A command, run in a namespace.
@@ -83,10 +87,11 @@ fn place(group: &Group) -> String {
 /// Two lines and the command.
 pub fn block(group: &Group, count: Count, told: &Told, style: Style) -> Vec<Text> {
     let flow = group.flow.map_or(String::new(), |(from, to)| format!(" {from} {} {to}", style.arrow()));
+    let pod = told.pod.as_ref().map_or(String::new(), |pod| format!(" ({pod})"));
     let wraps = if group.wraps.is_empty() { String::new() } else { format!(" in {}", group.wraps) };
     let mut lines = vec![
         Text::of(Tone::Bad, format!("{:>7}  {}", count.packets, group.reason))
-            .and(Tone::Plain, format!(" on {}:", place(group)))
+            .and(Tone::Plain, format!(" on {}{pod}:", place(group)))
             .and(Tone::Pod, flow)
             .and(Tone::Plain, format!(" {}{wraps}", group.what)),
         Text::plain(format!("         {}", told.says)),
@@ -108,6 +113,7 @@ pub fn json(group: &Group, count: Count, told: &Told) -> Json {
         ("packets", count.packets.into()),
         ("longest", count.longest.into()),
         ("place", group.place.as_str().into()),
+        ("pod", told.pod.clone().into()),
         ("device", group.device.as_str().into()),
         ("from", group.flow.map(|(from, _)| from.to_string()).into()),
         ("to", group.flow.map(|(_, to)| to.to_string()).into()),

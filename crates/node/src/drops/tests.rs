@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use lab::paint::Style;
+
 use super::owner::{hook, suspects};
 use super::reasons::{Class, REASONS};
 use super::symbols::Symbols;
@@ -101,8 +103,15 @@ fn only_what_concerns_pods_and_is_a_loss() {
     let reasons = [(3, "NO_SOCKET"), (13, "OTHERHOST"), (12, "NETFILTER_DROP")];
     let scene = Scene {
         places: BTreeMap::from([
-            (1, Place { name: "host".to_owned(), netns: None }),
-            (2, Place { name: "10.244.1.7".to_owned(), netns: Some("/proc/7/ns/net".to_owned()) }),
+            (1, Place { name: "host".to_owned(), ..Place::default() }),
+            (
+                2,
+                Place {
+                    name: "10.244.1.7".to_owned(),
+                    netns: Some("/proc/7/ns/net".to_owned()),
+                    pod: Some("shop/web-0".to_owned()),
+                },
+            ),
         ]),
         networks: vec!["10.244.0.0/16".parse().unwrap()],
         devices: vec!["cni0".to_owned()],
@@ -132,9 +141,19 @@ fn only_what_concerns_pods_and_is_a_loss() {
 
 #[test]
 fn commands_are_run_where_it_happened() {
-    let command = |reason: &str, netns| {
+    let command = |reason: &str, netns: Option<&str>| {
         let group = Group { reason: reason.to_owned(), device: "eth0".to_owned(), ..Group::default() };
-        show::tell(&group, Count::default(), &Ruleset::default(), netns).mend
+        let pod = netns.map(|_| "shop/web-0".to_owned());
+        let place = Place { name: String::new(), netns: netns.map(str::to_owned), pod: pod.clone() };
+        let scene = Scene { places: [(1, place)].into(), ..Scene::default() };
+        let told = show::tell(&group, Count::default(), &Ruleset::default(), &scene);
+        let line = Style::PLAIN.lines(&show::block(&group, Count::default(), &told, Style::PLAIN)[..1]);
+        assert_eq!(
+            (told.pod.as_ref(), line.contains(" (shop/web-0):")),
+            (pod.as_ref(), pod.is_some()),
+            "{line}"
+        );
+        told.mend
     };
     let pod = Some("/proc/7/ns/net");
     for (reason, netns, want) in [

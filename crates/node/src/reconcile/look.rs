@@ -1,7 +1,7 @@
 //! Looking at the kernel: when, and what others were found to have done there.
 
 use plan::state::{Link, LinkKind, Scope};
-use plan::{Key, Object, State};
+use plan::{Key, Object, State, rules};
 
 use super::{Kernel, Reconciler, Report, drift};
 use crate::inputs::Inputs;
@@ -54,7 +54,9 @@ impl<K: Kernel> Reconciler<K> {
         let ((_, backend), facts) = (self.conf.as_ref()?, self.facts.as_ref()?);
         let own = inputs.own.clone().filter(|_| report.converged)?;
         let devices = backend.own_devices(facts);
-        let links = devices.iter().filter_map(|device| self.assembly.wanted().link(*device));
+        let wanted = self.assembly.wanted();
+        let links = devices.iter().filter_map(|device| wanted.link(*device));
+        let offloads = rules::summed_here(backend.kind(), &devices);
         let carrier = |link: &Link| match &link.kind {
             LinkKind::Vxlan(vxlan) => Some(format!("UDP port {}", vxlan.port)),
             LinkKind::Wireguard(wireguard) => Some(format!("UDP port {}", wireguard.port?)),
@@ -68,11 +70,13 @@ impl<K: Kernel> Reconciler<K> {
             kind: backend.kind(),
             carried_by,
             device,
+            summed_here: offloads.first().map(|_| offloads.iter().any(|o| wanted.get(&o.key()).is_some())),
             mtu: report.mtu,
             outer_mtu: facts.uplink.mtu,
             own: Some(own),
             peers: inputs.view.peers.clone(),
             left_out: report.left_out.keys().cloned().collect(),
+            direct: facts.on_link.keys().filter(|_| backend.asks_on_link()).copied().collect(),
         })
     }
 }

@@ -79,16 +79,15 @@ pub fn gather(
         pid: std::process::id(),
         uptime_s: uptime.as_secs(),
     };
-    let store = Store {
-        name: inputs.store.clone(),
-        heard_ms: inputs.heard.ago().map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
-        complete: inputs.view.complete,
-    };
+    let store = store(inputs.store.clone(), &inputs.heard, inputs.view.complete);
     let lease = inputs.own.as_ref().map(|own| Lease {
         subnets: own.subnets.nets().map(|net| net.to_string()).collect(),
         public: both(|family| own.attrs.public(family)),
     });
-    let devices = picture.wanted.iter().filter(|(_, object)| matches!(object, Object::Link(_)));
+    let devices = picture
+        .wanted
+        .iter()
+        .filter(|(_, object)| matches!(object, Object::Link(_) | Object::Offload { .. }));
     let backend = (!picture.backend.is_empty()).then(|| Backend {
         kind: picture.backend.to_owned(),
         carrier: carrier(&picture.wanted),
@@ -118,6 +117,12 @@ pub fn gather(
         troubles: history.troubles(troubles),
         ..Status::default()
     }
+}
+
+/// The registry, now.
+pub fn store(name: String, heard: &store::Heard, complete: bool) -> Store {
+    let heard_ms = heard.ago().map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+    Store { name, heard_ms, complete }
 }
 
 /// What carries the tunnels, if that differs from host to host.

@@ -36,26 +36,33 @@ pub fn write(status: &Status) -> Json {
 /// # Errors
 /// Half a sentence: not JSON, or not a status.
 pub fn read(text: &[u8]) -> Result<Status, String> {
-    let json = Json::parse(text).map_err(|error| format!("not JSON: {error}"))?;
-    if int::<u32>(&json, "version") < VERSION {
+    of(&Json::parse(text).map_err(|error| format!("not JSON: {error}"))?)
+}
+
+/// The same of what was parsed.
+///
+/// # Errors
+/// Half a sentence: not a status.
+pub fn of(json: &Json) -> Result<Status, String> {
+    if int::<u32>(json, "version") < VERSION {
         return Err("not a status".to_owned());
     }
     Ok(Status {
-        ready: flag(&json, "ready"),
-        silent: maybe_text(&json, "silent"),
-        agent: maybe(&json, "agent"),
-        store: maybe(&json, "store"),
-        lease: maybe(&json, "lease"),
-        interface: maybe(&json, "interface"),
-        backend: maybe(&json, "backend"),
-        fast_path: maybe(&json, "fast_path"),
-        peers: maybe(&json, "peers"),
-        probes: maybe(&json, "probes"),
-        dropped: list(&json, "dropped"),
-        objects: maybe(&json, "objects"),
-        troubles: list(&json, "troubles"),
-        kernel: words(&json, "kernel"),
-        subnet_env: words(&json, "subnet_env"),
+        ready: flag(json, "ready"),
+        silent: maybe_text(json, "silent"),
+        agent: maybe(json, "agent"),
+        store: maybe(json, "store"),
+        lease: maybe(json, "lease"),
+        interface: maybe(json, "interface"),
+        backend: maybe(json, "backend"),
+        fast_path: maybe(json, "fast_path"),
+        peers: maybe(json, "peers"),
+        probes: maybe(json, "probes"),
+        dropped: list(json, "dropped"),
+        objects: maybe(json, "objects"),
+        troubles: list(json, "troubles"),
+        kernel: words(json, "kernel"),
+        subnet_env: words(json, "subnet_env"),
     })
 }
 
@@ -165,6 +172,10 @@ parts! {
         untracked: put, int;
         too_big: put, int;
         full: put, int;
+        unfinished: put, int;
+        early: put, maybe_text;
+        early_frames: put, int;
+        most_flows: put, int;
     }
     Peers { programmed: put, int; left_out: |v: &Vec<LeftOut>| many(v), list; }
     LeftOut { node: put, maybe_text; subnets: put, text; reason: put, text; }
@@ -180,6 +191,8 @@ parts! {
         rtt_us: put, |json: &Json, key| json.get_exact(key).and_then(Json::as_int);
         mtu: put, |json: &Json, key| json.get_exact(key).and_then(Json::as_int);
         ago_ms: put, int;
+        echoes: put, int;
+        lost: put, int;
     }
     Dropped { device: put, text; family: put, text; packets: put, int; bytes: put, int; }
     Objects {

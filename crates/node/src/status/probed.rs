@@ -7,7 +7,7 @@ use model::Subnets;
 
 use super::{Path, Probes};
 use crate::probe::run::STALE;
-use crate::probe::{Board, Finding, Plan, mesh};
+use crate::probe::{Board, Finding, Inner, Plan, mesh};
 
 /// What is known now. What was found long ago is not.
 pub fn gather(board: &Board, names: &BTreeMap<Subnets, Box<str>>) -> Probes {
@@ -18,7 +18,7 @@ pub fn gather(board: &Board, names: &BTreeMap<Subnets, Box<str>>) -> Probes {
     let unknown =
         unknown.map(|plan| format!("no address of the backend {} answers the host itself", plan.kind));
     let fresh = inner.findings.values().filter(|finding| finding.last.elapsed() < STALE);
-    let mut paths: Vec<Path> = fresh.map(|finding| path(finding, names)).collect();
+    let mut paths: Vec<Path> = fresh.map(|finding| path(&inner, finding, names)).collect();
     paths.sort_by_key(|path| !path.bad);
     Probes {
         off: inner.off.clone().or(unknown),
@@ -27,7 +27,9 @@ pub fn gather(board: &Board, names: &BTreeMap<Subnets, Box<str>>) -> Probes {
     }
 }
 
-fn path(finding: &Finding, names: &BTreeMap<Subnets, Box<str>>) -> Path {
+/// What is known of one.
+pub fn path(inner: &Inner, finding: &Finding, names: &BTreeMap<Subnets, Box<str>>) -> Path {
+    let echoes = inner.echoes.get(&finding.target.net).copied().unwrap_or_default();
     let whole = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
     Path {
         node: names.get(&finding.target.subnets).map(|name| name.to_string()),
@@ -40,5 +42,7 @@ fn path(finding: &Finding, names: &BTreeMap<Subnets, Box<str>>) -> Path {
         rtt_us: finding.rtt.map(|rtt| whole(rtt.as_micros())),
         mtu: finding.mtu,
         ago_ms: whole(finding.last.elapsed().as_millis()),
+        echoes: echoes.sent,
+        lost: echoes.lost(),
     }
 }

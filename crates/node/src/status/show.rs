@@ -150,13 +150,25 @@ impl Page {
             )),
         };
         self.row("fast path", line);
+        let early = fast.early.iter().map(|early| {
+            let frames = fast.early_frames;
+            Text::of(Tone::Dim, format!("before trains are made (XDP): {early}, {frames} frames"))
+        });
+        self.list(early);
         let fallbacks = [
             (fast.untracked, "of connections not established, or with NAT"),
             (fast.too_big, "longer than an MTU on the way"),
             (fast.full, "of flows there was no room for"),
+            (fast.unfinished, "whose checksums nobody would finish before the peer's tunnel"),
         ];
         let fallbacks = fallbacks.iter().filter(|(times, _)| *times > 0);
         self.list(fallbacks.map(|(times, what)| Text::of(Tone::Dim, format!("slow: {times} {what}"))));
+        // Some places are always kept free for the next ones, on each processor.
+        let full = (fast.flows * 4 > fast.most_flows * 3).then(|| {
+            let most = fast.most_flows;
+            format!("of {most} places most are taken: a flow used long ago goes slow (LODEN_FASTPATH_FLOWS)")
+        });
+        self.list(full.into_iter().map(|line| Text::of(Tone::Dim, line)));
         self.list(fast.left_out.iter().map(|device| Text::of(Tone::Dim, format!("without: {device}"))));
     }
 
@@ -322,7 +334,7 @@ impl Page {
 }
 
 /// A duration for people, to two units.
-fn duration(ms: u64) -> String {
+pub fn duration(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..=9 => format!("{}.{} s", s, ms % 1000 / 100),

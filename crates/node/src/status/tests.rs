@@ -14,6 +14,8 @@ fn path(number: u8, rtt_us: Option<u64>) -> Path {
         rtt_us,
         mtu: rtt_us.map(|_| 1450),
         ago_ms: 500,
+        echoes: 4,
+        lost: if rtt_us.is_some() { 0 } else { 4 },
     }
 }
 

@@ -9,7 +9,7 @@ use crate::world::{World, until};
 const GOOD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 /// Puts a bad configuration straight into the file, past the check of `loden config put`.
-fn put_unchecked(world: &World, text: &str) {
+pub fn put_unchecked(world: &World, text: &str) {
     // `config put` refuses it, which is tested below; the column is the store's own.
     let connection = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
     connection.execute("INSERT OR REPLACE INTO config (value) VALUES (?1)", [text]).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use kernel::Netns;
+use kernel::sysctl::has_ipv6;
 use serde_json::Value;
 
 use crate::world::until;
@@ -58,8 +59,18 @@ fn sane(way: &Value, figures: &[&str], rounds: usize) {
     }
 }
 
-const TRAFFIC: &[&str] =
-    &["tcp_one", "tcp_four", "cpu_per_gb", "datagrams", "cpu_per_datagram", "trip_half", "trip_most"];
+const TRAFFIC: &[&str] = &[
+    "tcp_one",
+    "tcp_four",
+    "cpu_per_gb",
+    "datagrams",
+    "cpu_per_datagram",
+    "datagrams_answered",
+    "cpu_per_answered",
+    "connections",
+    "trip_half",
+    "trip_most",
+];
 
 #[test]
 fn a_lab_is_measured_and_gone() {
@@ -74,6 +85,7 @@ fn a_lab_is_measured_and_gone() {
     assert!(output.status.success(), "{}", said(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["schema"], &report["place"]), (&"loden.bench/1".into(), &"lab".into()));
+    assert_eq!(report["family"], "IPv4");
     let names: Vec<&str> =
         report["ways"].as_array().unwrap().iter().map(|way| way["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["wire", "vxlan", "udp", "routed", "cni", "peers"]);
@@ -88,6 +100,34 @@ fn a_lab_is_measured_and_gone() {
         [] => Ok(()),
         left => Err(left.join(" ")),
     });
+}
+
+/// All ways that carry IPv6, in it; what does not is named.
+#[test]
+fn a_lab_of_ipv6_is_measured() {
+    if !plugins("a_lab_of_ipv6_is_measured") || !has_ipv6() {
+        return;
+    }
+    let fast = if crate::fast::can("the fast path in IPv6") { ",fast,fast-host-gw" } else { "" };
+    let what = format!("host-gw,vxlan,udp,fast-udp,bridge,routed,cni,peers{fast}");
+    let words = ["--family", "6", "--what", &what, "--rounds", "1", "--seconds", "0.1", "-o", "json"];
+    let output = bench(&words).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["family"], &report["place"]), (&"IPv6".into(), &"lab".into()));
+    let udp = ["udp", "fast-udp"];
+    for name in what.split(',').filter(|name| !udp.contains(name)) {
+        let figures = match name {
+            "cni" => &["pods_added", "pods_deleted"][..],
+            "peers" => &["peers_programmed"],
+            _ => TRAFFIC,
+        };
+        sane(way(&report, name), figures, 1);
+    }
+    sane(way(&report, "wire"), TRAFFIC, 1);
+    for name in udp {
+        assert_eq!(way(&report, name)["unavailable"], "flannel's udp carries IPv4 alone");
+    }
 }
 
 #[test]
@@ -151,7 +191,8 @@ fn pods_of_two_hosts_are_measured_and_detached() {
         return;
     }
     let loden = env!("CARGO_BIN_EXE_loden");
-    let lab = lab::Lab::builder(loden).hosts(2).start().unwrap();
+    let stack = if has_ipv6() { lab::Stack::Dual } else { lab::Stack::V4 };
+    let lab = lab::Lab::builder(loden).hosts(2).stack(stack).start().unwrap();
     let on = |host: usize, words: &[&str]| {
         let mut command = lab.host(host).command(loden).unwrap();
         command.arg("bench").args(words).env("CNI_PATH", "/run/loden-lab/bin");
@@ -162,14 +203,19 @@ fn pods_of_two_hosts_are_measured_and_detached() {
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(taken(&lab, 1), "1");
-    let words = ["host", "192.0.2.11", "--rounds", "1", "--seconds", "0.1", "-o", "json"];
-    let output = on(2, &words).args(token).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    sane(way(&report, "wire"), TRAFFIC, 1);
-    sane(way(&report, "pods"), TRAFFIC, 1);
-    assert!(way(&report, "pods")["about"].as_str().unwrap().contains("vxlan"), "{report}");
-    assert_eq!(taken(&lab, 2), "0");
+    let ends = [("192.0.2.11", "IPv4"), ("2001:db8:0:1::11", "IPv6")];
+    for (address, family) in ends.into_iter().filter(|(_, family)| *family == "IPv4" || has_ipv6()) {
+        let words =
+            ["host", address, "--family", &family[3..], "--rounds", "1", "--seconds", "0.1", "-o", "json"];
+        let output = on(2, &words).args(token).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["family"], family);
+        sane(way(&report, "wire"), TRAFFIC, 1);
+        sane(way(&report, "pods"), TRAFFIC, 1);
+        assert!(way(&report, "pods")["about"].as_str().unwrap().contains("vxlan"), "{report}");
+        assert_eq!(taken(&lab, 2), "0");
+    }
     // Told to end in the middle, it detaches its pod as well; so does the server.
     let words = ["host", "192.0.2.11", "--rounds", "100", "--seconds", "1"];
     let mut client = on(2, &words).args(token).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -192,6 +238,10 @@ fn mistakes_are_one_sentence() {
         (&["--what", "moon"][..], "\"moon\" is no way"),
         (&["host"], "host needs the address"),
         (&["lab", "--rounds", "many"], "--rounds is a number from 1 to 100"),
+        (
+            &["host", "2001:db8::1", "--token", "abcdefgh", "--family", "4"],
+            "2001:db8::1 is IPv6, and --family asks for IPv4",
+        ),
     ] {
         let output = bench(words).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");

@@ -344,8 +344,9 @@ fn the_hop_that_misses_a_packet_is_named() {
     for (words, want) in [
         (&["--help"][..], ""),
         (&[&from], "needs a source and a destination"),
-        (&[&from, "nonsense"], "is neither"),
-        (&["10.244.250.1", &to], "is on this host"),
+        (&[&from, "nonsense"], "; of a pod of another host, give the address"),
+        (&[&from, "10.244.1.300"], "is neither"),
+        (&["10.244.0.1", &to], "is on this host"),
         (&[&from, &to, "80/gre"], "is no PORT/PROTO"),
         (&[&from, "fd00::1"], "no address of the same family"),
         (&[&from, &to, "--count", "0"], "no number from 1 on"),

@@ -13,7 +13,7 @@ use crate::machine::{Machine, child_of};
 use crate::migrate::recording::Recording;
 use crate::world::{Agent, Host, World, until};
 
-const NETWORK: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan","CheckSources":true}}"#;
+const NETWORK: &str = r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.199.0","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan","CheckSources":true}}"#;
 
 /// Everything a host is, as lines that say where they come from. What lives by itself is left out: learned
 /// neighbours and counters.

@@ -82,36 +82,71 @@ fn path() -> String {
 struct Node<'a> {
     host: &'a Host,
     machine: Machine,
-    containerd: Child,
+    engine: Engine,
     dockerd: Option<Child>,
     agent: Option<Agent>,
+}
+
+/// What Docker needs on a machine before it starts: containerd, settings, and one variant of iptables.
+pub struct Engine {
+    containerd: Child,
     cgroup: String,
+}
+
+impl Engine {
+    pub fn settle(machine: &Machine, host: &Host, variant: Variant) -> Engine {
+        machine.sh("mkdir -p /run/containerd /run/flannel /etc/docker /etc/alternatives");
+        for family in Family::BOTH {
+            let names = [variant.program(family).to_owned(), variant.program(family).replace("-nft", "")];
+            let plain = names[1].replace("-legacy", "");
+            machine.sh(&format!("ln -sf /usr/sbin/{} /etc/alternatives/{plain}", names[0]));
+        }
+        let mut command = machine.command("containerd");
+        let log = fs::File::create(host.dir.join("containerd.log")).unwrap();
+        let containerd = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let cgroup = format!(
+            "/loden-docker-{}-{}",
+            std::process::id(),
+            host.dir.display().to_string().replace('/', "-")
+        );
+        let engine = Engine { containerd, cgroup };
+        engine.set(machine, true);
+        engine
+    }
+
+    /// Docker's own settings: no file system in layers on top of one, control groups without systemd.
+    fn set(&self, machine: &Machine, live_restore: bool) {
+        let text = format!(
+            r#"{{"storage-driver": "vfs", "cgroup-parent": "{}", "exec-opts": ["native.cgroupdriver=cgroupfs"], "live-restore": {live_restore}}}"#,
+            self.cgroup
+        );
+        machine.write("/etc/docker/daemon.json", &text);
+    }
+}
+
+impl Drop for Engine {
+    /// Control groups outlive the processes in them. Those have ended: by whoever uses this, or with their machine.
+    fn drop(&mut self) {
+        let _ = self.containerd.wait();
+        remove_cgroup(&self.cgroup);
+    }
 }
 
 impl<'a> Node<'a> {
     /// With our programs, our settings and an image. `None` with a printed reason where Docker cannot run.
     fn new(host: &'a Host, variant: Variant, image: &Path, test: &str) -> Option<Node<'a>> {
         let machine = Machine::on(host, test)?;
-        machine.sh(&format!("mkdir -p {BIN} /run/containerd /run/flannel /etc/docker /etc/alternatives"));
+        machine.sh(&format!("mkdir -p {BIN}"));
         for name in ["flanneld", "flanneld-start", "mk-docker-opts.sh"] {
             machine.sh(&format!("ln -sf {} {BIN}/{name}", env!("CARGO_BIN_EXE_loden")));
-        }
-        for family in Family::BOTH {
-            let names = [variant.program(family).to_owned(), variant.program(family).replace("-nft", "")];
-            let plain = names[1].replace("-legacy", "");
-            machine.sh(&format!("ln -sf /usr/sbin/{} /etc/alternatives/{plain}", names[0]));
         }
         let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd/loden.env");
         let settings = fs::read_to_string(settings).unwrap();
         let members = "https://192.0.2.1:2379,https://192.0.2.2:2379";
         assert!(settings.contains(members));
         machine.write("/etc/default/loden", &settings.replace(members, "http://192.0.2.11:2379"));
-        let cgroup = format!("/loden-docker-{}-{}", std::process::id(), host.public());
-        let mut command = machine.command("containerd");
-        let log = fs::File::create(host.dir.join("containerd.log")).unwrap();
-        let containerd = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut node = Node { host, machine, containerd, dockerd: None, agent: None, cgroup };
-        node.settle_docker(true);
+        let engine = Engine::settle(&machine, host, variant);
+        let mut node = Node { host, machine, engine, dockerd: None, agent: None };
         // Whether this machine can run containers at all, before anything of ours matters.
         let able = node
             .dockerd("dockerd -H unix:///run/docker.sock --containerd=/run/containerd/containerd.sock --bridge=none --iptables=false", &Unit::read("docker.service.d/loden.conf"))
@@ -125,15 +160,6 @@ impl<'a> Node<'a> {
         // As a machine is until Docker comes, which then sets its policy.
         host.sh("sysctl -qw net.ipv4.ip_forward=0");
         Some(node)
-    }
-
-    /// Docker's own settings: no file system in layers on top of one, control groups without systemd.
-    fn settle_docker(&self, live_restore: bool) {
-        let text = format!(
-            r#"{{"storage-driver": "vfs", "cgroup-parent": "{}", "exec-opts": ["native.cgroupdriver=cgroupfs"], "live-restore": {live_restore}}}"#,
-            self.cgroup
-        );
-        self.machine.write("/etc/docker/daemon.json", &text);
     }
 
     /// `systemctl start loden`
@@ -262,7 +288,6 @@ impl<'a> Node<'a> {
 }
 
 impl Drop for Node<'_> {
-    /// Control groups outlive the processes in them.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.log()).unwrap_or_default();
@@ -272,13 +297,13 @@ impl Drop for Node<'_> {
         if !containers.is_empty() {
             let _ = self.docker(&format!("rm -f {}", containers.replace('\n', " ")));
         }
-        for (name, child) in [("dockerd", self.dockerd.as_mut()), ("containerd", Some(&mut self.containerd))]
+        for (name, child) in
+            [("dockerd", self.dockerd.as_mut()), ("containerd", Some(&mut self.engine.containerd))]
         {
             let Some(child) = child else { continue };
             let _ = self.machine.output("pkill", &["-KILL", "-x", name]);
             let _ = child.wait();
         }
-        remove_cgroup(&self.cgroup);
     }
 }
 
@@ -305,7 +330,7 @@ fn image(dir: &Path) -> PathBuf {
 }
 
 /// Whether the programs are there; says so if not.
-fn there(test: &str, variant: Variant) -> bool {
+pub fn there(test: &str, variant: Variant) -> bool {
     for (program, package) in [
         ("/usr/sbin/dockerd", "docker.io"),
         ("/usr/bin/containerd", "containerd"),
@@ -450,7 +475,7 @@ fn by_units(test: &str, variant: Variant, config: &str) {
         .iter_mut()
         .zip([["-docker", "-agent", "+agent", "+docker"], ["-agent", "-docker", "+docker", "+agent"]])
     {
-        node.settle_docker(false);
+        node.engine.set(&node.machine, false);
         node.signal_docker("HUP");
         until("Docker to read its settings", || {
             match node.docker("info -f {{.LiveRestoreEnabled}}")?.as_str() {
@@ -503,7 +528,7 @@ fn first_tutorial_containers_keep_their_addresses() {
         let settings = node.machine.path("/etc/default/loden");
         let text = fs::read_to_string(&settings).unwrap().replace("IP_MASQ=true", "IP_MASQ=false");
         fs::write(settings, text).unwrap();
-        node.settle_docker(false);
+        node.engine.set(&node.machine, false);
         node.start_agent();
         node.start_docker();
         node.web("web", "");

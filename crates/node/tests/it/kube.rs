@@ -296,7 +296,7 @@ fn an_outage_of_the_api_is_survived_and_made_up_for() {
     let target = two.subnet("FLANNEL_SUBNET").network();
     until("the repaired way", || one.greet(two, target));
     until("the repaired way in IPv6", || one.greet(two, two.subnet("FLANNEL_IPV6_SUBNET").network()));
-    assert!(has_route(one, "10.244.9.0/24"));
+    holds("the stranger's route again", || has_route(one, "10.244.9.0/24"));
     cluster.double.open().unwrap();
     holds("what happened meanwhile", || has_route(one, "10.244.10.0/24") && !has_route(one, "10.244.9.0/24"));
     assert!(agents.iter_mut().all(Agent::alive));

@@ -14,10 +14,12 @@ use crate::world::{Agent, Host, run, until};
 /// waited for but goes at once, as under any first process.
 const SETUP: &str = r#"
 set -e
-mount -t tmpfs loden-test "$1"
-for directory in etc opt var/lib; do
-  mkdir -p "$1/$directory/files" "$1/$directory/work"
-  mount -t overlay overlay "/$directory" -o "lowerdir=/$directory,upperdir=$1/$directory/files,workdir=$1/$directory/work"
+layers=$1
+shift
+mount -t tmpfs loden-test "$layers"
+for directory in etc opt var/lib "$@"; do
+  mkdir -p "$layers/$directory/files" "$layers/$directory/work"
+  mount -t overlay overlay "/$directory" -o "lowerdir=/$directory,upperdir=$layers/$directory/files,workdir=$layers/$directory/work"
 done
 mount -t tmpfs loden-test /run
 echo ready
@@ -34,6 +36,11 @@ pub struct Machine {
 impl Machine {
     /// Around a host of a world. `None` with a printed reason where the kernel does not allow it.
     pub fn on(host: &Host, test: &str) -> Option<Machine> {
+        Machine::with(host, test, &[])
+    }
+
+    /// The same with more directories of its own, such as `usr/local`.
+    pub fn with(host: &Host, test: &str, more: &[&str]) -> Option<Machine> {
         let layers = host.dir.join("layers");
         fs::create_dir_all(&layers).unwrap();
         let mut command = Command::new("unshare");
@@ -46,7 +53,7 @@ impl Machine {
             "--propagation",
             "private",
         ]);
-        command.args(["sh", "-c", SETUP, "sh"]).arg(&layers);
+        command.args(["sh", "-c", SETUP, "sh"]).arg(&layers).args(more);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut holder = host.netns.run(|| command.spawn()).unwrap().unwrap();
         let mut line = String::new();

@@ -1,6 +1,10 @@
 //! What the agent counts, held against what was done to it.
 
+use std::fs;
+use std::io::Write as _;
 use std::net::UdpSocket;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::world::{Host, World, sh, until};
 
@@ -46,7 +50,7 @@ fn repairs_and_strangers_are_counted() {
     let mac = peer.json("ip -j link show flannel.1")[0]["address"].as_str().unwrap().to_owned();
     host.sh(&format!("bridge fdb replace {mac} dev flannel.1 dst 192.0.2.99"));
     becomes(host, 8081, "loden_reconcile_repairs_total{kind=\"fdb\",cause=\"altered\"}", 1.0);
-    host.sh("ip route add 10.244.250.0/24 dev eth0 proto 76");
+    host.sh("ip route add 10.244.0.0/24 dev eth0 proto 76");
     becomes(host, 8081, "loden_reconcile_repairs_total{kind=\"route\",cause=\"added\"}", 1.0);
 
     // A frame for our network from somebody who has no lease.
@@ -97,4 +101,45 @@ fn metrics_have_a_place_of_their_own_if_asked() {
     let wrong = host.agent_in(&[], &[("LODEN_STORE", host.store()), ("LODEN_METRICS", "9465")]);
     wrong.says("LODEN_METRICS=\"9465\" is no address with a port");
     assert_eq!(wrong.ends(), 1);
+}
+
+/// Prometheus' own program is the judge of rules, of what they say of sick and healthy nodes, and of a real page.
+#[test]
+fn promtool_takes_rules_and_page() {
+    let promtool = |words: &[&str], input: &str| {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/monitoring");
+        let mut command = Command::new("promtool");
+        command
+            .args(words)
+            .current_dir(deploy)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().ok()?;
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    let Some((_, _)) = promtool(&["--version"], "") else {
+        println!("SKIP promtool_takes_rules_and_page: promtool is not installed (package prometheus)");
+        return;
+    };
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/monitoring");
+    let read = |file: &str| fs::read_to_string(deploy.join(file)).unwrap();
+    for alert in read("alerts.yaml").lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(read("alerts_test.yaml").contains(&format!("alertname=\"{alert}\"")), "{alert} is not tried");
+    }
+    let world = World::with_config(2, VXLAN);
+    let _agents = world.start(&["--healthz-port=8081"]);
+    becomes(&world.hosts[0], 8081, "loden_ready", 1.0);
+    let (_, page) = world.hosts[0].http(8081, "/metrics").unwrap();
+    for (words, input) in [
+        (&["check", "rules", "alerts.yaml"][..], ""),
+        (&["test", "rules", "alerts_test.yaml"], ""),
+        (&["check", "metrics"], &page),
+    ] {
+        let (fine, said) = promtool(words, input).unwrap();
+        assert!(fine, "promtool {words:?}: {said}");
+    }
 }

@@ -325,8 +325,9 @@ fn little_of_everything_slows_the_agent_and_does_not_kill_it() {
         put_peers(&world, "203.0.113");
         put_peers(&world, "198.51.100");
     }
-    put_peers(&world, "203.0.113");
-    forwarded(host, "203.0.113", PEERS);
+    // A network that was not among the changes: the agent may be at any of them for a while.
+    put_peers(&world, "192.88.99");
+    forwarded(host, "192.88.99", PEERS);
     forwarded(host, "198.51.100", 0);
     println!("10,100 changes of peers after {} ms", start.elapsed().as_millis());
     answers(host);
@@ -353,4 +354,51 @@ fn little_of_everything_slows_the_agent_and_does_not_kill_it() {
     forwarded(host, "198.51.100", PEERS);
     println!("without limits: a device and {PEERS} changes after {} ms", start.elapsed().as_millis());
     assert!(agent.alive() && !agent.log().contains("panicked"), "{}", agent.log());
+}
+
+/// The log is a pipe that is full and that nobody reads.
+#[test]
+fn a_log_nobody_reads_holds_up_nothing() {
+    let world = World::with_config(2, VXLAN).quiet();
+    let (host, peer) = (&world.hosts[0], &world.hosts[1]);
+    let pipe = host.dir.join("pipe");
+    host.sh(&format!("mkfifo {}", pipe.display()));
+    let mut reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    rustix::pipe::fcntl_setpipe_size(&reader, 4096).unwrap();
+    let into_pipe = format!("exec 2<>{}; exec \"$0\" \"$@\"", pipe.display());
+    let other = peer.agent(&[]);
+    let store = [("LODEN_STORE", world.hosts[0].store())];
+    let mut agent = host.agent_under(&["sh", "-c", &into_pipe], &["-v=10"], &store);
+    other.ready();
+    // Its log cannot tell that it is ready.
+    routes(host, 1);
+    let wanted = picture(host);
+    let subnet = peer.subnet("FLANNEL_SUBNET");
+    for round in 0..20 {
+        host.sh(&format!("ip route del {subnet}"));
+        as_wanted(host, &format!("deletion {round}"), &wanted);
+    }
+    assert!(agent.alive());
+    let full = rustix::io::ioctl_fionread(&reader).unwrap();
+    assert!(full > 0, "nothing is in the pipe");
+
+    // Who begins to read gets all of it, in order, and the newest.
+    let (send, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        use std::io::BufRead as _;
+        let mut line = String::new();
+        let mut reader = std::io::BufReader::new(&mut reader);
+        while reader.read_line(&mut line).is_ok() && send.send(std::mem::take(&mut line)).is_ok() {}
+    });
+    agent.terminate();
+    let mut seen = Vec::new();
+    while let Ok(line) = lines.recv_timeout(crate::world::patience()) {
+        let last = line.contains("Exiting cleanly");
+        seen.push(line);
+        if last {
+            break;
+        }
+    }
+    assert!(seen.first().is_some_and(|line| line.contains("CLI flags config")), "{:?}", seen.first());
+    assert!(seen.last().is_some_and(|line| line.contains("Exiting cleanly")), "{:?}", seen.last());
 }

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
+use kernel::sysctl::has_ipv6;
 
 use crate::world::{Host, asked_patience, sh, until};
 
@@ -25,11 +26,13 @@ impl Pod {
         let netns = Netns::create().unwrap();
         // On a busy machine addresses take long to be sure of themselves.
         let sure = "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0";
-        sh(&netns, sure);
-        host.sh(sure);
+        if has_ipv6() {
+            sh(&netns, sure);
+            host.sh(sure);
+            host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        }
         host.sh("ip link add cni0 type bridge");
         host.sh("ip link set cni0 up");
-        host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
         host.sh("ip link add veth0 type veth peer name inpod");
         host.sh(&format!("ip link set inpod netns {}", netns.path().display()));
         host.sh("ip link set veth0 master cni0 up");
@@ -48,6 +51,9 @@ impl Pod {
         }
         // Links that just came up ask for a second whether their addresses are free.
         until("addresses to be sure", || {
+            if !has_ipv6() {
+                return Ok(());
+            }
             let tentative = host.sh("ip -6 addr show tentative") + &sh(&netns, "ip -6 addr show tentative");
             if tentative.trim().is_empty() { Ok(()) } else { Err(tentative) }
         });

@@ -11,7 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use crate::world::{Etcd, Host, World, has_etcd, until};
 
 /// `ca.pem`, `server.pem`, `client.pem` and keys, as cfssl would have made them.
-fn certificates(dir: &Path, server: IpAddr) {
+pub fn certificates(dir: &Path, server: IpAddr) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -66,7 +66,7 @@ fn reach(from: &Host, to: &Host) {
 }
 
 /// What `wg` prints on a host. It looks for sockets in one place, which is made the host's own.
-fn wg_sh(host: &Host, words: &str) -> String {
+pub fn wg_sh(host: &Host, words: &str) -> String {
     std::fs::create_dir_all("/run/wireguard").unwrap();
     let sockets = host.dir.join("wireguard");
     let command = format!("mount --bind {} /run/wireguard && wg {words}", sockets.display());
@@ -259,6 +259,7 @@ fn wireguard_outlives_its_agent() {
     reach(one, two);
     let address = inside(two)[0];
     let before = links(one);
+    let capture = Capture::on(one);
     let key = std::fs::read_to_string(one.dir.join("wgkey")).unwrap();
     // Pings all the while.
     let mut command = Command::new("ping");
@@ -286,6 +287,7 @@ fn wireguard_outlives_its_agent() {
     assert_eq!(links(one), before, "the same devices");
     assert_eq!(std::fs::read_to_string(one.dir.join("wgkey")).unwrap(), key);
     reach(two, one);
+    nothing_in_the_clear(&capture);
 }
 
 #[test]
@@ -323,6 +325,11 @@ fn wireguard_follows_a_peers_new_key() {
     let [one, two, three] = [&world.hosts[0], &world.hosts[1], &world.hosts[2]];
     reach(one, two);
     let old = public_key(two, "flannel-wg");
+    let captures = [Capture::on(one), Capture::on(two)];
+    // All the while somebody sends to the node whose key changes.
+    let mut command = Command::new("ping");
+    command.args(["-i", "0.02", "-n", &inside(two)[0].to_string()]).stdout(Stdio::null());
+    let mut ping = one.netns.run(|| command.spawn()).unwrap().unwrap();
     agents.remove(1).kill();
     let file = two.dir.join("wgkey");
     std::fs::remove_file(&file).unwrap();
@@ -339,6 +346,9 @@ fn wireguard_follows_a_peers_new_key() {
     two.sh("ip link add nudge type bridge");
     until("the file again", || if file.exists() { Ok(()) } else { Err("not yet".to_owned()) });
     assert_eq!(public_key(two, "flannel-wg"), key);
+    ping.kill().unwrap();
+    ping.wait().unwrap();
+    captures.iter().for_each(nothing_in_the_clear);
 }
 
 #[test]
@@ -422,6 +432,7 @@ fn wireguard_of_user_space_is_made_whole_whatever_is_killed_and_ends_when_told()
     let tunnel = || pid(one).ok_or_else(|| "no process".to_owned());
     let before = until("the process", tunnel);
     let device = links(one);
+    let capture = Capture::on(one);
     Command::new("kill").args(["-KILL", &before.to_string()]).status().unwrap();
     let after = until("another process", || {
         tunnel().and_then(|now| if now == before { Err("the old one".into()) } else { Ok(now) })
@@ -436,6 +447,7 @@ fn wireguard_of_user_space_is_made_whole_whatever_is_killed_and_ends_when_told()
         tunnel().and_then(|now| if now == after { Err("the old one".into()) } else { Ok(now) })
     });
     reach(one, two);
+    nothing_in_the_clear(&capture);
     // Without its agent, `cleanup` ends it.
     assert_eq!(agents.remove(0).terminate(), 0);
     let last = until("the process", tunnel);
@@ -538,7 +550,7 @@ fn wireguard_with_another_psk_is_out_and_others_are_not() {
         let _ = one.greet(two, inside(two)[0]);
         one.sh("ip link set flannel-wg mtu 1300");
         let log = agents[0].log();
-        if log.contains("hear WireGuard peers: works again") { Ok(()) } else { Err(log) }
+        if log.contains("hear peers of encrypted tunnels: works again") { Ok(()) } else { Err(log) }
     });
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kernel::{Kernel, Nft};
 use model::IfName;
+use model::cni::record::ATTACHMENTS;
 use model::gojson::Json;
 use plan::state::{LinkKind, NftFamily, TableKey};
 
@@ -14,6 +15,7 @@ use super::files::{exists, tree};
 use super::flannel::{SHARED, saved};
 use super::iptables::{Signs, removal};
 use super::{Found, Options};
+use crate::pods::names::state_dir;
 
 /// Name of the network in flannel's manifest, and its bridge.
 const NETWORK: &str = "cbr0";
@@ -21,7 +23,6 @@ const BRIDGE: &str = "cni0";
 /// The host's own directories of the chain's plugins.
 const NETWORKS: &str = "/var/lib/cni/networks";
 const SCRATCH: &str = "/var/lib/cni/flannel";
-const RECORDS: &str = "/var/lib/cni/loden";
 const PROGRAM: &str = "loden-cni";
 
 /// What was found, and why nothing of it may go now.
@@ -118,8 +119,8 @@ fn files(options: &Options, configured: &Configured, found: &mut Found) {
     for network in &configured.networks {
         found.acts.extend(tree(&Path::new(NETWORKS).join(network), &all));
     }
-    let records = std::env::var_os("LODEN_CNI_STATE_DIR").map_or_else(|| RECORDS.into(), PathBuf::from);
-    let others = others_records(&records.join("attachments"), &configured.networks);
+    let records = state_dir();
+    let others = others_records(&records.join(ATTACHMENTS), &configured.networks);
     if others.is_empty() {
         found.acts.extend(tree(&records, &all));
     } else {

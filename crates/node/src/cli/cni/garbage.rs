@@ -1,18 +1,17 @@
 //! `loden cni gc`: what is valid is what has a namespace that exists, whoever attached it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kernel::Netns;
 use model::cni::conflist::NetworkList;
-use model::cni::{Error, Members, Version};
+use model::cni::record::{ATTACHMENTS, Record};
+use model::cni::{Error, Version};
 use model::gojson::Json;
 
 use super::attach::{Runner, Step};
 use super::load::Loaded;
-
-/// Where our plugins keep their records.
-const STATE_DIR: &str = "/var/lib/cni/loden";
+use crate::pods::names::state_dir;
 
 /// What was done.
 pub struct Collected {
@@ -74,13 +73,10 @@ fn exists(netns: &str) -> bool {
 
 /// Attachments of which our own plugins know, with a namespace that exists.
 fn recorded(network: &str) -> Vec<(String, String)> {
-    let dir = std::env::var_os("LODEN_CNI_STATE_DIR").filter(|dir| !dir.is_empty());
-    let dir = dir.map_or_else(|| PathBuf::from(STATE_DIR), PathBuf::from).join("attachments").join(network);
-    let Ok(files) = fs::read_dir(dir) else { return Vec::new() };
+    let Ok(files) = fs::read_dir(state_dir().join(ATTACHMENTS).join(network)) else { return Vec::new() };
     let read = |text: String| -> Option<(String, String)> {
-        let value: Json = text.parse().ok()?;
-        let m = Members::of(&value, "Record").ok()?;
-        exists(&m.string("netns").ok()?).then_some((m.string("containerID").ok()?, m.string("ifname").ok()?))
+        let record = Record::parse(&text)?;
+        exists(&record.netns).then_some((record.container_id, record.ifname))
     };
     files.filter_map(|file| read(fs::read_to_string(file.ok()?.path()).ok()?)).collect()
 }
