@@ -1,9 +1,10 @@
-//! What is handed out beside the programs: container images, bills of materials, manifests, the chart.
+//! What is handed out beside the programs: container images, bills of materials, manual and completions, manifests, the chart.
 //! Nothing here is linked into a program.
 
 pub mod chart;
 pub mod image;
 pub mod sbom;
+pub mod share;
 pub mod tar;
 pub mod template;
 pub mod yaml;

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use packaging::{Result, chart, image, sbom};
+use packaging::{Result, chart, image, sbom, share};
 
 const USAGE: &str = "\
 usage: loden-packaging image DIST [ARCH=DIR]...   write DIST/loden.tar and DIST/loden-cni.tar from programs
        loden-packaging sbom DIST                   write DIST/loden.cdx.json and DIST/loden-cni.cdx.json
+       loden-packaging share PROGRAM DIR           write the program's manual and completions below DIR
        loden-packaging render CHART NAMESPACE [VALUES]...   print a chart as `helm template` does
 ";
 
@@ -17,6 +18,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["image", dist, arches @ ..] => images(Path::new(dist), arches),
         ["sbom", dist] => boms(Path::new(dist)),
+        ["share", program, dir] => share::write(Path::new(program), Path::new(dir))
+            .map(|count| format!("{dir}: manual and completions, {count} files\n")),
         ["render", chart, namespace, values @ ..] => render(Path::new(chart), namespace, values),
         _ => Err(USAGE.into()),
     };

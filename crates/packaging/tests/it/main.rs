@@ -7,6 +7,7 @@ mod chart;
 mod containers;
 mod images;
 mod manifests;
+mod share;
 mod units;
 
 use std::path::{Path, PathBuf};

@@ -153,9 +153,14 @@ fn the_manifest_has_flannels_objects() {
         json!({ "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] })
     );
     let mounts: BTreeSet<_> = list(&agent["volumeMounts"]).iter().map(|m| text(&m["mountPath"])).collect();
-    for path in
-        ["/run/flannel", "/etc/kube-flannel/", "/run/xtables.lock", "/var/lib/loden", "/etc/cni/net.d"]
-    {
+    for path in [
+        "/run/flannel",
+        "/etc/kube-flannel/",
+        "/run/xtables.lock",
+        "/var/lib/loden",
+        model::cni::record::STATE_DIR,
+        "/etc/cni/net.d",
+    ] {
         assert!(mounts.contains(path), "{path}");
     }
     let cni: Value =
