@@ -62,7 +62,10 @@ fn mib(bytes: u64) -> f64 {
 
 pub fn run() -> Result<(), String> {
     let root = crate::tidy::root()?;
-    build(&root, &target()?, &root.join("dist"))
+    let dist = root.join("dist");
+    build(&root, &target()?, &dist)?;
+    let word = |path: std::path::PathBuf| path.display().to_string();
+    packaging(&["share".to_owned(), word(dist.join("loden")), word(dist.join("share"))])
 }
 
 /// The programs of this machine and of the targets named, then both images with all of them.

@@ -4,6 +4,7 @@
 //! named in [`PACKAGES`] is needed.
 
 mod dist;
+mod pure;
 mod suite;
 mod tidy;
 mod vm;
@@ -13,7 +14,9 @@ use std::process::{Command, ExitCode};
 /// Debian packages the tests use as foreign witnesses and peers, and the compiler of the fast path. The programs
 /// themselves need none.
 pub const PACKAGES: &[&str] = &[
+    "bpftool",
     "busybox-static",
+    "chromium",
     "clang",
     "conntrack",
     "containerd",
@@ -31,10 +34,12 @@ pub const PACKAGES: &[&str] = &[
     "iproute2",
     "iptables",
     "iputils-ping",
+    "jq",
     "libstrongswan-standard-plugins",
     "nftables",
     "podman",
     "procps",
+    "prometheus",
     "qemu-system-x86",
     "strace",
     "strongswan-charon",
@@ -59,7 +64,8 @@ usage: cargo xtask COMMAND
   faults   the fault catalogue on real namespaces, as root: `cargo xtask faults [R..]` (docs/guide/faults.md)
   fuzz     bytes by chance for every decoder: `cargo xtask fuzz [TARGET]... [--seconds N]`; with coverage, by libFuzzer:
            `cargo xtask fuzz --coverage TARGET [FLAG]...` (docs/decisions/0191-fuzzing.md)
-  bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md)
+  bench    dist, then measure it: `cargo xtask bench all`, as root (docs/guide/performance.md); the parts that only
+           compute, now or beside another revision: `cargo xtask bench pure [FILTER] [--against REV]`
   tidy     the house rules alone
 ";
 
@@ -78,7 +84,7 @@ fn main() -> ExitCode {
         "sbom" => dist::sbom(),
         "faults" => faults(),
         "fuzz" => fuzz(),
-        "bench" => dist::run().and_then(|()| bench()),
+        "bench" => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
         "tidy" => tidy::run(),
         _ => {
             say(USAGE);
@@ -102,9 +108,12 @@ fn check() -> Result<(), String> {
     run("cargo", &["clippy", "--workspace", "--all-targets", "-j2", "--", "-D", "warnings"])
 }
 
-/// The words after `bench` are the program's own.
-fn bench() -> Result<(), String> {
-    let words: Vec<String> = std::env::args().skip(2).collect();
+/// The words after `bench` are the program's own, but for what only computes: that needs no program.
+fn bench(words: &[String]) -> Result<(), String> {
+    if let Some(("pure", rest)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return pure::run(rest);
+    }
+    dist::run()?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let run_it = ["run", "--quiet", "--profile", "quick", "-j2", "-p", "benches", "--"];
     run("cargo", &[run_it.as_slice(), words.as_slice()].concat())
@@ -135,7 +144,9 @@ fn fuzz() -> Result<(), String> {
     }
     let root = tidy::root()?;
     let grown = root.join("fuzz/target/corpus").join(target);
-    std::fs::create_dir_all(&grown).map_err(|error| format!("make {}: {error}", grown.display()))?;
+    // It goes on from what was kept of the runs before (`cargo xtask fuzz keep`).
+    let folder = grown.display().to_string();
+    run("cargo", &["run", "--quiet", "-j2", "-p", "fuzz", "--", "unpack", target, &folder])?;
     let (flag, name) = (format!("RUSTFLAGS={COVERAGE}"), format!("LODEN_FUZZ_TARGET={target}"));
     let manifest = root.join("fuzz/Cargo.toml").display().to_string();
     let kept = root.join("crates/fuzz/corpus").join(target).display().to_string();
@@ -145,7 +156,7 @@ fn fuzz() -> Result<(), String> {
         ["cargo", "run", "--release", "-j2", "--target", &machine, "--manifest-path", &manifest, "--"];
     let words: Vec<&str> =
         [flag.as_str(), &name].into_iter().chain(cargo).chain(flags.iter().copied()).collect();
-    run("env", &[words.as_slice(), &[&grown.display().to_string(), &kept]].concat())
+    run("env", &[words.as_slice(), &[&folder, &kept]].concat())
 }
 
 /// Installs what is missing of [`PACKAGES`]; on a machine that has all of it nothing happens.

@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("apidouble", &[]),
     ("bench", &["kernel", "lab", "model", "plan"]),
     ("benches", &["apidouble", "kernel", "model", "plan"]),
+    ("cases", &["kernel", "model", "plan", "tunnel"]),
     ("fastpath", &[]),
     ("model", &[]),
     ("plan", &["model"]),
@@ -21,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("faults", &["kernel", "lab", "sim"]),
     ("fuzz", &["kernel", "model", "sim", "tunnel"]),
     ("packaging", &[]),
+    ("pure", &["cases"]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),
     ("node", &["bench", "fastpath", "kernel", "lab", "model", "plan", "store", "tunnel"]),
@@ -29,8 +31,12 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// What a plugin call must not pay for.
 const NOT_IN_CNI: &[&str] = &["tokio", "hyper", "rustls", "ring", "aws-lc-rs", "tonic", "clap", "rusqlite"];
 
+/// What measures, and is no part of what is measured.
+const NOT_SHIPPED: &[&str] = &["criterion"];
+
 /// Rooms of values in, values out, and the part of one.
 const PURE: &[&str] = &[
+    "benches/cases/src/",
     "crates/model/src/",
     "crates/plan/src/",
     "crates/fastpath/src/layout",
@@ -76,6 +82,7 @@ pub fn run() -> Result<(), String> {
         arrows(room, allowed, &mut faults)?;
     }
     cni_is_small(&mut faults)?;
+    tools_stay_here(&mut faults)?;
     let mut files = Vec::new();
     collect(&root, &mut files)?;
     for path in &files {
@@ -116,6 +123,17 @@ fn cni_is_small(faults: &mut Vec<String>) -> Result<(), String> {
     for used in cargo_tree(&["-p", "cni"])? {
         if NOT_IN_CNI.contains(&used.as_str()) {
             faults.push(format!("cni links {used}: a plugin call would pay for what only the agent needs"));
+        }
+    }
+    Ok(())
+}
+
+fn tools_stay_here(faults: &mut Vec<String>) -> Result<(), String> {
+    for program in ["node", "cni"] {
+        for used in cargo_tree(&["-p", program])? {
+            if NOT_SHIPPED.contains(&used.as_str()) {
+                faults.push(format!("{program} links {used}, which is for measuring it"));
+            }
         }
     }
     Ok(())
