@@ -25,7 +25,7 @@ usage: cargo xtask faults [ROW]... [OPTION]...
   --fast-path      with the fast path on: for vxlan and host-gw, and for udp in IPv4; a row in which packets do not go fast
                    is broken
   --other FILE     R03: the `loden` of another release, its `loden-cni` beside it
-  --minutes N      soak: how long faults by chance go on, one a second (20)
+  --minutes N      soak: how long faults by chance go on, one a second, two fifths of it without the store (20)
   --rounds N       how often each fault is done, instead of the table's number
   --short          the short slice: few times, little traffic
   --no-tests       leave out the rows that tests stand for
@@ -214,12 +214,20 @@ fn soak(options: &Options) -> faults::Result<bool> {
             let soaked = soak::soak(&setup, backend, time, options.seed)?;
             let seen = &soaked.seen;
             // A fault a second, the slowest may take three: a gap may span the end of one and the next.
-            let broken = judge(Promise::Gap(Duration::from_secs(5)), Clock::Counts, seen);
+            let mut broken = judge(Promise::Gap(Duration::from_secs(5)), Clock::Counts, seen);
+            if soaked.lines_in_outages() > soak::LINES {
+                broken.push(format!(
+                    "an agent logged {:.0} lines a minute while the store was away; at most {:.0} are promised",
+                    soaked.lines_in_outages(),
+                    soak::LINES
+                ));
+            }
             let (first, last) = (soaked.memory.first(), soaked.memory.last());
             let mib = |point: Option<&(f64, f64)>| point.map_or(0.0, |point| point.1 / 1024.0);
             say(&format!(
                 "{backend}: {} faults, {} of {} packets lost, longest gap {} ms, right again after {} ms (p99), memory of three \
-                 agents {:.1} to {:.1} MiB, slope {:.2} MiB/h, {} lines logged\n",
+                 agents {:.1} to {:.1} MiB, slope {:.2} MiB/h, {} lines logged; the store was away {} times, and an agent logged at \
+                 most {} lines in {} s of it without other faults\n",
                 seen.rounds,
                 seen.lost(),
                 seen.sent(),
@@ -229,6 +237,9 @@ fn soak(options: &Options) -> faults::Result<bool> {
                 mib(last),
                 soak::slope(&soaked.memory),
                 soaked.lines,
+                soaked.outages.len(),
+                soaked.outages.iter().max().unwrap_or(&0),
+                soaked.quiet.as_secs(),
             ));
             broken.iter().for_each(|line| say(&format!("      {line}\n")));
             good &= broken.is_empty();

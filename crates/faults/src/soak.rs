@@ -1,5 +1,5 @@
 //! Faults by chance, one a second, for as long as asked: does memory grow, does anything stay wrong? Restarts of agents
-//! are left out, because a new process has not grown; row R01 has them.
+//! are left out, because a new process has not grown; row R01 has them. Now and then the store, an etcd, is away.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,13 @@ use crate::traffic::Traffic;
 const ENDS_AGENTS: [&str; 2] = ["R01", "R29"];
 /// Between two looks at the agents' memory.
 const LOOK: Duration = Duration::from_secs(10);
+/// Three fifths of a turn the store is there. In the fourth it is away and nothing else happens, so that what agents log
+/// is about it; in the last faults go on without it.
+const TURN: Duration = Duration::from_secs(300);
+/// Lines of an agent that the lab keeps.
+const KEPT: usize = 2000;
+/// Lines an agent may log in a minute while the store is away.
+pub const LINES: f64 = 10.0;
 
 /// What came of it.
 pub struct Soaked {
@@ -27,6 +34,35 @@ pub struct Soaked {
     pub memory: Vec<(f64, f64)>,
     /// Lines the agents logged.
     pub lines: usize,
+    /// Per outage, the lines of the agent that logged most while nothing else happened.
+    pub outages: Vec<usize>,
+    /// How long nothing else happened.
+    pub quiet: Duration,
+}
+
+impl Soaked {
+    /// What a minute of an outage logs at most; a shorter one counts as a minute.
+    pub fn lines_in_outages(&self) -> f64 {
+        let most = self.outages.iter().max().copied().unwrap_or(0);
+        most as f64 / (self.quiet.as_secs_f64() / 60.0).max(1.0)
+    }
+}
+
+/// What goes on at a moment of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Faults,
+    Away,
+    FaultsAndAway,
+}
+
+fn phase(since: Duration, turn: Duration) -> Phase {
+    let fifth = since.as_secs_f64() % turn.as_secs_f64() / turn.as_secs_f64() * 5.0;
+    match fifth as u32 {
+        0..=2 => Phase::Faults,
+        3 => Phase::Away,
+        _ => Phase::FaultsAndAway,
+    }
 }
 
 /// Runs on one scene for so long.
@@ -34,7 +70,8 @@ pub struct Soaked {
 /// # Errors
 /// The runner itself fails.
 pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<Soaked> {
-    let mut scene = Scene::start(setup)?;
+    let mut scene = Scene::start(&Setup { etcd: true, ..setup.clone() })?;
+    let turn = TURN.min(time / 4);
     let mut random = Random::new(seed);
     let acts: Vec<Act> = FAULTS
         .iter()
@@ -43,12 +80,32 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
         .filter(|act| fits(act, backend, setup))
         .collect();
     let (mut seen, mut memory) = (Seen::default(), Vec::new());
-    let before = lines(&scene);
+    let (mut outages, mut now, mut said) = (Vec::new(), Phase::Faults, Vec::new());
+    let before: usize = lines(&scene).iter().sum();
     let traffic = Traffic::start(&scene.ends, setup.load, &scene.denied)?;
     let mut watch = setup.fast.then(|| Watch::start(&scene)).transpose()?;
     let (start, mut looked) = (Instant::now(), None);
     while start.elapsed() < time {
         let next = Instant::now() + Duration::from_secs(1);
+        let then = std::mem::replace(&mut now, phase(start.elapsed(), turn));
+        if then != now {
+            if then == Phase::Away {
+                let new = lines(&scene).iter().zip(&said).map(|(now, then)| now - then).max();
+                outages.push(new.unwrap_or(0));
+            }
+            match now {
+                Phase::Faults => scene.store_back()?,
+                Phase::Away => {
+                    said = lines(&scene);
+                    scene.store_away()?;
+                }
+                Phase::FaultsAndAway => {}
+            }
+        }
+        if now == Phase::Away {
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            continue;
+        }
         let Some(act) = random.pick(&acts) else { break };
         seen.rounds += 1;
         if let Err(error) = (act.inject)(&mut scene, &mut random, &mut seen) {
@@ -62,6 +119,9 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
         }
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
+    if now != Phase::Faults {
+        scene.store_back()?;
+    }
     let fast = watch.as_mut().map_or(Ok(()), |watch| watch.again(&scene));
     if let Err(error) = fast.and_then(|()| traffic.flows()) {
         seen.troubles.push(error);
@@ -70,8 +130,12 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
     seen.fast = watch.map(|watch| watch.seen);
     seen.fast_within = PATIENCE;
     scene.compare(&mut seen)?;
-    let lines = lines(&scene) - before;
-    Ok(Soaked { seen, memory, lines })
+    let lines = lines(&scene);
+    if lines.iter().any(|lines| *lines >= KEPT) {
+        seen.troubles.push(format!("an agent logged more than {KEPT} lines, which are not counted"));
+    }
+    let lines = lines.iter().sum::<usize>() - before;
+    Ok(Soaked { seen, memory, lines, outages, quiet: turn / 5 })
 }
 
 fn resident(scene: &Scene) -> Result<f64> {
@@ -82,8 +146,9 @@ fn resident(scene: &Scene) -> Result<f64> {
     Ok(sum as f64)
 }
 
-fn lines(scene: &Scene) -> usize {
-    (1..=HOSTS).map(|host| scene.lab.logs(&format!("host{host}")).unwrap_or_default().len()).sum()
+/// Of each host's agent.
+fn lines(scene: &Scene) -> Vec<usize> {
+    (1..=HOSTS).map(|host| scene.lab.logs(&format!("host{host}")).unwrap_or_default().len()).collect()
 }
 
 /// Growth in MiB an hour by least squares over the second half, when caches are warm.
@@ -100,6 +165,26 @@ pub fn slope(memory: &[(f64, f64)]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_has_five_parts() {
+        use Phase::*;
+        for (second, wanted) in
+            [(0, Faults), (179, Faults), (180, Away), (239, Away), (240, FaultsAndAway), (300, Faults), (485, Away)]
+        {
+            assert_eq!(phase(Duration::from_secs(second), TURN), wanted, "{second}");
+        }
+        let soaked = |outages: &[usize], quiet| Soaked {
+            seen: Seen::default(),
+            memory: Vec::new(),
+            lines: 0,
+            outages: outages.to_vec(),
+            quiet: Duration::from_secs(quiet),
+        };
+        assert!((soaked(&[2, 3], 60).lines_in_outages() - 3.0).abs() < 1e-9);
+        assert!((soaked(&[2, 3], 3).lines_in_outages() - 3.0).abs() < 1e-9, "three lines in three seconds");
+        assert!((soaked(&[30], 120).lines_in_outages() - 15.0).abs() < 1e-9);
+    }
 
     #[test]
     fn slopes_are_of_the_second_half() {

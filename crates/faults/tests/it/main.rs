@@ -7,11 +7,13 @@
 mod named;
 
 use std::path::Path;
+use std::time::Duration;
 
 use faults::promise::Clock;
 use faults::report::Verdict;
 use faults::run::{self, BACKENDS, Size};
 use faults::scene::Setup;
+use faults::soak;
 use faults::table::{FAULTS, Fault, Way};
 use faults::traffic::Load;
 use lab::Stack;
@@ -111,4 +113,31 @@ fn vxlan_with_the_fast_path() {
 #[test]
 fn ipv6_alone_with_the_fast_path() {
     fast_slice("ipv6_alone_with_the_fast_path", "vxlan", Stack::V6, &["R10", "R19"]);
+}
+
+/// Twenty seconds of it: a fault a second, the store away for eight.
+#[test]
+fn a_soak_with_outages_of_the_store() {
+    if let Some(why) = missing(true) {
+        println!("SKIP a_soak_with_outages_of_the_store: {why}");
+        return;
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_loden-faults")).with_file_name("loden");
+    let (_, config) = BACKENDS[0];
+    let setup = Setup {
+        program,
+        other: None,
+        backend: config.to_owned(),
+        stack: Stack::Dual,
+        etcd: true,
+        fast: false,
+        load: Load::LIGHT,
+    };
+    let soaked = soak::soak(&setup, "vxlan", Duration::from_secs(20), 1).unwrap();
+    let seen = &soaked.seen;
+    assert!(seen.rounds > 3 && soaked.outages.len() >= 3, "{} {:?}", seen.rounds, soaked.outages);
+    let wrong = [&seen.troubles, &seen.foreign, &seen.leaked];
+    assert!(wrong.iter().all(|lines| lines.is_empty()), "{wrong:?}");
+    assert_eq!(seen.tcp.1, 0, "connections broke");
+    assert!(soaked.lines_in_outages() <= soak::LINES, "{:?}", soaked.outages);
 }
