@@ -48,20 +48,44 @@ impl Soaked {
     }
 }
 
-/// What goes on at a moment of a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Faults,
-    Away,
-    FaultsAndAway,
+/// What goes on.
+struct Soak {
+    scene: Scene,
+    acts: Vec<Act>,
+    random: Random,
+    seen: Seen,
+    memory: Vec<(f64, f64)>,
+    start: Instant,
 }
 
-fn phase(since: Duration, turn: Duration) -> Phase {
-    let fifth = since.as_secs_f64() % turn.as_secs_f64() / turn.as_secs_f64() * 5.0;
-    match fifth as u32 {
-        0..=2 => Phase::Faults,
-        3 => Phase::Away,
-        _ => Phase::FaultsAndAway,
+impl Soak {
+    /// A fault a second for so long; gives whether to go on.
+    fn faults(&mut self, time: Duration) -> Result<bool> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let next = Instant::now() + Duration::from_secs(1);
+            let Some(act) = self.random.pick(&self.acts) else { return Ok(false) };
+            self.seen.rounds += 1;
+            if let Err(error) = (act.inject)(&mut self.scene, &mut self.random, &mut self.seen) {
+                self.seen.troubles.push(error);
+                self.seen.troubles.extend(self.scene.last_words());
+                return Ok(false);
+            }
+            let now = self.start.elapsed().as_secs_f64();
+            if self.memory.last().is_none_or(|(at, _)| now - at >= LOOK.as_secs_f64()) {
+                self.memory.push((now, resident(&self.scene)?));
+            }
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        Ok(true)
+    }
+
+    /// The store goes away, and nothing else happens for so long; gives the most lines an agent logged.
+    fn outage(&mut self, time: Duration) -> Result<usize> {
+        let before = lines(&self.scene);
+        self.scene.store_away()?;
+        std::thread::sleep(time);
+        Ok(lines(&self.scene).iter().zip(&before).map(|(now, then)| now - then).max().unwrap_or(0))
     }
 }
 
@@ -70,58 +94,26 @@ fn phase(since: Duration, turn: Duration) -> Phase {
 /// # Errors
 /// The runner itself fails.
 pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<Soaked> {
-    let mut scene = Scene::start(&Setup { etcd: true, ..setup.clone() })?;
-    let turn = TURN.min(time / 4);
-    let mut random = Random::new(seed);
+    let scene = Scene::start(&Setup { etcd: true, ..setup.clone() })?;
     let acts: Vec<Act> = FAULTS
         .iter()
         .filter(|fault| !ENDS_AGENTS.contains(&fault.row))
         .filter_map(|fault| if let Way::Here(act) = fault.way { Some(act) } else { None })
-        .filter(|act| fits(act, backend, setup))
+        .filter(|act| fits(act, backend, &Setup { etcd: false, ..setup.clone() }))
         .collect();
-    let (mut seen, mut memory) = (Seen::default(), Vec::new());
-    let (mut outages, mut now, mut said) = (Vec::new(), Phase::Faults, Vec::new());
     let before: usize = lines(&scene).iter().sum();
     let traffic = Traffic::start(&scene.ends, setup.load, &scene.denied)?;
     let mut watch = setup.fast.then(|| Watch::start(&scene)).transpose()?;
-    let (start, mut looked) = (Instant::now(), None);
-    while start.elapsed() < time {
-        let next = Instant::now() + Duration::from_secs(1);
-        let then = std::mem::replace(&mut now, phase(start.elapsed(), turn));
-        if then != now {
-            if then == Phase::Away {
-                let new = lines(&scene).iter().zip(&said).map(|(now, then)| now - then).max();
-                outages.push(new.unwrap_or(0));
-            }
-            match now {
-                Phase::Faults => scene.store_back()?,
-                Phase::Away => {
-                    said = lines(&scene);
-                    scene.store_away()?;
-                }
-                Phase::FaultsAndAway => {}
-            }
-        }
-        if now == Phase::Away {
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            continue;
-        }
-        let Some(act) = random.pick(&acts) else { break };
-        seen.rounds += 1;
-        if let Err(error) = (act.inject)(&mut scene, &mut random, &mut seen) {
-            seen.troubles.push(error);
-            seen.troubles.extend(scene.last_words());
-            break;
-        }
-        if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
-            looked = Some(Instant::now());
-            memory.push((start.elapsed().as_secs_f64(), resident(&scene)?));
-        }
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    let (random, start) = (Random::new(seed), Instant::now());
+    let mut soak = Soak { scene, acts, random, seen: Seen::default(), memory: Vec::new(), start };
+    let (fifth, mut outages, mut goes_on) = (TURN.min(time / 4) / 5, Vec::new(), true);
+    while goes_on && start.elapsed() < time {
+        goes_on = soak.faults(fifth * 3)?;
+        outages.push(soak.outage(fifth)?);
+        goes_on = goes_on && soak.faults(fifth)?;
+        soak.scene.store_back()?;
     }
-    if now != Phase::Faults {
-        scene.store_back()?;
-    }
+    let Soak { scene, mut seen, memory, .. } = soak;
     let fast = watch.as_mut().map_or(Ok(()), |watch| watch.again(&scene));
     if let Err(error) = fast.and_then(|()| traffic.flows()) {
         seen.troubles.push(error);
@@ -135,7 +127,7 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
         seen.troubles.push(format!("an agent logged more than {KEPT} lines, which are not counted"));
     }
     let lines = lines.iter().sum::<usize>() - before;
-    Ok(Soaked { seen, memory, lines, outages, quiet: turn / 5 })
+    Ok(Soaked { seen, memory, lines, outages, quiet: fifth })
 }
 
 fn resident(scene: &Scene) -> Result<f64> {
@@ -167,13 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_has_five_parts() {
-        use Phase::*;
-        for (second, wanted) in
-            [(0, Faults), (179, Faults), (180, Away), (239, Away), (240, FaultsAndAway), (300, Faults), (485, Away)]
-        {
-            assert_eq!(phase(Duration::from_secs(second), TURN), wanted, "{second}");
-        }
+    fn lines_are_counted_by_the_minute() {
         let soaked = |outages: &[usize], quiet| Soaked {
             seen: Seen::default(),
             memory: Vec::new(),
