@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
 }
 
 impl Sink for Reader<'_> {
-    fn open(&mut self, array: bool) {
+    fn open(&mut self, array: bool) -> bool {
         let place = match (self.place(), array) {
             (None, false) => Place::Top,
             (Some(Place::Items), false) => Place::Object,
@@ -227,6 +227,7 @@ impl Sink for Reader<'_> {
         self.places.push(place);
         self.field = None;
         self.next = Place::Other;
+        place != Place::Other
     }
 
     fn close(&mut self) {

@@ -3,9 +3,10 @@
 
 /// What is told of a document.
 pub(super) trait Sink {
-    /// An object or an array opens. Whether scalars directly inside are wanted is asked for each.
-    fn open(&mut self, array: bool);
-    /// The one opened last closes.
+    /// An object or an array opens; gives whether anything inside is of interest, else nothing of it is told, and only
+    /// its texts and brackets are looked at. Whether scalars directly inside are wanted is asked for each.
+    fn open(&mut self, array: bool) -> bool;
+    /// The one opened last closes, of which was told that it opened.
     fn close(&mut self);
     /// The name of the member that follows. Longer ones are cut at [`LONGEST_KEY`].
     fn key(&mut self, name: &str);
@@ -46,6 +47,10 @@ enum Token {
     Unicode(u8, u16),
     /// A number or a word.
     Bare,
+    /// Inside a container that nobody wants; most of a Node is.
+    Passed,
+    PassedText,
+    PassedEscape,
 }
 
 /// The state between two pieces.
@@ -61,6 +66,8 @@ pub(super) struct Scanner {
     high: Option<u16>,
     /// For each open container whether it is an array.
     open: Vec<bool>,
+    /// How many are open around and with the one that nobody wants.
+    passed: usize,
     /// Bytes seen, for messages.
     seen: u64,
 }
@@ -76,6 +83,7 @@ impl Scanner {
             cut: false,
             high: None,
             open: Vec::new(),
+            passed: 0,
             seen: 0,
         }
     }
@@ -116,6 +124,30 @@ impl Scanner {
                         }
                         None => {}
                     }
+                }
+                Token::Passed => {
+                    let rest = &bytes[at..];
+                    let found = |b: &u8| matches!(b, b'"' | b'{' | b'}' | b'[' | b']');
+                    let run = rest.iter().position(found).unwrap_or(rest.len());
+                    at += run + 1;
+                    if let Some(byte) = rest.get(run) {
+                        self.pass(*byte, sink).map_err(|what| self.bad(at, what))?;
+                    }
+                }
+                Token::PassedText => {
+                    let rest = &bytes[at..];
+                    let run = rest.iter().position(|b| matches!(b, b'"' | b'\\')).unwrap_or(rest.len());
+                    at += run + 1;
+                    match rest.get(run) {
+                        Some(b'"') => self.token = Token::Passed,
+                        Some(_) => self.token = Token::PassedEscape,
+                        None => {}
+                    }
+                }
+                // What follows a backslash ends no text; the digits of \u are ordinary bytes of it.
+                Token::PassedEscape => {
+                    at += 1;
+                    self.token = Token::PassedText;
                 }
                 Token::Escape => {
                     at += 1;
@@ -167,13 +199,12 @@ impl Scanner {
             }
             (Expect::Colon, b':') => self.expect = Expect::Value,
             (Expect::Value | Expect::ValueOrEnd, b'{' | b'[') => {
-                if self.open.len() == DEEPEST {
-                    return Err("nested too deep");
-                }
                 let array = byte == b'[';
-                self.open.push(array);
+                self.push(array)?;
                 self.expect = if array { Expect::ValueOrEnd } else { Expect::KeyOrEnd };
-                sink.open(array);
+                if !sink.open(array) {
+                    (self.token, self.passed) = (Token::Passed, self.open.len());
+                }
             }
             (Expect::Value | Expect::ValueOrEnd, b'"') => {
                 (self.is_key, self.limit, self.token) = (false, sink.wants(), Token::Text);
@@ -185,6 +216,29 @@ impl Scanner {
                 self.keep(&[byte]);
             }
             _ => return Err("an unexpected character"),
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, array: bool) -> Result<(), &'static str> {
+        if self.open.len() == DEEPEST {
+            return Err("nested too deep");
+        }
+        self.open.push(array);
+        Ok(())
+    }
+
+    /// A quote or a bracket inside what nobody wants.
+    fn pass(&mut self, byte: u8, sink: &mut impl Sink) -> Result<(), &'static str> {
+        match byte {
+            b'"' => self.token = Token::PassedText,
+            b'{' | b'[' => self.push(byte == b'[')?,
+            _ if self.open.last() != Some(&(byte == b']')) => return Err("an unexpected character"),
+            _ if self.open.len() > self.passed => _ = self.open.pop(),
+            _ => {
+                self.token = Token::Between;
+                self.close(sink);
+            }
         }
         Ok(())
     }
@@ -267,8 +321,10 @@ mod tests {
     struct Told(String);
 
     impl Sink for Told {
-        fn open(&mut self, array: bool) {
+        fn open(&mut self, array: bool) -> bool {
+            let wanted = !self.0.ends_with("pass:");
             self.0.push(if array { '[' } else { '{' });
+            wanted
         }
 
         fn close(&mut self) {
@@ -308,6 +364,10 @@ mod tests {
             (r#"{"a":"123456789"}"#, "{a:<12345678…>."),
             (r#"{"skip":"123456789","b":"1"}"#, "{skip:b:<1>."),
             (r#"{"skip":12,"b":2}"#, "{skip:b:<2>."),
+            (r#"{"pass":{"a":1,"b":["}\"{",{}]},"c":2}"#, "{pass:{.c:<2>."),
+            (r#"{"pass":[],"c":[1]}"#, "{pass:[.c:[<1>.."),
+            (r#"[{"pass":["\\",[{"x":"\u007d"}]]}]"#, "[{pass:[..."),
+            (r#"{"pass":{"a":"#, "{pass:{_"),
             (r#"{"a":"#, "{a:_"),
             (r#"{"a":"x"#, "{a:_"),
         ] {
@@ -327,11 +387,16 @@ mod tests {
             (r#"{"a":1,}"#, "not JSON: an unexpected character at byte 8"),
             (r#"[1,]"#, "not JSON: an unexpected character at byte 4"),
             (r#"[1 2]"#, "not JSON: an unexpected character at byte 4"),
+            (r#"{"pass":[}}"#, "not JSON: an unexpected character at byte 10"),
+            (r#"{"pass":{"a":[]]}"#, "not JSON: an unexpected character at byte 16"),
+            (r#"{"pass":{}1}"#, "not JSON: an unexpected character at byte 11"),
             (r#"{"a":"\x"}"#, "not JSON: a bad escape at byte 8"),
             (r#"{"a":"\u00g0"}"#, "not JSON: a bad escape at byte 11"),
         ] {
             assert_eq!(told(&[text.as_bytes()]), Err(want.to_owned()), "{text}");
         }
+        let deep = format!(r#"{{"pass":{}"#, "[".repeat(129));
+        assert_eq!(told(&[deep.as_bytes()]), Err("not JSON: nested too deep at byte 136".to_owned()));
         let deep = "[".repeat(129);
         assert_eq!(told(&[deep.as_bytes()]), Err("not JSON: nested too deep at byte 129".to_owned()));
     }
