@@ -3,7 +3,9 @@
 //! Steps on devices go one by one, since what follows needs the new index; everything else on rtnetlink
 //! is collected until a step of another kind comes. A step that fails does not stop those after it.
 
-use std::collections::{BTreeSet, HashMap};
+mod indexes;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -18,6 +20,7 @@ use crate::rtnl::{
 };
 use crate::wireguard::Change;
 use crate::{Errno, Error, Kernel, ethtool, sysctl, tun};
+use indexes::{Indexes, index_of};
 
 /// Messages collected before they are sent, to bound memory.
 const PENDING: usize = 4_096;
@@ -37,9 +40,6 @@ impl fmt::Display for StepError {
         write!(f, "{}: {}", self.step, self.errno)
     }
 }
-
-/// Indexes of devices by name.
-type Indexes = HashMap<IfName, u32>;
 
 /// The state of one run.
 struct Run<'a> {
@@ -79,18 +79,6 @@ impl Kernel {
             result.map_err(|errno| StepError { step: step.to_string(), errno })
         };
         run.results.into_iter().zip(steps).map(named).collect()
-    }
-
-    /// One listing of all devices, unless no step needs it.
-    fn indexes_for(&mut self, steps: &[Step]) -> Result<Indexes, Errno> {
-        if steps
-            .iter()
-            .all(|s| matches!(s.key(), Key::Nft(_) | Key::Element(_) | Key::Iptables(_) | Key::Sysctl(_)))
-        {
-            return Ok(Indexes::new());
-        }
-        let links = self.rtnl.links().map_err(errno_of)?;
-        Ok(links.into_iter().map(|l| (l.link.name, l.index)).collect())
     }
 
     fn run_steps(&mut self, run: &mut Run<'_>) {
@@ -525,10 +513,6 @@ impl Kernel {
         };
         written.map(drop).map_err(errno_of)
     }
-}
-
-fn index_of(dev: IfName, indexes: &Indexes) -> Result<u32, Errno> {
-    indexes.get(&dev).copied().ok_or_else(|| explained(libc::ENODEV, format!("{dev} is not there")))
 }
 
 fn explained(code: i32, text: String) -> Errno {

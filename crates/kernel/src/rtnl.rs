@@ -170,7 +170,7 @@ impl Rtnl {
         Ok(Some(found))
     }
 
-    fn link_unresolved(
+    pub(crate) fn link_unresolved(
         &mut self,
         message: &Message,
         action: impl Fn() -> String,

@@ -181,8 +181,8 @@ impl Board {
         inner.findings.retain(|_, finding| plan.peers.get(&finding.target.subnets).is_some());
         let Inner { findings, echoes, .. } = &mut *inner;
         echoes.retain(|net, _| findings.contains_key(net));
-        let others = plan.others().filter(|peer| Some(peer.subnets) != own).count();
-        if inner.off.is_none() && others > inner.findings.len() {
+        let more = plan.others().filter(|peer| Some(peer.subnets) != own).nth(inner.findings.len()).is_some();
+        if inner.off.is_none() && more {
             // Until the prober has counted itself.
             inner.waiting = inner.waiting.max(1);
         }

@@ -33,10 +33,12 @@ use crate::changing::{Former, Neighbours};
 use crate::inputs::Inputs;
 
 pub mod drift;
+mod laid;
 mod look;
 mod outside;
 
 use drift::{Believed, Drift};
+use laid::{Laid, Of};
 use outside::Outside;
 
 /// Everything is read and compared again at least this often.
@@ -136,6 +138,7 @@ pub struct Reconciler<K> {
     pinned: BTreeMap<IfName, Mac>,
     former: Former,
     judge: Judge,
+    laid: Laid,
     assembly: Assembly,
     doubles: Doubles,
     actual: Option<State>,
@@ -198,6 +201,7 @@ impl<K: Kernel> Reconciler<K> {
             pinned: BTreeMap::new(),
             former: Former::default(),
             judge: Judge::default(),
+            laid: Laid::default(),
             assembly: Assembly::default(),
             doubles: Doubles::default(),
             actual: None,
@@ -324,6 +328,7 @@ impl<K: Kernel> Reconciler<K> {
             self.remark = backend.remark();
             self.conf = Some((conf.clone(), backend));
             self.facts = None;
+            self.laid.forget();
             self.assembly = Assembly::default();
             self.neighbours = Neighbours::default();
             // Rules of the mode before are looked for as at a start.
@@ -360,6 +365,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.tracker.forgive();
                 self.stale = true;
                 self.facts = Some(facts);
+                self.laid.forget();
             }
         }
         Ok(())
@@ -373,19 +379,13 @@ impl<K: Kernel> Reconciler<K> {
         report.mtu = backend.mtu(facts);
         let (own, view) = (inputs.own.as_ref(), &inputs.view);
         let mut changes = Vec::new();
-        let mut rules: Vec<Object> = Vec::new();
         if let Some(own) = own {
             changes = self.judge.judge(conf, own, &facts.local, &view.peers);
             report.peer_changes = changes.len();
-            rules.extend(rules::objects(conf, &own.subnets, self.choice, &facts.iptables, &facts.taken));
-            rules.extend(rules::blackholes(&own.subnets, self.choice).map(Object::Route));
         }
-        if inputs.liberal {
-            rules.push(rules::liberal());
-        }
-        if inputs.summed_here {
-            rules.extend(rules::summed_here(backend.kind(), &backend.own_devices(facts)));
-        }
+        let (liberal, summed_here) = (inputs.liberal, inputs.summed_here);
+        let of = Of { own: own.map(|own| own.subnets), choice: self.choice, liberal, summed_here };
+        let rules = self.laid.objects(of, conf, backend.as_ref(), facts);
         let accepted = self.judge.accepted();
         let touched = self.assembly.update(backend.as_ref(), facts, own, rules, accepted, &changes);
 
@@ -398,8 +398,9 @@ impl<K: Kernel> Reconciler<K> {
             report.left_out.extend(self.judge.refused().cloned());
         }
         // A lease that is refused changes nothing of the wanted state, and may be the double.
-        if touched == Touched::All || !view.peers.changes(&self.doubles.of).is_empty() {
-            self.doubles.due_ms.get_or_insert(self.doubles.found_ms + DOUBLES_MS);
+        let anew = touched == Touched::All;
+        if self.doubles.due_ms.is_none() && (anew || !view.peers.changes(&self.doubles.of).is_empty()) {
+            self.doubles.due_ms = Some(self.doubles.found_ms + DOUBLES_MS);
         }
         if self.doubles.due_ms.is_some_and(|due| due <= now_ms) {
             let found = doubles::find(own, &view.peers);

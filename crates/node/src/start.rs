@@ -208,7 +208,7 @@ fn run(
             let status = Status { fast_path: fast.shown(), ..status };
             answer.send_replace(Some(Arc::new(status)));
         }
-        reports.send_replace(report);
+        reports.send_if_modified(|known| known.says_another(report));
     }
     for trouble in reconciler.hand_over() {
         tracing::error!("leave rules and routes to whoever comes next: {trouble}");

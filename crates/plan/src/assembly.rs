@@ -55,7 +55,7 @@ pub struct Assembly {
 struct Basis {
     facts: Facts,
     own: Option<Lease>,
-    rules: Vec<Object>,
+    rules: Arc<Vec<Object>>,
 }
 
 /// What one peer has in the wanted state.
@@ -76,14 +76,15 @@ impl Assembly {
         backend: &dyn Backend,
         facts: &Facts,
         own: Option<&Lease>,
-        rules: Vec<Object>,
+        rules: &Arc<Vec<Object>>,
         accepted: &BTreeMap<Subnets, Arc<Lease>>,
         changes: &[(Subnets, Option<Arc<Lease>>)],
     ) -> Touched {
         let basis = self.basis.as_ref();
-        let same = basis.is_some_and(|b| b.facts == *facts && b.own.as_ref() == own && b.rules == rules);
+        let stand = |basis: &Basis| Arc::ptr_eq(&basis.rules, rules) || basis.rules == *rules;
+        let same = basis.is_some_and(|b| b.facts == *facts && b.own.as_ref() == own && stand(b));
         if !same {
-            self.basis = Some(Basis { facts: facts.clone(), own: own.cloned(), rules });
+            self.basis = Some(Basis { facts: facts.clone(), own: own.cloned(), rules: rules.clone() });
         } else if changes.is_empty() || own.is_none() {
             return Touched::Keys(BTreeSet::new());
         } else if !self.ordered
@@ -118,7 +119,7 @@ impl Assembly {
         own: Option<&Lease>,
         accepted: &BTreeMap<Subnets, Arc<Lease>>,
     ) {
-        let rules = self.basis.as_ref().map(|basis| basis.rules.clone()).unwrap_or_default();
+        let rules = self.basis.as_ref().map(|basis| basis.rules.to_vec()).unwrap_or_default();
         let many = self.many || (self.peers.is_empty() && facts.nexthops_in_use);
         *self = Assembly { basis: self.basis.take(), many, ..Assembly::default() };
         self.wanted = backend.base(facts, own);

@@ -80,3 +80,16 @@ impl<K: Kernel> Reconciler<K> {
         })
     }
 }
+
+impl Report {
+    /// Becomes the next one if that tells the keepers of the lease and of the last good state anything new. Most rounds do
+    /// not, and each wakes their thread.
+    pub fn says_another(&mut self, next: Report) -> bool {
+        let told = |report: &Report| (report.attrs.clone(), report.converged, report.recalled);
+        let another = told(self) != told(&next);
+        if another {
+            *self = next;
+        }
+        another
+    }
+}
