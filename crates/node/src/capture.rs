@@ -184,14 +184,36 @@ impl Follower {
         done
     }
 
+    /// How far along its way it was seen, in hops. What a process takes from the last hop leaves wrapped by a device
+    /// that the way does not name; who is seen there, has the way behind it, by whatever means.
+    fn reached(&self, followed: &Followed) -> usize {
+        let way = self.way(followed.forward);
+        let left = |sight: &Sight| sight.outgoing && !sight.wraps.is_empty() && !way.contains(&sight.hop);
+        if self.handed_on == Some(followed.forward) && followed.sights.iter().any(left) {
+            return way.len();
+        }
+        let seen = |hop: &usize| followed.sights.iter().any(|sight| sight.hop == *hop);
+        way.iter().rposition(seen).map_or(0, |last| last + 1)
+    }
+
+    /// Hops that it went past: not seen there, but before and behind.
+    pub fn skipped(&self, followed: &Followed) -> Vec<usize> {
+        let way = self.way(followed.forward);
+        let position = |hop: usize| way.iter().position(|at| *at == hop);
+        let Some(first) = followed.sights.iter().min_by_key(|sight| sight.at_ns) else { return Vec::new() };
+        let between = position(first.hop).map_or(0, |at| at + 1)..self.reached(followed);
+        let unseen = |hop: &usize| followed.sights.iter().all(|sight| sight.hop != *hop);
+        way.get(between).unwrap_or_default().iter().copied().filter(unseen).collect()
+    }
+
     /// What became of it. A hop that was passed over is no loss if a later one saw the packet.
     pub fn fate(&self, followed: &Followed) -> Fate {
         let way = self.way(followed.forward);
-        let seen = |hop: &usize| followed.sights.iter().any(|sight| sight.hop == *hop);
-        let next = way.iter().rposition(seen).map_or(0, |last| last + 1);
+        let next = self.reached(followed);
         if next < way.len() {
             return Fate::Missing(next);
         }
+        let seen = |hop: &usize| followed.sights.iter().any(|sight| sight.hop == *hop);
         let bytes = followed.packet.range.1;
         let most = |hop: usize| {
             let all = followed.covered.iter().filter(|((at, _), _)| *at == hop);

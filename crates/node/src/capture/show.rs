@@ -16,6 +16,10 @@ pub struct Names<'a> {
     pub hops: &'a [Hop],
     /// Those that this packet must pass.
     pub way: &'a [usize],
+    /// Those that it went past.
+    pub skipped: &'a [usize],
+    /// The interface to other hosts, if this host has a fast path to it.
+    pub fast: Option<&'a str>,
 }
 
 impl Names<'_> {
@@ -35,6 +39,27 @@ impl Names<'_> {
             Fate::Partly(at) => (at, "only in part on"),
         };
         Some((self.hop(*self.way.get(at)?), how.to_owned()))
+    }
+
+    /// Where the fast path leads, for a packet that is missing where that begins: it may be lost on either.
+    fn or_fast(&self, fate: Fate) -> Option<String> {
+        let (Fate::Missing(missing), Some(uplink)) = (fate, self.fast) else { return None };
+        let is_pods = |at: usize| self.hops[self.way[at]].place != 0;
+        // Neither the pod's port, where packets come in, nor the uplink.
+        let skips = |at: usize| {
+            !is_pods(at) && self.hops[self.way[at]].device != uplink && (at == 0 || !is_pods(at - 1))
+        };
+        if !skips(missing) || (0..missing).any(skips) {
+            return None;
+        }
+        let last = self.way.len() - 1;
+        Some(if is_pods(last) { self.hop(self.way[last]) } else { uplink.to_owned() })
+    }
+
+    fn went_fast(&self) -> Option<String> {
+        let devices: Vec<String> = self.skipped.iter().map(|hop| self.hop(*hop)).collect();
+        let fast = if self.fast.is_some() { "went fast: " } else { "" };
+        (!devices.is_empty()).then(|| format!("{fast}skipped {}", devices.join(", ")))
     }
 }
 
@@ -59,10 +84,14 @@ pub fn line(followed: &Followed, fate: Fate, names: &Names<'_>, style: Style) ->
             line = line.and(Tone::Host, format!(" [{}]", wraps.join(", ")));
         }
     }
-    match names.missing(fate) {
-        Some((hop, how)) => line.and(Tone::Bad, format!("  {how} {hop}")),
-        None => line,
+    if let Some(fast) = names.went_fast() {
+        line = line.and(Tone::Dim, format!("  {fast}"));
     }
+    if let Some((hop, how)) = names.missing(fate) {
+        let fast = names.or_fast(fate).map_or(String::new(), |to| format!(", nor on {to} by the fast path"));
+        line = line.and(Tone::Bad, format!("  {how} {hop}{fast}"));
+    }
+    line
 }
 
 /// One document.
@@ -88,6 +117,7 @@ pub fn json(followed: &Followed, fate: Fate, names: &Names<'_>) -> Json {
         ("bytes", (packet.bytes as u64).into()),
         ("forward", followed.forward.into()),
         ("sights", Json::array(sights)),
+        ("skipped", Json::array(names.skipped.iter().map(|hop| names.hop(*hop)))),
         ("passed", (fate == Fate::Passed).into()),
         ("missing_at", missing.map(|(hop, _)| hop).into()),
     ])
@@ -98,6 +128,10 @@ pub fn json(followed: &Followed, fate: Fate, names: &Names<'_>) -> Json {
 pub struct Summary {
     /// Packets.
     pub packets: u64,
+    /// Packets that went past a hop.
+    pub skipped: u64,
+    /// There is a fast path.
+    pub fast: bool,
     /// Packets missing, by the hop that missed them.
     pub missing: Vec<(String, u64)>,
     /// Frames the kernel had no room for.
@@ -110,6 +144,7 @@ impl Summary {
     /// Counts a packet.
     pub fn count(&mut self, fate: Fate, names: &Names<'_>) {
         self.packets += 1;
+        self.skipped += u64::from(!names.skipped.is_empty());
         if let Some((hop, _)) = names.missing(fate) {
             match self.missing.iter_mut().find(|(known, _)| *known == hop) {
                 Some((_, count)) => *count += 1,
@@ -124,6 +159,7 @@ impl Summary {
         let mut text = plural(self.packets, "packet");
         let missing: u64 = self.missing.iter().map(|(_, count)| count).sum();
         match missing {
+            0 if self.skipped > 0 => text.push_str(", none of which was lost on this host"),
             0 if self.packets > 0 => text.push_str(", all of which passed every hop of this host"),
             0 => {}
             _ => {
@@ -131,6 +167,10 @@ impl Summary {
                     self.missing.iter().map(|(hop, n)| format!("{n} not seen on {hop}")).collect();
                 text.push_str(&format!(", {missing} lost on this host: {}", each.join(", ")));
             }
+        }
+        if self.skipped > 0 {
+            let what = if self.fast { "went fast and skipped hops" } else { "skipped hops" };
+            text.push_str(&format!("; {} {what}", self.skipped));
         }
         if self.lost > 0 {
             let lost = plural(self.lost, "frame");
@@ -148,6 +188,8 @@ impl Summary {
         Json::object([
             ("version", VERSION.into()),
             ("packets", self.packets.into()),
+            ("skipped", self.skipped.into()),
+            ("fast_path", self.fast.into()),
             ("missing", Json::array(missing)),
             ("frames_lost", self.lost.into()),
             ("opaque", Json::array(self.opaque.iter().cloned())),

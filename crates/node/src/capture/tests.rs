@@ -286,6 +286,68 @@ fn sights_become_packets() {
     }
 }
 
+/// A packet's line behind its sights, on a host with a fast path to `eth0`; hops with `@` are pods', those with `+` are seen
+/// wrapped.
+#[test]
+fn what_goes_fast_is_told_as_such() {
+    const VXLAN: &str = "eth0@a veth7 cni0 flannel.1 eth0";
+    const UDP: &str = "eth0@a veth7 cni0 flannel0";
+    const HERE: &str = "eth0@a veth7 veth9 eth0@b";
+    let back = |way: &str| way.split(' ').rev().collect::<Vec<_>>().join(" ");
+    for (way, process, seen, want) in [
+        (VXLAN, false, VXLAN, ""),
+        (VXLAN, false, "eth0@a veth7 +eth0", "  went fast: skipped cni0, flannel.1"),
+        (VXLAN, false, "eth0@a veth7 +flannel.1 +eth0", "  went fast: skipped cni0"),
+        (VXLAN, false, "eth0@a veth7", "  not seen on cni0, nor on eth0 by the fast path"),
+        (VXLAN, false, "eth0@a", "  not seen on veth7"),
+        (VXLAN, false, "eth0@a veth7 cni0", "  not seen on flannel.1"),
+        (VXLAN, false, "eth0@a veth7 cni0 flannel.1", "  not seen on eth0"),
+        // The capture began while it was on its way.
+        (VXLAN, false, "cni0 flannel.1 +eth0", ""),
+        (&back(VXLAN), false, "+eth0 eth0@a", "  went fast: skipped flannel.1, cni0, veth7"),
+        (&back(VXLAN), false, "+eth0", "  not seen on flannel.1, nor on eth0@a by the fast path"),
+        (UDP, true, "eth0@a veth7 cni0 flannel0", ""),
+        (UDP, true, "eth0@a veth7 cni0 flannel0 +eth0", ""),
+        (UDP, true, "eth0@a veth7 +eth0", "  went fast: skipped cni0, flannel0"),
+        (UDP, true, "eth0@a veth7", "  not seen on cni0, nor on eth0 by the fast path"),
+        // Another device of this host is not the way out.
+        (UDP, true, "eth0@a veth7 eth1", "  not seen on cni0, nor on eth0 by the fast path"),
+        (&back(UDP), false, "+eth0 eth0@a", "  went fast: skipped flannel0, cni0, veth7"),
+        (&back(UDP), false, "+eth0 flannel0", "  not seen on cni0"),
+        (HERE, false, "eth0@a veth7 eth0@b", "  went fast: skipped veth9"),
+        (HERE, false, "eth0@a veth7", "  not seen on veth9, nor on eth0@b by the fast path"),
+    ] {
+        let hop = |text: &str| {
+            let (device, place) = text.trim_start_matches('+').split_once('@').unwrap_or((text, ""));
+            let place = ["", "a", "b"].iter().position(|known| *known == place).unwrap();
+            Hop { place, device: device.trim_start_matches('+').to_owned() }
+        };
+        let hops: Vec<Hop> = way.split(' ').map(hop).collect();
+        let mut follower = Follower::new(&hops, &[], process.then_some(true));
+        let packet = read(&ip("10.0.0.1", "10.0.0.2", 1, &ECHO));
+        for (at, text) in seen.split(' ').enumerate() {
+            let wraps = if text.starts_with('+') { vec![Wrap::Udp(8285)] } else { Vec::new() };
+            let sight = Sight { hop: follower.hop(&hop(text)), outgoing: true, at_ns: at as u64, wraps };
+            follower.see(sight, packet.clone(), true, None);
+        }
+        let followed = follower.done(u64::MAX).remove(0);
+        let (fate, skipped) = (follower.fate(&followed), follower.skipped(&followed));
+        let places = ["host", "a", "b"].map(str::to_owned);
+        let names = show::Names {
+            places: &places,
+            hops: follower.hops(),
+            way: follower.way(true),
+            skipped: &skipped,
+            fast: Some("eth0"),
+        };
+        let style = lab::paint::Style { color: false, unicode: false, width: 300 };
+        let line = style.lines(&[show::line(&followed, fate, &names, style)]);
+        let (_, sights) = line.trim_end().split_once(" : ").unwrap();
+        let end = sights.split_once("  ").map_or(String::new(), |(_, end)| format!("  {end}"));
+        assert_eq!(end, want, "{way}: {line}");
+    }
+}
+
 #[test]
 fn packets_are_kept_until_nothing_more_can_come() {
     let hop = Hop { place: 0, device: "flannel0".to_owned() };

@@ -18,7 +18,7 @@ use crate::capture::packet::{self, Packet};
 use crate::capture::show::{self, Names, Summary};
 use crate::capture::way::{self, End};
 use crate::capture::{Follower, Hop, Sight, pcapng};
-use crate::pods;
+use crate::{args, pods, socket};
 
 /// What it is, for help, completion and manual.
 pub const COMMAND: Command = Command {
@@ -218,6 +218,8 @@ fn run(wish: &Wish) -> Result<u8, String> {
         opaque.extend(way.opaque);
         handed_on = way.handed_on.then_some(here);
     }
+    // Packets of the host itself never go fast.
+    let fast = if from.host || to.host { None } else { fast_path() };
     let host = Netns::current().map_err(|error| error.to_string())?;
     let mut stations = vec![Station { place: "host".to_owned(), net: &host }];
     let mut places = vec!["host".to_owned(), from.name.clone(), to.name.clone()];
@@ -245,7 +247,8 @@ fn run(wish: &Wish) -> Result<u8, String> {
         waiting: Vec::new(),
         count: wish.count,
         out: Out::open(wish)?,
-        summary: Summary { opaque, ..Summary::default() },
+        summary: Summary { opaque, fast: fast.is_some(), ..Summary::default() },
+        fast,
     };
     session.begin()?;
     let deadline = wish.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
@@ -267,6 +270,15 @@ fn run(wish: &Wish) -> Result<u8, String> {
     }
     session.summary.lost = watch.lost();
     session.finish()
+}
+
+/// The interface to other hosts, if an agent here says that the fast path is on.
+fn fast_path() -> Option<String> {
+    let said = std::env::var("LODEN_SOCKET").ok();
+    let path = socket::path(said.as_deref(), &args::from_environment().subnet_file);
+    let status = socket::ask(path.as_deref()).ok()?;
+    status.fast_path.filter(|fast| fast.on)?;
+    status.interface?.name
 }
 
 /// Every address of one end with every one of the other's, by family.
@@ -357,6 +369,8 @@ struct Session<'a> {
     count: Option<u64>,
     out: Out,
     summary: Summary,
+    /// The interface to other hosts, if there is a fast path to it.
+    fast: Option<String>,
 }
 
 impl Session<'_> {
@@ -366,12 +380,23 @@ impl Session<'_> {
             self.describe(hop, false)?;
         }
         self.out.flush()?;
-        let names = Names { places: &self.places, hops: self.follower.hops(), way: &[] };
+        let names = Names {
+            places: &self.places,
+            hops: self.follower.hops(),
+            way: &[],
+            skipped: &[],
+            fast: self.fast.as_deref(),
+        };
         let way: Vec<String> = self.follower.way(true).iter().map(|hop| names.hop(*hop)).collect();
         let arrow = format!(" {} ", self.out.style.arrow());
         complain(&format!("capturing {}; the way is {}\n", self.title(), way.join(&arrow)));
         for sentence in &self.summary.opaque {
             complain(&format!("{sentence}\n"));
+        }
+        if self.fast.is_some() {
+            complain(
+                "the fast path is on: packets of established flows skip devices between port and uplink\n",
+            );
         }
         Ok(())
     }
@@ -414,6 +439,8 @@ impl Session<'_> {
                 places: &self.places,
                 hops: self.follower.hops(),
                 way: self.follower.way(followed.forward),
+                skipped: &self.follower.skipped(&followed),
+                fast: self.fast.as_deref(),
             };
             let fate = self.follower.fate(&followed);
             self.summary.count(fate, &names);

@@ -214,7 +214,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("LODEN_BENCH_TOKEN", "bench", "as --token"),
     variable(
         "LODEN_SOCKET",
-        "agent, status, top, doctor, dump",
+        "agent, status, top, doctor, dump, capture",
         "path of the agent's socket, or `none`; else beside the subnet file: `loden.sock` for `subnet.env`, `NAME.sock` for `NAME.env`",
     ),
     variable(

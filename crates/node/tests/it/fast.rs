@@ -9,6 +9,7 @@ mod segments;
 mod six;
 mod taken;
 mod udp;
+mod watched;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
