@@ -153,8 +153,8 @@ pub struct FastPath {
     pub full: u64,
     /// Packets with the backend udp whose checksum a peer's socket would have got unfinished, or not at all.
     pub unfinished: u64,
-    /// With the backend udp, whether packets are taken out of their frames before the kernel makes trains (XDP): `on` and the
-    /// device, or `off:` and why.
+    /// With the backend udp and where it was asked for, whether packets are taken out of their frames before the kernel makes
+    /// trains (XDP): `on` and the device, or `off:` and why.
     pub early: Option<String>,
     /// Frames that it was done with.
     pub early_frames: u64,

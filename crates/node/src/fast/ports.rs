@@ -64,7 +64,7 @@ pub enum Xdp {
 const IN_ONE_PAGE: u32 = 3498;
 
 /// Whether packets are to be taken out of frames in the uplink's driver, or why not; `None` with a backend for which there is
-/// nothing to gain. Without GRO there is nothing either, nor where frames are longer than a page: only what lies in one piece is
+/// nothing to gain, and where nobody asked for it. Without GRO there is nothing either, nor where frames are longer than a page: only what lies in one piece is
 /// taken apart, and a veth copies all. A card may set up its queues anew for that, which loses packets and
 /// offloads; a veth does not, but its other end sends no trains any more: where our own end sends none, which is where udp goes
 /// fast at all, nobody is taken for sending any.
@@ -77,7 +77,7 @@ pub fn early(
 ) -> Option<Result<(), String>> {
     let Some(Format::Udp { bare }) = format else { return None };
     let why = match (wanted, kind) {
-        (Xdp::Off, _) => "LODEN_FASTPATH_XDP is not on",
+        (Xdp::Off, _) => return None,
         _ if !on.contains("rx-gro") => "the uplink makes no trains of frames (ethtool -K DEVICE gro on)",
         _ if mtu > IN_ONE_PAGE => "the uplink's frames are longer than a page",
         (Xdp::On, _) => return Some(Ok(())),
@@ -126,7 +126,7 @@ mod tests {
             (Xdp::On, &veth, udp(true), true, 1500, Some("")),
             (Xdp::On, &card, udp(true), true, 1500, Some("")),
             (Xdp::On, &card, udp(false), false, 1500, Some("no trains of frames")),
-            (Xdp::Off, &veth, udp(false), true, 1500, Some("is not on")),
+            (Xdp::Off, &veth, udp(false), true, 1500, None),
             (Xdp::On, &veth, vxlan, true, 1500, None),
             (Xdp::Auto, &veth, None, true, 1500, None),
             (Xdp::On, &veth, udp(false), true, 9000, Some("longer than a page")),

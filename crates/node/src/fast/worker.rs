@@ -308,8 +308,8 @@ impl Worker {
         }
     }
 
-    /// Ties what takes packets out of frames in the uplink's driver, or unties it; says which, if the backend is one for which
-    /// that is done at all. What cannot be had is no trouble: the programs at the uplink do it, later.
+    /// Ties what takes packets out of frames in the uplink's driver, or unties it; says which, if somebody asked for it and the
+    /// backend is one for which that is done at all. What cannot be had is no trouble: the programs at the uplink do it, later.
     fn tie_early(&mut self, uplink: &LinkInfo, format: Option<Format>) -> Option<String> {
         let fast = self.fast.as_mut()?;
         // An uplink whose features cannot be read has none.

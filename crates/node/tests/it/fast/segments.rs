@@ -3,7 +3,7 @@
 
 use std::net::SocketAddrV4;
 
-use super::early::{Line, can_early, early, in_driver, says};
+use super::early::{Line, can_early, early, in_driver};
 use super::packets::{Capture, send, sum};
 use super::{Two, counted};
 use crate::world::Host;
@@ -168,7 +168,12 @@ fn every_segment_arrives_as_without() {
     let mut two = early();
     let with = arrive(&two, Some(&two.world.hosts[1]));
     two.again_in("on", &[("LODEN_FASTPATH_XDP", "off")]);
-    says(&two.world.hosts, "off: LODEN_FASTPATH_XDP is not on");
+    // Nobody asks for it, nothing is said of it.
+    for host in &two.world.hosts {
+        assert_eq!(host.status_json().1["fast_path"]["early"], serde_json::Value::Null);
+        let text = host.status(&[]).1;
+        assert!(text.contains("fast path") && !text.contains("XDP"), "{text}");
+    }
     assert_eq!(two.world.hosts.iter().filter_map(in_driver).count(), 0);
     let later = arrive(&two, None);
     two.again("off");
