@@ -46,6 +46,8 @@ pub struct Seen {
     pub leaked: Vec<String>,
     /// Packets the machine itself dropped meanwhile, of whomever, for want of a processor (`softnet_stat`).
     pub overrun: u64,
+    /// Packets that devices of tunnels in user space dropped, because nobody read them in time.
+    pub unread: u64,
     /// With the fast path: how much of the traffic took it.
     pub fast: Option<Fast>,
     /// How long it may have taken until packets went fast again.
@@ -140,6 +142,9 @@ pub fn judge(promise: Promise, clock: Clock, seen: &Seen) -> Vec<String> {
             broken
                 .push(format!("the machine dropped {} packets itself meanwhile: run it alone", seen.overrun));
         }
+        if seen.lost() > 0 && seen.unread > 0 {
+            broken.push(format!("tunnels in user space did not read {} packets in time", seen.unread));
+        }
     }
     if let (Promise::Gap(most), Clock::Counts) = (promise, clock) {
         for line in seen.lines.iter().filter(|line| line.gap > most) {
@@ -207,6 +212,16 @@ mod tests {
                     "the machine dropped 1 packets itself meanwhile: run it alone",
                 ],
             ),
+            (
+                Promise::NothingLost,
+                Counts,
+                &Seen { unread: 3, ..lossy(2, 20) },
+                &[
+                    "2 of 100 lost within 20 ms, a to b",
+                    "tunnels in user space did not read 3 packets in time",
+                ],
+            ),
+            (Promise::NothingLost, Counts, &Seen { unread: 3, ..good.clone() }, &[]),
             (second, Counts, &lossy(90, 900), &[]),
             (second, Counts, &lossy(90, 1100), &["a gap of 1100 ms, a to b"]),
             (second, Ignored, &lossy(90, 1100), &[]),

@@ -7,9 +7,10 @@ use sim::Random;
 
 use crate::Result;
 use crate::fast::Watch;
+use crate::picture;
 use crate::promise::{Clock, Seen, judge};
 use crate::report::{Outcome, Verdict};
-use crate::scene::{Scene, Setup};
+use crate::scene::{HOSTS, Scene, Setup};
 use crate::table::{Act, Fault, Way};
 use crate::traffic::Traffic;
 
@@ -72,7 +73,7 @@ pub fn act(scene: &mut Scene, act: &Act, size: &Size) -> Result<Seen> {
             (None, 0)
         }
     };
-    let dropped = dropped();
+    let (dropped, unread) = (dropped(), unread(scene));
     for _ in 0..rounds {
         seen.rounds += 1;
         let done = (act.inject)(scene, &mut random, &mut seen)
@@ -87,6 +88,7 @@ pub fn act(scene: &mut Scene, act: &Act, size: &Size) -> Result<Seen> {
     traffic.finish(&mut seen);
     seen.fast = watch.map(|watch| watch.seen);
     seen.overrun = self::dropped().saturating_sub(dropped);
+    seen.unread = self::unread(scene).saturating_sub(unread);
     scene.compare(&mut seen)?;
     Ok(seen)
 }
@@ -96,6 +98,16 @@ fn dropped() -> u64 {
     let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
     let column = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     text.lines().filter_map(column).sum()
+}
+
+/// Packets for which a tunnel in user space was too late, on all hosts.
+fn unread(scene: &Scene) -> u64 {
+    let script = "cat /sys/class/net/flannel[0-9]/statistics/tx_dropped 2>/dev/null";
+    let of = |host| picture::shell(&scene.lab, host, script).unwrap_or_default();
+    (1..=HOSTS)
+        .flat_map(|host| of(host).lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|line| line.parse::<u64>().ok())
+        .sum()
 }
 
 /// Does all these lines on one scene; `told` hears of each when it is done.

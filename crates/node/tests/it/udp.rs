@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -470,6 +471,40 @@ fn a_peer_that_is_gone_holds_nobody_up() {
     transfer(host, peer, 2_000_000);
     let (answered, lost) = pings.finish();
     assert!(lost.is_empty(), "{lost:?} of {answered} lost");
+}
+
+/// On a busy machine: what pods send while it is not its turn waits for it.
+#[test]
+fn a_tunnel_that_has_to_wait_loses_nothing() {
+    if !has_tun("udp::a_tunnel_that_has_to_wait_loses_nothing") {
+        return;
+    }
+    const SENT: u32 = 1500;
+    let world = World::with_config(2, UDP);
+    let _agents = world.start(&[]);
+    let (host, peer) = (&world.hosts[0], &world.hosts[1]);
+    greets(host, peer);
+    let bound = |host: &Host| host.netns.run(|| UdpSocket::bind((own(host), 0))).unwrap().unwrap();
+    let (from, to) = (bound(host), bound(peer));
+    set_socket_recv_buffer_size_force(&to, 16 << 20).unwrap();
+    let tunnel = process(host).unwrap();
+    host.sh(&format!("kill -STOP {tunnel}"));
+    until("the tunnel to stand still", || {
+        let threads = fs::read_dir(format!("/proc/{tunnel}/task")).unwrap().flatten();
+        let mut stats =
+            threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
+        stats.find(|stat| !stat.contains(") T ")).map_or(Ok(()), Err)
+    });
+    for number in 0..SENT {
+        from.send_to(&number.to_be_bytes(), to.local_addr().unwrap()).unwrap();
+    }
+    host.sh(&format!("kill -CONT {tunnel}"));
+    to.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for number in 0..SENT {
+        let mut bytes = [0; 4];
+        to.recv(&mut bytes).unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert_eq!(u32::from_be_bytes(bytes), number);
+    }
 }
 
 /// The format as flannel's proxy has it: an IPv4 packet and nothing before it, a hop less, from port to port.

@@ -16,6 +16,9 @@ use crate::state::{Addr, Link, LinkKind, Object, Route, State, Tun, Tunnel, Tunn
 const OVERHEAD: u32 = 28;
 /// flannel's, unless the configuration names one.
 const PORT: u16 = 8285;
+/// Packets that wait for the tunnel's turn on the processor. The kernel's 500 are a tenth of a second of 5,000 packets, as long as a
+/// process may have to wait where processors are scarce; what comes in may wait longer in the socket (decision 0245).
+const QUEUE: u32 = 2000;
 /// Names tried; flannel lets the kernel number them.
 const NAMES: u8 = 10;
 
@@ -81,7 +84,7 @@ impl Udp {
             mac: None,
             mtu: Some(self.mtu(facts)),
             up: true,
-            txqlen: None,
+            txqlen: Some(QUEUE),
             master: None,
         }
     }
@@ -184,6 +187,7 @@ mod tests {
     use super::super::from_config;
     use super::super::testing::{expect, facts, ip, lease, text};
     use super::*;
+    use crate::state::LinkFit;
 
     fn conf(backend: &str) -> NetConf {
         let text = format!(r#"{{"Network":"10.244.0.0/16"{backend}}}"#);
@@ -210,7 +214,7 @@ mod tests {
         ];
         let rest = |name: &str, port: u16| {
             format!(
-                "ip tuntap add {name} mode tun multi_queue vnet_hdr && ip link set {name} mtu 1472 up
+                "ip tuntap add {name} mode tun multi_queue vnet_hdr && ip link set {name} mtu 1472 txqueuelen 2000 up
                  loden tunnel run {name} --listen 192.0.2.10:{port} --address 10.244.1.0 --network 10.244.0.0/16
                  ip address replace 10.244.1.0/32 dev {name}
                  loden tunnel set {name} 10.244.2.0/24 192.0.2.12:{port}
@@ -232,10 +236,22 @@ mod tests {
         assert!(!plain.own_devices(&facts).contains(&IfName::fixed("flannel0")));
         facts.devices.insert(IfName::fixed("flannel3"), tun("flannel3", LinkKind::Tun(Tun::OURS)));
         expect(&text(&plain, &facts, Some(&own), &peers), &rest("flannel3", 8285));
-        let alone =
-            "ip tuntap add flannel3 mode tun multi_queue vnet_hdr && ip link set flannel3 mtu 1472 up";
+        let alone = "ip tuntap add flannel3 mode tun multi_queue vnet_hdr && ip link set flannel3 mtu 1472 txqueuelen 2000 up";
         expect(&text(&plain, &facts, None, &peers), alone);
         assert_eq!((plain.mtu(&facts), plain.attrs(&facts)), (1472, own.attrs));
+    }
+
+    /// Of an agent before, or an operator's: changed while packets are in it, it would lose them.
+    #[test]
+    fn a_queue_keeps_the_length_it_was_made_with() {
+        let ours = udp(r#","Backend":{"Type":"udp"}"#).expect("valid").link(&facts());
+        let with = |change: fn(&mut Link)| {
+            let mut actual = ours.clone();
+            change(&mut actual);
+            ours.fit(&actual)
+        };
+        assert_eq!(with(|link| link.txqlen = Some(500)), LinkFit::Same);
+        assert_eq!(with(|link| link.mtu = Some(1400)), LinkFit::Change);
     }
 
     #[test]

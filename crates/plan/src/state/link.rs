@@ -180,7 +180,8 @@ impl Link {
         }
         let changed = differs(&self.mac, &actual.mac)
             || differs(&self.mtu, &actual.mtu)
-            || differs(&self.txqlen, &actual.txqlen)
+            // The kernel takes a device's queue away while its length is changed, which a tunnel that carries packets notices.
+            || (!matches!(self.kind, LinkKind::Tun(_)) && differs(&self.txqlen, &actual.txqlen))
             || differs(&self.master, &actual.master)
             || (self.up && !actual.up);
         if changed { LinkFit::Change } else { LinkFit::Same }
@@ -231,6 +232,9 @@ impl fmt::Display for Link {
             write!(f, " && ip link set {}", self.name)?;
             if let Some(mtu) = self.mtu {
                 write!(f, " mtu {mtu}")?;
+            }
+            if let Some(length) = self.txqlen {
+                write!(f, " txqueuelen {length}")?;
             }
             return f.write_str(if self.up { " up" } else { "" });
         }
