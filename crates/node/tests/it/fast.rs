@@ -1,6 +1,7 @@
 //! The fast path: the same packets with it and without, and everything that must end it. Counters of the agent are
 //! the witness that packets took it.
 
+mod added;
 mod early;
 mod ends;
 mod packets;
