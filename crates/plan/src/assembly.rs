@@ -76,15 +76,16 @@ impl Assembly {
         backend: &dyn Backend,
         facts: &Facts,
         own: Option<&Lease>,
-        rules: &Arc<Vec<Object>>,
+        rules: impl Into<Arc<Vec<Object>>>,
         accepted: &BTreeMap<Subnets, Arc<Lease>>,
         changes: &[(Subnets, Option<Arc<Lease>>)],
     ) -> Touched {
         let basis = self.basis.as_ref();
-        let stand = |basis: &Basis| Arc::ptr_eq(&basis.rules, rules) || basis.rules == *rules;
+        let rules = rules.into();
+        let stand = |basis: &Basis| Arc::ptr_eq(&basis.rules, &rules) || basis.rules == rules;
         let same = basis.is_some_and(|b| b.facts == *facts && b.own.as_ref() == own && stand(b));
         if !same {
-            self.basis = Some(Basis { facts: facts.clone(), own: own.cloned(), rules: rules.clone() });
+            self.basis = Some(Basis { facts: facts.clone(), own: own.cloned(), rules });
         } else if changes.is_empty() || own.is_none() {
             return Touched::Keys(BTreeSet::new());
         } else if !self.ordered

@@ -96,11 +96,10 @@ fn step_by_step_is_the_same_as_afresh() {
             }
             let before = assembly.wanted().clone();
             let changes: Vec<_> = changes.into_iter().collect();
-            let touched =
-                assembly.update(&backend, &facts, Some(&own()), &Arc::default(), &accepted, &changes);
+            let touched = assembly.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &changes);
             let mut fresh = Assembly::default();
             let facts = Facts { nexthops_in_use: assembly.many, ..facts.clone() };
-            fresh.update(&backend, &facts, Some(&own()), &Arc::default(), &accepted, &[]);
+            fresh.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &[]);
             assert_eq!(resolved(fresh.wanted()), resolved(assembly.wanted()), "seed {seed}");
             assert_eq!(fresh.wanted().len(), assembly.wanted().len(), "seed {seed}");
             assert_eq!(fresh.rejected(), assembly.rejected(), "seed {seed}");
@@ -133,15 +132,12 @@ fn one_peer_of_thousands_touches_its_own_objects() {
         (0..5_000).map(|n| one(n, 0)).map(|l| (l.subnets, Arc::new(l))).collect();
     let mut assembly = Assembly::default();
     let facts = facts();
-    assert_eq!(
-        assembly.update(&backend, &facts, Some(&own()), &Arc::default(), &accepted, &[]),
-        Touched::All
-    );
+    assert_eq!(assembly.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &[]), Touched::All);
     let before = assembly.wanted().clone();
     let lease = Arc::new(one(777, 9));
     accepted.insert(lease.subnets, lease.clone());
     let changes = [(lease.subnets, Some(lease))];
-    let touched = assembly.update(&backend, &facts, Some(&own()), &Arc::default(), &accepted, &changes);
+    let touched = assembly.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &changes);
     let Touched::Keys(keys) = touched else { panic!("all anew") };
     // The address in the set, the neighbour, the old and the new forwarding entry, the nexthop and the route.
     assert_eq!(keys.len(), 6, "{keys:?}");
@@ -149,7 +145,7 @@ fn one_peer_of_thousands_touches_its_own_objects() {
     let puts = steps.iter().filter(|step| matches!(step, Step::Put(_))).count();
     assert_eq!((puts, steps.len()), (2, 3), "{steps:?}");
     assert_eq!(
-        assembly.update(&backend, &facts, Some(&own()), &Arc::default(), &accepted, &[]),
+        assembly.update(&backend, &facts, Some(&own()), Vec::new(), &accepted, &[]),
         Touched::Keys(BTreeSet::new())
     );
 }

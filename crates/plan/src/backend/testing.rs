@@ -68,7 +68,7 @@ pub fn lease(subnets: &str, publics: &str, kind: &str, data: [&str; 2]) -> Lease
 pub fn assembly(backend: &dyn Backend, facts: &Facts, own: Option<&Lease>, peers: &[Lease]) -> Assembly {
     let accepted = peers.iter().map(|lease| (lease.subnets, Arc::new(lease.clone()))).collect();
     let mut assembly = Assembly::default();
-    assembly.update(backend, facts, own, &Default::default(), &accepted, &[]);
+    assembly.update(backend, facts, own, Vec::new(), &accepted, &[]);
     assembly
 }
 

@@ -249,7 +249,7 @@ fn a_peers_new_key_takes_the_place_of_the_old() {
     renewed.attrs.backend_data = Some(data(3, 51820).into());
     let accepted = [(renewed.subnets, std::sync::Arc::new(renewed.clone()))];
     let changes = accepted.clone().map(|(subnets, lease)| (subnets, Some(lease)));
-    wanted.update(&backend, &with_key(), Some(&own), &Default::default(), &accepted.into(), &changes);
+    wanted.update(&backend, &with_key(), Some(&own), Vec::new(), &accepted.into(), &changes);
     let entries: Vec<String> = wanted
         .wanted()
         .iter()
