@@ -2,6 +2,7 @@
 //! the witness that packets took it.
 
 mod added;
+mod conntrack;
 mod early;
 mod ends;
 mod packets;
