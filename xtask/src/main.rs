@@ -47,6 +47,7 @@ pub const PACKAGES: &[&str] = &[
     "systemd",
     "tcpdump",
     "wireguard-tools",
+    "xz-utils",
     "zsh",
 ];
 
@@ -56,7 +57,7 @@ usage: cargo xtask COMMAND
   check    formatting, lints, house rules and the pure tests: under a minute when warm
   test     all tests; as root, or those that need root are skipped by name
   ci       install what the tests need (Debian packages), then check and test
-  vm       tests of what this kernel lacks, in a guest of Debian's kernel: `cargo xtask vm [FILTER]...`
+  vm       tests of what this kernel lacks, in guests of Debian's kernels: `cargo xtask vm [FILTER]...`
   dist     static release programs in dist/, with their sizes
   image    dist, then both container images as archives in dist/, without a daemon; with targets, such as
            aarch64-unknown-linux-gnu, for those machines too

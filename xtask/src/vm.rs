@@ -1,10 +1,12 @@
-//! `cargo xtask vm [FILTER]...`: tests of what the running kernel lacks, on Debian's cloud kernel under
-//! qemu's emulation. The guest's whole file system is an initramfs of the project's own programs and the
+//! `cargo xtask vm [FILTER]...`: tests of what the running kernel lacks, on Debian's cloud kernels under
+//! qemu's emulation. A guest's whole file system is an initramfs of the project's own programs and the
 //! tools they are checked with; its first process is this program (see `guest`).
 
+mod backports;
 mod cpio;
 pub mod guest;
 mod image;
+mod kernels;
 mod modules;
 
 use std::fs;
@@ -16,21 +18,41 @@ use std::time::{Duration, Instant};
 
 use crate::say;
 use crate::suite::Tally;
+use kernels::{Kernel, Release};
 
-/// Tests to run in the guest: a package, its test program, the words that select its tests (libtest's
-/// substring filters; none: all of them), what the guest lacks as well: words of skips that are fine, and with which
-/// parameters its kernel starts.
+/// Tests to run in a guest: a package, its test program (`lib`: the tests inside the package), the words that select its
+/// tests (libtest's substring filters; none: all of them), what the guest lacks as well: words of skips that are fine,
+/// and what the guest boots.
 struct Suite {
     package: &'static str,
     test: &'static str,
     words: &'static [&'static str],
     lacks: &'static [&'static str],
-    kernel: &'static str,
+    boot: Boot,
 }
+
+/// What a guest boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// For messages and filters.
+    name: &'static str,
+    release: Release,
+    parameters: &'static str,
+    /// qemu's word for the processor.
+    cpu: &'static str,
+}
+
+const OWN: Boot = Boot { name: "debian", release: Release::Own, parameters: "", cpu: "max" };
 
 /// A kernel that was told so when it started has no IPv6 in any namespace, and no parameters of it (Linux:
 /// Documentation/networking/ipv6.rst).
-const NO_IPV6: &str = "ipv6.disable=1";
+const NO_IPV6: Boot =
+    Boot { name: "no_ipv6", release: Release::Own, parameters: "ipv6.disable=1", cpu: "max" };
+
+/// New enough for the fast path, and conntrack is a module (decision 0244). After `cmpxchg16b` qemu 7.2 has flags that no
+/// processor has, with which Linux 6.12 comes to grief (in `do_sync_core`) before its first process.
+const BACKPORTS: Boot =
+    Boot { name: "backports", release: Release::Backports, parameters: "", cpu: "max,-cx16" };
 
 const SUITES: &[Suite] = &[
     // All of the room: the guest's kernel is years older than most, and lacks tables that persist. The names by
@@ -40,14 +62,14 @@ const SUITES: &[Suite] = &[
         test: "it",
         words: &[],
         lacks: &["owned tables", "kernel before 6.9", "(package iptables)"],
-        kernel: "",
+        boot: OWN,
     },
     Suite {
         package: "cni",
         test: "it",
         words: &["vlan", "dummy", "vrf", "bandwidth"],
         lacks: &[],
-        kernel: "",
+        boot: OWN,
     },
     // Its kernel has WireGuard, so a test of the tunnel in user space is the machine's own.
     // And it is older than the fast path, which has to be said.
@@ -56,11 +78,13 @@ const SUITES: &[Suite] = &[
         test: "it",
         words: &["ipip", "wireguard", "a_kernel_without_it"],
         lacks: &["carries it itself"],
-        kernel: "",
+        boot: OWN,
     },
-    Suite { package: "node", test: "it", words: &["ipsec::esp::", "table::ipsec"], lacks: &[], kernel: "" },
-    Suite { package: "cni", test: "it", words: &["no_ipv6::"], lacks: &[], kernel: NO_IPV6 },
-    Suite { package: "node", test: "it", words: &["no_ipv6::"], lacks: &[], kernel: NO_IPV6 },
+    Suite { package: "node", test: "it", words: &["ipsec::esp::", "table::ipsec"], lacks: &[], boot: OWN },
+    Suite { package: "cni", test: "it", words: &["no_ipv6::"], lacks: &[], boot: NO_IPV6 },
+    Suite { package: "node", test: "it", words: &["no_ipv6::"], lacks: &[], boot: NO_IPV6 },
+    Suite { package: "fastpath", test: "lib", words: &[], lacks: &[], boot: BACKPORTS },
+    Suite { package: "node", test: "it", words: &["fast::conntrack::"], lacks: &[], boot: BACKPORTS },
 ];
 
 /// Modules the tests need; what these need in turn comes along. One that is built in is not looked for.
@@ -148,6 +172,7 @@ const TOOLS: &[&str] = &[
     "nsenter",
     "ping",
     "rm",
+    "setpriv",
     "sh",
     "sleep",
     "ss",
@@ -181,49 +206,43 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Memory of the guest in MiB: the initramfs is unpacked into it.
 const MEMORY: &str = "3072";
 
-/// Runs the suites whose package or words contain one of `filters`, all without filters, or of these suites the tests
-/// of some `names` alone; adds what they say to `tally`. Gives whether every test passed; an error is anything else.
-pub fn run(filters: &[String], names: &[String], tally: &mut Tally) -> Result<bool, String> {
-    let root = crate::tidy::root()?;
-    let kernel = match prerequisites(&root) {
-        Ok(kernel) => kernel,
-        Err(reason) => {
-            tally.line(&format!("SKIP vm: {reason}"));
-            return Ok(true);
-        }
-    };
-    let wanted = |suite: &&Suite| {
-        let name = format!("{} {} {} {}", suite.package, suite.test, suite.words.join(" "), suite.kernel);
+fn suites(filters: &[String]) -> impl Iterator<Item = &'static Suite> {
+    SUITES.iter().filter(|suite| {
+        let (words, boot) = (suite.words.join(" "), suite.boot);
+        let name = [suite.package, suite.test, &words, boot.name, boot.parameters].join(" ");
         filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
-    };
-    let suites: Vec<&Suite> = SUITES.iter().filter(wanted).collect();
-    if suites.is_empty() {
+    })
+}
+
+/// The guests of the suites whose package, words or guest contain one of `filters`; all without filters.
+pub fn boots(filters: &[String]) -> Result<Vec<Boot>, String> {
+    let mut boots = Vec::new();
+    for suite in suites(filters) {
+        if !boots.contains(&suite.boot) {
+            boots.push(suite.boot);
+        }
+    }
+    if boots.is_empty() {
         let names: Vec<&str> = SUITES.iter().map(|suite| suite.package).collect();
         return Err(format!("no suite fits {filters:?}; there are {}", names.join(", ")));
     }
-    let mut verdict = Ok(true);
-    for parameters in ["", NO_IPV6] {
-        let suites: Vec<&Suite> = suites.iter().copied().filter(|suite| suite.kernel == parameters).collect();
-        if !suites.is_empty() {
-            // The second guest tells what it has to tell also after trouble with the first.
-            let done = guest(&root, &kernel, parameters, &suites, names, tally);
-            verdict = verdict.and_then(|well| done.map(|done| well && done));
-        }
-    }
-    verdict
+    Ok(boots)
 }
 
-/// Builds the tests of some suites and runs them in one guest.
-fn guest(
-    root: &Path,
-    kernel: &Kernel,
-    parameters: &str,
-    suites: &[&Suite],
-    names: &[String],
-    tally: &mut Tally,
-) -> Result<bool, String> {
+/// Runs the suites of one guest that fit `filters`, or of these suites the tests of some `names` alone; adds what they
+/// say to `tally`. Gives whether every test passed; an error is anything else.
+pub fn run(boot: Boot, filters: &[String], names: &[String], tally: &mut Tally) -> Result<bool, String> {
+    let root = crate::tidy::root()?;
+    let kernel = match kernels::get(&root, boot.release) {
+        Ok(kernel) => kernel,
+        Err(reason) => {
+            tally.line(&format!("SKIP vm {}: {}", boot.name, reason.replace('\n', " ")));
+            return Ok(true);
+        }
+    };
+    let suites: Vec<&Suite> = suites(filters).filter(|suite| suite.boot == boot).collect();
     let mut runs = Vec::new();
-    for suite in suites {
+    for suite in &suites {
         let program = build(suite)?;
         // Tests find their data and the programs under test by paths of the build.
         let dir = root.join("crates").join(suite.package);
@@ -235,63 +254,10 @@ fn guest(
         runs.push(guest::Run { dir, program, words });
     }
     let archive = root.join("target/vm/initramfs.cpio");
-    image::write(&archive, kernel, &runs)?;
+    image::write(&archive, &kernel, &runs)?;
     let size = fs::metadata(&archive).map(|m| m.len() >> 20).unwrap_or_default();
-    say(&format!("+ qemu: {} {parameters} with {size} MiB of initramfs\n", kernel.version));
-    boot(kernel, &archive, parameters, suites, tally)
-}
-
-/// A kernel image and its modules.
-pub struct Kernel {
-    /// What `uname -r` will say.
-    pub version: String,
-    image: PathBuf,
-    /// `lib/modules/VERSION`
-    modules: PathBuf,
-}
-
-/// The kernel, unpacked below `target/`; an error is the reason why there is no guest here.
-fn prerequisites(root: &Path) -> Result<Kernel, String> {
-    if !cfg!(target_arch = "x86_64") {
-        return Err("the guest is x86-64, this machine is not".to_owned());
-    }
-    if output("qemu-system-x86_64", &["--version"]).is_err() {
-        return Err("no qemu on this machine (Debian: qemu-system-x86)".to_owned());
-    }
-    let dir = root.join("target/vm");
-    fs::create_dir_all(&dir).map_err(|error| format!("make {}: {error}", dir.display()))?;
-    if let Some(kernel) = unpacked(&dir) {
-        return Ok(kernel);
-    }
-    // The package is only unpacked: installing it would build this machine an initramfs.
-    let depends = output("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let package = package.ok_or("Debian's linux-image-cloud-amd64 is not to be had; run: apt-get update")?;
-    let package = format!("linux-image-{}", package.trim());
-    let done = Command::new("apt-get").args(["download", "-qq", &package]).current_dir(&dir).status();
-    if !done.is_ok_and(|status| status.success()) {
-        return Err(format!("apt-get download {package} failed"));
-    }
-    for entry in fs::read_dir(&dir).map_err(|error| error.to_string())?.filter_map(Result::ok) {
-        let path = entry.path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            let (from, to) = (path.display().to_string(), dir.join("kernel").display().to_string());
-            output("dpkg-deb", &["-x", &from, &to])?;
-        }
-    }
-    unpacked(&dir).ok_or_else(|| format!("{package} holds no kernel"))
-}
-
-fn unpacked(dir: &Path) -> Option<Kernel> {
-    let boot = fs::read_dir(dir.join("kernel/boot")).ok()?;
-    let image = boot
-        .filter_map(Result::ok)
-        .map(|e| e.path())
-        .find(|p| p.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))?;
-    let version = image.file_name()?.to_string_lossy().strip_prefix("vmlinuz-")?.to_owned();
-    let modules = ["lib/modules", "usr/lib/modules"].map(|p| dir.join("kernel").join(p).join(&version));
-    let modules = modules.into_iter().find(|path| path.is_dir())?;
-    Some(Kernel { version, image, modules })
+    say(&format!("+ qemu: {} {} with {size} MiB of initramfs\n", kernel.version, boot.parameters));
+    start(&kernel, &archive, boot, &suites, tally)
 }
 
 /// What a program prints; an error names it.
@@ -307,8 +273,8 @@ fn output(program: &str, words: &[&str]) -> Result<String, String> {
 
 /// Builds a test program; gives its path.
 fn build(suite: &Suite) -> Result<PathBuf, String> {
-    let words =
-        ["test", "--no-run", "-j2", "--message-format=json", "-p", suite.package, "--test", suite.test];
+    let target: &[&str] = if suite.test == "lib" { &["--lib"] } else { &["--test", suite.test] };
+    let words = [&["test", "--no-run", "-j2", "--message-format=json", "-p", suite.package], target].concat();
     say(&format!("+ cargo {}\n", words.join(" ")));
     let output = Command::new("cargo")
         .args(words)
@@ -317,7 +283,7 @@ fn build(suite: &Suite) -> Result<PathBuf, String> {
         .map_err(|error| format!("start cargo: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut programs = messages.filter(|m| m["target"]["name"] == suite.test);
+    let mut programs = messages.filter(|m| m["profile"]["test"] == true);
     let program = programs.find_map(|m| m["executable"].as_str().map(PathBuf::from));
     program.ok_or_else(|| format!("cargo built no test {} of {}", suite.test, suite.package))
 }
@@ -332,22 +298,25 @@ impl Drop for Guest {
     }
 }
 
-fn boot(
+fn start(
     kernel: &Kernel,
     archive: &Path,
-    parameters: &str,
+    boot: Boot,
     suites: &[&Suite],
     tally: &mut Tally,
 ) -> Result<bool, String> {
-    let start = Instant::now();
+    let begun = Instant::now();
     let mut child = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+        .args(["-accel", "tcg,thread=multi", "-cpu", boot.cpu, "-smp", "2", "-m", MEMORY])
         .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel"])
         .arg(&kernel.image)
         .arg("-initrd")
         .arg(archive)
         // loglevel 3: the kernel's complaints, not its news.
-        .args(["-append", &format!("console=ttyS0 loglevel=3 panic=-1 random.trust_cpu=on {parameters}")])
+        .args([
+            "-append",
+            &format!("console=ttyS0 loglevel=3 panic=-1 random.trust_cpu=on {}", boot.parameters),
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -367,7 +336,7 @@ fn boot(
     let mut lacks: &[&str] = &[];
     let mut refused = Vec::new();
     loop {
-        let left = PATIENCE.saturating_sub(start.elapsed());
+        let left = PATIENCE.saturating_sub(begun.elapsed());
         match console_lines.recv_timeout(left) {
             Ok(line) => {
                 if let Some(word) = line.strip_prefix(guest::DONE) {
@@ -393,7 +362,7 @@ fn boot(
         }
     }
     drop(guest);
-    say(&format!("vm: {:.0} s in all\n", start.elapsed().as_secs_f64()));
+    say(&format!("vm: {:.0} s in all\n", begun.elapsed().as_secs_f64()));
     if !refused.is_empty() {
         return Err(format!("skipped in the guest, which has what they need: {}", refused.join("; ")));
     }

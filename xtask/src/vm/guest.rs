@@ -99,6 +99,8 @@ fn work() -> Result<usize, String> {
     }
     fs::create_dir_all("/sys/fs/cgroup").ok();
     let _ = mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None);
+    // Links of eBPF programs that outlive their agents.
+    let _ = mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None);
     // Tunnel modules would put a device of theirs into every namespace (Documentation/admin-guide/sysctl/net.rst).
     fs::write("/proc/sys/net/core/fb_tunnels_only_for_init_net", "1").map_err(|error| error.to_string())?;
     let plan = fs::read_to_string(PLAN).map_err(|error| format!("read {PLAN}: {error}"))?;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::cpio::Archive;
 use super::guest::{PLAN, Plan, Run};
-use super::{Kernel, MODULES, TOOLS, TREES, modules, output};
+use super::kernels::Kernel;
+use super::{MODULES, TOOLS, TREES, modules, output};
 use crate::say;
 
 /// Writes the archive.
@@ -53,6 +54,7 @@ pub fn write(path: &Path, kernel: &Kernel, runs: &[Run]) -> Result<(), String> {
         tree_of(&mut archive, Path::new(tree))?;
     }
     for run in runs {
+        archive.directory(&run.dir).map_err(fail)?;
         // Data of tests, read by path.
         tree_of(&mut archive, &run.dir.join("tests"))?;
     }
