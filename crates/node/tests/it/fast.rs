@@ -49,10 +49,12 @@ fn has_tun() -> bool {
     there
 }
 
-/// A figure of an agent's status.
+/// A figure of an agent's status; a status without it is that of an agent too busy to answer in time.
 fn counted(host: &Host, member: &str) -> u64 {
-    let (_, status) = host.status_json();
-    status["fast_path"][member].as_u64().unwrap_or_else(|| panic!("{member} is not in {status}"))
+    until("the agent to answer", || {
+        let (_, status) = host.status_json();
+        status["fast_path"][member].as_u64().ok_or_else(|| format!("{member} is not in {status}"))
+    })
 }
 
 /// Waits until the programs are on so many devices.
