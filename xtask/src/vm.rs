@@ -172,7 +172,6 @@ const TOOLS: &[&str] = &[
     "nsenter",
     "ping",
     "rm",
-    "setpriv",
     "sh",
     "sleep",
     "ss",
