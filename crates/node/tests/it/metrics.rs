@@ -96,6 +96,8 @@ fn metrics_have_a_place_of_their_own_if_asked() {
     let none =
         host.agent_in(&["--healthz-port=8081"], &[("LODEN_STORE", host.store()), ("LODEN_METRICS", "none")]);
     none.ready();
+    // Another thread listens, and may be later.
+    until("the health checks to be served", || host.http(8081, "/readyz").map(drop));
     assert_eq!(host.http(8081, "/metrics").unwrap().0, 404);
     drop(none);
     let wrong = host.agent_in(&[], &[("LODEN_STORE", host.store()), ("LODEN_METRICS", "9465")]);
