@@ -222,6 +222,13 @@ fn soak(options: &Options) -> faults::Result<bool> {
                     soak::LINES
                 ));
             }
+            let slope = soak::slope(&soaked.memory);
+            if time >= soak::LONG && slope > soak::SLOPE {
+                broken.push(format!(
+                    "memory grew by {slope:.2} MiB an hour; at most {:.0} is promised",
+                    soak::SLOPE
+                ));
+            }
             let (first, last) = (soaked.memory.first(), soaked.memory.last());
             let mib = |point: Option<&(f64, f64)>| point.map_or(0.0, |point| point.1 / 1024.0);
             say(&format!(
@@ -235,7 +242,7 @@ fn soak(options: &Options) -> faults::Result<bool> {
                 seen.right_at(99).as_millis(),
                 mib(first),
                 mib(last),
-                soak::slope(&soaked.memory),
+                slope,
                 soaked.lines,
                 soaked.outages.len(),
                 soaked.outages.iter().max().unwrap_or(&0),

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use lab::proto::LOG_LINES;
 use sim::Random;
 
 use crate::Result;
@@ -21,8 +22,10 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Three fifths of a turn the store is there. In the fourth it is away and nothing else happens, so that what agents log
 /// is about it; in the last faults go on without it.
 const TURN: Duration = Duration::from_secs(300);
-/// Lines of an agent that the lab keeps.
-const KEPT: usize = 2000;
+/// MiB an hour by which memory may grow, where it was looked at for long enough to say.
+pub const SLOPE: f64 = 1.0;
+/// A shorter soak says nothing of it: caches are warm in its second half.
+pub const LONG: Duration = Duration::from_secs(1200);
 /// Lines an agent may log in a minute while the store is away.
 pub const LINES: f64 = 10.0;
 
@@ -106,12 +109,14 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
     let mut watch = setup.fast.then(|| Watch::start(&scene)).transpose()?;
     let (random, start) = (Random::new(seed), Instant::now());
     let mut soak = Soak { scene, acts, random, seen: Seen::default(), memory: Vec::new(), start };
-    let (fifth, mut outages, mut goes_on) = (TURN.min(time / 4) / 5, Vec::new(), true);
-    while goes_on && start.elapsed() < time {
-        goes_on = soak.faults(fifth * 3)?;
+    let (fifth, mut outages) = (TURN.min(time / 4) / 5, Vec::new());
+    while start.elapsed() < time && soak.faults(fifth * 3)? {
         outages.push(soak.outage(fifth)?);
-        goes_on = goes_on && soak.faults(fifth)?;
+        let goes_on = soak.faults(fifth)?;
         soak.scene.store_back()?;
+        if !goes_on {
+            break;
+        }
     }
     let Soak { scene, mut seen, memory, .. } = soak;
     let fast = watch.as_mut().map_or(Ok(()), |watch| watch.again(&scene));
@@ -123,8 +128,8 @@ pub fn soak(setup: &Setup, backend: &str, time: Duration, seed: u64) -> Result<S
     seen.fast_within = PATIENCE;
     scene.compare(&mut seen)?;
     let lines = lines(&scene);
-    if lines.iter().any(|lines| *lines >= KEPT) {
-        seen.troubles.push(format!("an agent logged more than {KEPT} lines, which are not counted"));
+    if lines.iter().any(|lines| *lines >= LOG_LINES) {
+        seen.troubles.push(format!("an agent logged more than {LOG_LINES} lines, which are not counted"));
     }
     let lines = lines.iter().sum::<usize>() - before;
     Ok(Soaked { seen, memory, lines, outages, quiet: fifth })

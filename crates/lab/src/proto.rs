@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::packet::Frame;
 
+/// Lines kept of each log: no more than these are told.
+pub const LOG_LINES: usize = 2000;
+
 /// What can be asked of a lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "do")]

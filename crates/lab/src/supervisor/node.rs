@@ -13,10 +13,8 @@ use std::time::Duration;
 use kernel::Netns;
 
 use crate::error::{Doing, Error, Result};
+use crate::proto::LOG_LINES;
 use crate::sys::{self, Namespaces};
-
-/// Lines kept of each log.
-const LOG_LINES: usize = 2000;
 
 /// The last lines a program said.
 #[derive(Clone, Default)]

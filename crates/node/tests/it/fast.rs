@@ -44,7 +44,7 @@ pub fn can(test: &str) -> bool {
 fn has_tun() -> bool {
     let there = std::path::Path::new("/dev/net/tun").exists();
     if !there {
-        println!("SKIP: this kernel has no TUN devices");
+        println!("SKIP fast path with udp: this kernel has no TUN devices");
     }
     there
 }

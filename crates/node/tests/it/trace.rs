@@ -128,7 +128,7 @@ impl Attached {
     pub fn add(world: &World, host: &Host, id: &str, args: &str) -> Option<Attached> {
         let program = Path::new(env!("CARGO_BIN_EXE_loden")).with_file_name("loden-cni");
         if !program.is_file() {
-            println!("SKIP: loden-cni is not built beside loden (`cargo build -p cni`)");
+            println!("SKIP {id}: loden-cni is not built beside loden (`cargo build -p cni`)");
             return None;
         }
         let (bin, state) = (world.dir.path().join("bin"), world.dir.path().join("state"));
