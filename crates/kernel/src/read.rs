@@ -160,10 +160,10 @@ impl Kernel {
         self.read_iptables(scope, wanted).into_iter().for_each(&mut keep);
         if interest.rules {
             let rules = self.rtnl.rules()?;
-            rules.into_iter().filter(|r| !r.foreign).for_each(|r| keep(Object::Rule(r.rule)));
+            rules.into_iter().filter(|r| !r.foreign).for_each(|r| keep(Object::Rule(Box::new(r.rule))));
         }
         if interest.policies {
-            self.policies()?.into_iter().for_each(|policy| keep(Object::Policy(policy)));
+            self.policies()?.into_iter().for_each(|policy| keep(Object::Policy(Box::new(policy))));
         }
         Ok(state)
     }

@@ -231,7 +231,7 @@ impl Tunnels {
             sent: info.sent,
         };
         self.silence.look(peer.dev, peer.key, heard, now_s);
-        let wish = match wanted.get(&Key::WgPeer(peer.dev, peer.key)) {
+        let wish = match wanted.get(&Key::WgPeer(peer.dev, Box::new(peer.key))) {
             Some(Object::WgPeer(wish)) => wish.endpoint,
             _ => None,
         };

@@ -197,7 +197,7 @@ fn change(reply: &Reply<'_>) -> Option<Change> {
     match reply.kind {
         NEWPOLICY | UPDPOLICY => {
             let policy = decode(reply)?;
-            Some(Change::Object(Key::Policy(policy.key), Some(Object::Policy(policy))))
+            Some(Change::Object(Key::Policy(policy.key), Some(Object::Policy(Box::new(policy)))))
         }
         DELPOLICY => {
             let id: [u8; ID] = reply.field(0)?;

@@ -61,7 +61,7 @@ pub enum Key {
     /// A forwarding entry of a vxlan device.
     Fdb(IfName, Mac),
     /// A peer of a WireGuard device.
-    WgPeer(IfName, PublicKey),
+    WgPeer(IfName, Box<PublicKey>),
     /// A peer of a tunnel: device and subnet.
     TunnelPeer(IfName, Ipv4Net),
     /// A nexthop object by id.
@@ -69,7 +69,7 @@ pub enum Key {
     /// A route: table, destination, metric.
     Route(RouteKey),
     /// A policy rule.
-    Rule(Rule),
+    Rule(Box<Rule>),
     /// An IPsec policy.
     Policy(PolicyKey),
     /// A command of the operator that was run.
@@ -152,6 +152,9 @@ impl Key {
     }
 }
 
+/// A cluster of ten thousand nodes has forty thousand objects here, wanted and actual: what is rare and big is boxed.
+const _: () = assert!(size_of::<Key>() <= 40 && size_of::<Object>() <= 72);
+
 /// One object of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -196,9 +199,9 @@ pub enum Object {
     /// A route.
     Route(Route),
     /// A policy rule.
-    Rule(Rule),
+    Rule(Box<Rule>),
     /// An IPsec policy.
-    Policy(Policy),
+    Policy(Box<Policy>),
     /// A command of the operator that was run.
     Command(Box<Command>),
     /// strongSwan's daemon, which runs and answers.
@@ -223,7 +226,7 @@ impl Object {
             Object::Element(element) => Key::Element(element.clone()),
             Object::Neigh(n) => Key::Neigh(n.dev, n.dst),
             Object::Fdb(f) => Key::Fdb(f.dev, f.mac),
-            Object::WgPeer(p) => Key::WgPeer(p.dev, p.key),
+            Object::WgPeer(p) => Key::WgPeer(p.dev, Box::new(p.key)),
             Object::TunnelPeer(p) => Key::TunnelPeer(p.dev, p.net),
             Object::Nexthop(n) => Key::Nexthop(n.id),
             Object::Route(r) => Key::Route(r.key()),

@@ -89,7 +89,7 @@ fn wanted() -> State {
             Via::Gateway { gateway: ip("192.0.2.9"), dev: name("eth0"), onlink: false },
         )),
         Object::Route(Route { table: 1000, ..Route::ours(net("0.0.0.0/0"), Via::Dev(v4)) }),
-        Object::Rule(Rule {
+        Object::Rule(Box::new(Rule {
             family: model::Family::V4,
             priority: 512,
             from: Some(net("10.244.1.0/24")),
@@ -97,7 +97,7 @@ fn wanted() -> State {
             iif: None,
             fwmark: None,
             table: 1000,
-        }),
+        })),
     ]
     .into_iter()
     .collect();

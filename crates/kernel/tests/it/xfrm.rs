@@ -22,7 +22,11 @@ fn ip_in(netns: &Netns, words: &str) -> String {
 }
 
 fn policy(dir: Direction, src: &str, dst: &str, priority: u32, action: PolicyAction) -> Object {
-    Object::Policy(Policy { key: PolicyKey { dir, src: net(src), dst: net(dst) }, priority, action })
+    Object::Policy(Box::new(Policy {
+        key: PolicyKey { dir, src: net(src), dst: net(dst) },
+        priority,
+        action,
+    }))
 }
 
 fn esp(from: &str, to: &str) -> PolicyAction {

@@ -101,7 +101,7 @@ fn local(facts: &Facts) -> Option<Ipv4Addr> {
 
 fn policy(dir: Direction, src: Ipv4Net, dst: Ipv4Net, priority: u32, action: PolicyAction) -> Object {
     let (src, dst) = (IpNet::V4(src.trunc()), IpNet::V4(dst.trunc()));
-    Object::Policy(Policy { key: PolicyKey { dir, src, dst }, priority, action })
+    Object::Policy(Box::new(Policy { key: PolicyKey { dir, src, dst }, priority, action }))
 }
 
 impl Backend for Ipsec {
