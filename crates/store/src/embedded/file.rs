@@ -17,7 +17,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// Keys and values have the text forms of etcd, so `sqlite3 FILE .dump` reads like `etcdctl get --prefix`.
 /// `expires` is in Unix seconds, NULL for a reservation. Every write to a lease, also one by hand, gives it
 /// the next number of the file's counter as its `revision`.
-const SCHEMA: &str = "
+pub(super) const SCHEMA: &str = "
     CREATE TABLE counter (revision INTEGER NOT NULL);
     INSERT INTO counter VALUES (0);
     CREATE TABLE config (key TEXT PRIMARY KEY DEFAULT 'config' CHECK (key = 'config'), value TEXT NOT NULL);
@@ -32,6 +32,12 @@ const SCHEMA: &str = "
         UPDATE counter SET revision = revision + 1;
         UPDATE lease SET revision = (SELECT revision FROM counter) WHERE key = NEW.key;
     END;
+";
+
+/// What the watch asks by. Programs that do not know them keep them all the same.
+pub(super) const INDEXES: &str = "
+    CREATE INDEX IF NOT EXISTS lease_revision ON lease (revision);
+    CREATE INDEX IF NOT EXISTS lease_expires ON lease (expires);
 ";
 
 /// An error that knows the file.
@@ -184,6 +190,7 @@ fn prepare(conn: &mut Connection, path: &Path) -> Result<(), Problem> {
         // Another agent may have been faster.
         if !known(&txn)? {
             txn.execute_batch(SCHEMA)?;
+            txn.execute_batch(INDEXES)?;
             txn.pragma_update(None, "application_id", APPLICATION)?;
             txn.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
