@@ -4,11 +4,9 @@ use sha2::{Digest, Sha512};
 
 /// Hex SHA-512 of a text.
 pub fn sha512(text: &str) -> String {
-    use std::fmt::Write;
-    Sha512::digest(text.as_bytes()).iter().fold(String::with_capacity(128), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    let bytes = Sha512::digest(text.as_bytes());
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// Name of an iptables chain of one container in one network: `CNI-`, the prefix, and as much of a hash as

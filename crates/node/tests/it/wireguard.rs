@@ -432,6 +432,8 @@ fn wireguard_of_user_space_is_made_whole_whatever_is_killed_and_ends_when_told()
     let tunnel = || pid(one).ok_or_else(|| "no process".to_owned());
     let before = until("the process", tunnel);
     let device = links(one);
+    let shown = one.sh("ip link show flannel-wg");
+    assert!(shown.contains("qlen 2000"), "what waits for the process: {shown}");
     let capture = Capture::on(one);
     Command::new("kill").args(["-KILL", &before.to_string()]).status().unwrap();
     let after = until("another process", || {

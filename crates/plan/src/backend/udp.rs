@@ -16,9 +16,6 @@ use crate::state::{Addr, Link, LinkKind, Object, Route, State, Tun, Tunnel, Tunn
 const OVERHEAD: u32 = 28;
 /// flannel's, unless the configuration names one.
 const PORT: u16 = 8285;
-/// Packets that wait for the tunnel's turn on the processor. The kernel's 500 are a tenth of a second of 5,000 packets, as long as a
-/// process may have to wait where processors are scarce; what comes in may wait longer in the socket (decision 0245).
-const QUEUE: u32 = 2000;
 /// Names tried; flannel lets the kernel number them.
 const NAMES: u8 = 10;
 
@@ -84,7 +81,7 @@ impl Udp {
             mac: None,
             mtu: Some(self.mtu(facts)),
             up: true,
-            txqlen: Some(QUEUE),
+            txqlen: Some(Tun::QUEUE),
             master: None,
         }
     }

@@ -17,7 +17,9 @@ use model::{Family, IfName, IpNet, Lease, LeaseAttrs, NetConf, Subnets, Wireguar
 use super::{Backend, Half};
 use crate::facts::{Facts, Families, WireguardFacts};
 use crate::sources::from_outside;
-use crate::state::{Addr, Carrier, Link, LinkKind, Object, Route, State, Via, WgPeer, Wireguard as Device};
+use crate::state::{
+    Addr, Carrier, Link, LinkKind, Object, Route, State, Tun, Via, WgPeer, Wireguard as Device,
+};
 
 /// The device of IPv4, or of both families.
 pub const DEVICE: &str = "flannel-wg";
@@ -103,6 +105,7 @@ impl Wireguard {
 
     fn link(&self, facts: &Facts, own: &WireguardFacts, family: Family, name: IfName) -> Link {
         let carrier = Wireguard::carrier(facts, own, name);
+        let txqlen = (carrier == Carrier::UserSpace).then_some(Tun::QUEUE);
         Link {
             name,
             kind: LinkKind::Wireguard(Device {
@@ -114,7 +117,7 @@ impl Wireguard {
             mac: None,
             mtu: Some(self.mtu(facts)),
             up: true,
-            txqlen: None,
+            txqlen,
             master: None,
         }
     }

@@ -2,6 +2,7 @@ use model::wireguard::{PublicKey, Secret};
 
 use super::super::testing::{assembly, expect, facts, ip, lease, text};
 use super::*;
+use crate::state::LinkFit;
 
 const DUAL: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48""#;
 const V4: &str = r#""Network":"10.244.0.0/16""#;
@@ -285,7 +286,15 @@ fn the_carrier_is_chosen_once() {
     ] {
         let mut facts = with_key();
         facts.devices.extend(found.map(|kind| (name, plain(kind))));
-        assert_eq!(Wireguard::carrier(&facts, &own(in_kernel), name), want, "{found:?} {in_kernel}");
+        let backend = Wireguard::new(&conf(V4, "{}")).expect("valid");
+        let link = backend.link(&facts, &own(in_kernel), Family::V4, name);
+        let LinkKind::Wireguard(device) = &link.kind else { panic!("{link:?}") };
+        assert_eq!(device.carrier, want, "{found:?} {in_kernel}");
+        // A process reads it: pods' packets wait for its turn (decision 0245), and a living device keeps its length.
+        let user = want == Carrier::UserSpace;
+        assert_eq!(link.txqlen, user.then_some(2000), "{found:?} {in_kernel}");
+        let shorter = Link { txqlen: Some(500), ..link.clone() };
+        assert_eq!(link.fit(&shorter), LinkFit::Same, "{found:?} {in_kernel}");
     }
 }
 
