@@ -130,7 +130,7 @@ impl Counts {
             *self.repairs.entry(*of).or_default() += *number as u64;
         }
         self.events_lost += inputs.news.lost;
-        self.done += report.done.len() as u64;
+        self.done += report.done.count() as u64;
         self.failed += report.failed as u64;
         self.peer_changes += report.peer_changes as u64;
         self.peers = report.peers;

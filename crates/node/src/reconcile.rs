@@ -32,6 +32,7 @@ use crate::board::Topic;
 use crate::changing::{Former, Neighbours};
 use crate::inputs::Inputs;
 
+mod done;
 pub mod drift;
 mod laid;
 mod look;
@@ -93,8 +94,8 @@ pub struct Report {
     pub troubles: BTreeMap<Topic, String>,
     /// Whether the round came so far as to look at every object.
     pub looked: bool,
-    /// Steps done, as commands.
-    pub done: Vec<String>,
+    /// Steps done.
+    pub done: done::Done,
     /// What happened to devices that deserves a warning.
     pub notes: Vec<String>,
     /// Objects in the wanted state.
@@ -143,8 +144,7 @@ pub struct Reconciler<K> {
     doubles: Doubles,
     actual: Option<State>,
     believed: Believed,
-    /// All differences between wanted and actual are known to the tracker: only what changes has to be
-    /// compared.
+    /// All differences are known to the tracker: only what changes has to be compared.
     settled: bool,
     /// A step failed: what we believe may be wrong.
     stale: bool,
@@ -550,7 +550,7 @@ impl<K: Kernel> Reconciler<K> {
         for (step, answer) in steps.into_iter().zip(answers) {
             match answer {
                 Ok(()) => {
-                    report.done.push(step.to_string());
+                    report.done.push(&step);
                     match step {
                         Step::Put(object) => {
                             if let Object::Nft(table) = &object {

@@ -501,10 +501,11 @@ impl Outlet {
             tracing::warn!(topic = "peer", peer = subnets, "peer {subnets} is left out: {why}");
         }
         self.left_out.clone_from(&report.left_out);
-        if self.ready && !report.done.is_empty() {
-            let more = report.done.len().saturating_sub(SHOWN);
-            let steps = report.done.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-            tracing::info!("{} changes: {steps}{}", report.done.len(), if more > 0 { "; …" } else { "" });
+        let done = report.done.count();
+        if self.ready && done > 0 {
+            let words = report.done.words();
+            let steps = words[..words.len().min(SHOWN)].join("; ");
+            tracing::info!("{done} changes: {steps}{}", if done > SHOWN { "; …" } else { "" });
         }
     }
 }

@@ -229,7 +229,7 @@ pub struct Objects {
     pub wanted: u32,
     /// Objects of ours it holds.
     pub actual: u32,
-    /// What was found different by this look and put right, as commands.
+    /// What was found different by this look and put right, as commands; the first thousand.
     pub repaired: Vec<String>,
     /// What could not be put right.
     pub differences: Vec<Difference>,

@@ -129,13 +129,13 @@ fn full() -> String {
         ..Inputs::default()
     };
     inputs.heard.touch();
-    let report = Report {
+    let mut report = Report {
         peers: 3,
         left_out: [("10.0.0.0/24".to_owned(), "why".to_owned())].into(),
         drift: [(("route", Cause::Missing), 2), (("fdb", Cause::Altered), 1)].into(),
-        done: vec!["ip route replace …".to_owned()],
         ..Report::default()
     };
+    report.done.push(&"ip route replace …");
     counts.round(&inputs, &report, Duration::from_micros(700));
     counts.round(&inputs, &Report { full: true, ..report }, Duration::from_secs(9));
     page(&counts, &board.now(), &around())

@@ -39,7 +39,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             match (failure, step) {
                 (Some(failure), _) => drop(self.tracker.failed(key.clone(), failure.clone(), now_ms)),
-                (None, Some(step)) => report.done.push(step.to_string()),
+                (None, Some(step)) => report.done.push(step),
                 (None, None) => {}
             }
         }

@@ -170,17 +170,17 @@ fn above(txn: &Transaction<'_>, now: i64, revision: i64, seen: &mut Seen) -> Res
     Ok(Some(News { seen: Seen::default(), complete: false, written, removed: Vec::new() }))
 }
 
-/// Compares all rows with those seen; fetches the values of new and changed ones.
+/// Compares all rows with those seen; takes the values of new and changed ones.
 fn listed(txn: &Transaction<'_>, now: i64, seen: &mut Seen) -> Result<News, Problem> {
     let mut rows = BTreeMap::new();
     let mut written = Vec::new();
-    let mut all = txn.prepare("SELECT key, revision FROM lease WHERE expires IS NULL OR expires > ?1")?;
-    let mut value = txn.prepare("SELECT CAST(value AS BLOB) FROM lease WHERE key = ?1")?;
+    let query = "SELECT key, revision, CAST(value AS BLOB) FROM lease WHERE expires IS NULL OR expires > ?1";
+    let mut all = txn.prepare(query)?;
     let mut cursor = all.query([now])?;
     while let Some(row) = cursor.next()? {
         let (key, revision): (String, i64) = (row.get(0)?, row.get(1)?);
         if seen.rows.remove(&key) != Some(revision) {
-            written.push((key.clone(), value.query_row([&key], |row| row.get(0))?));
+            written.push((key.clone(), row.get(2)?));
         }
         rows.insert(key, revision);
     }
