@@ -45,13 +45,14 @@ pub fn works(test: &str, variant: Variant) -> bool {
 /// Rules of other programs, by which the agent knows the host's variant: kube-proxy's and Docker's, with its
 /// policy.
 pub fn seed(host: &Host, variant: Variant) {
+    // An `-X` of all chains removes none when one of ours is there again already: then the others are there, and empty.
     both(
         host,
         variant,
-        "T -t nat -N KUBE-POSTROUTING; T -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN; \
+        "T -t nat -N KUBE-POSTROUTING || T -t nat -F KUBE-POSTROUTING; T -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN; \
          T -t nat -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0; T -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully; \
          T -t nat -A POSTROUTING -m comment --comment 'kubernetes postrouting rules' -j KUBE-POSTROUTING; \
-         T -N DOCKER-USER; T -A DOCKER-USER -j RETURN; T -A FORWARD -j DOCKER-USER; T -P FORWARD DROP",
+         T -N DOCKER-USER || T -F DOCKER-USER; T -A DOCKER-USER -j RETURN; T -A FORWARD -j DOCKER-USER; T -P FORWARD DROP",
     );
 }
 
@@ -214,9 +215,9 @@ fn gentle(test: &str, variant: Variant) {
     for script in [
         &format!("T -t nat -A POSTROUTING {MASQ}; T -A FORWARD {FORWARD}"),
         &format!("T -t nat -I POSTROUTING {MASQ}; T -t nat -I POSTROUTING {MASQ}; T -I FORWARD {FORWARD}"),
-        // To the head, as v0.20 had it.
+        // To the head, as v0.20 had it. The agent may have taken the third away before the script does.
         &format!(
-            "T -t nat -I POSTROUTING {MASQ}; T -t nat -D POSTROUTING 3; T -I FORWARD {FORWARD}; T -D FORWARD 3"
+            "T -t nat -I POSTROUTING {MASQ}; T -t nat -D POSTROUTING 3 || :; T -I FORWARD {FORWARD}; T -D FORWARD 3 || :"
         ),
         "T -t nat -A FLANNEL-POSTRTG -j RETURN; T -A FLANNEL-FWD -j ACCEPT",
         // v0.9 to v0.15, and v0.16 to v0.19, of another subnet
