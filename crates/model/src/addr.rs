@@ -128,19 +128,19 @@ impl FromStr for Mac {
     fn from_str(text: &str) -> Result<Mac, BadMac> {
         let bad = || BadMac(text.to_owned());
         let (separator, width) = match text.as_bytes().get(2) {
-            Some(b':') => (':', 2),
-            Some(b'-') => ('-', 2),
-            _ => ('.', 4),
+            Some(b':') => (b':', 2),
+            Some(b'-') => (b'-', 2),
+            _ => (b'.', 4),
         };
+        let digit = |byte: u8| char::from(byte).to_digit(16).ok_or_else(bad);
         let mut bytes = [0u8; 6];
         let mut at = 0;
-        for group in text.split(separator) {
-            if group.len() != width || !group.bytes().all(|b| b.is_ascii_hexdigit()) {
+        for group in text.as_bytes().split(|byte| *byte == separator) {
+            if group.len() != width {
                 return Err(bad());
             }
-            for pair in 0..width / 2 {
-                let hex = &group[pair * 2..pair * 2 + 2];
-                *bytes.get_mut(at).ok_or_else(bad)? = u8::from_str_radix(hex, 16).map_err(|_| bad())?;
+            for pair in group.chunks_exact(2) {
+                *bytes.get_mut(at).ok_or_else(bad)? = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
                 at += 1;
             }
         }
@@ -149,8 +149,21 @@ impl FromStr for Mac {
 }
 
 /// The name of a network interface: 1 to 15 bytes, kept inline because tables hold many thousands.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IfName([u8; 16]);
+
+/// As bytes are ordered, but by one comparison of two numbers: most keys of the kernel's objects begin with a name.
+impl Ord for IfName {
+    fn cmp(&self, other: &IfName) -> std::cmp::Ordering {
+        u128::from_be_bytes(self.0).cmp(&u128::from_be_bytes(other.0))
+    }
+}
+
+impl PartialOrd for IfName {
+    fn partial_cmp(&self, other: &IfName) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// A text the kernel would refuse as an interface name (`dev_valid_name`, net/core/dev.c).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -53,7 +53,7 @@ impl Judge {
         }
         let mut crowded = !same;
         for (subnets, lease) in &changes {
-            crowded |= self.claim(subnets, lease.is_some());
+            crowded |= self.claim(subnets, lease.is_some(), crowded);
         }
         self.seen = peers.clone();
         if crowded {
@@ -85,8 +85,8 @@ impl Judge {
         self.refused.values().flatten()
     }
 
-    /// Notes in the index that a lease came, changed or went. Gives whether it overlaps another.
-    fn claim(&mut self, subnets: &Subnets, there: bool) -> bool {
+    /// Notes in the index that a lease came, changed or went. Gives whether it overlaps another, unless that is `known`.
+    fn claim(&mut self, subnets: &Subnets, there: bool, known: bool) -> bool {
         let mut crowded = false;
         let before = self.seen.get(subnets).is_some();
         for (family, claimed) in Family::BOTH.into_iter().zip(&mut self.claimed) {
@@ -94,7 +94,7 @@ impl Judge {
             if before {
                 claimed.remove(net);
             }
-            crowded |= claimed.overlaps(net);
+            crowded |= !known && claimed.overlaps(net);
             if there {
                 claimed.insert(net);
             }
