@@ -6,6 +6,8 @@
 //! subnets. So the state is always what starting afresh would give, but for the number of a nexthop object
 //! whose hash another one has.
 
+mod laid;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use model::{Family, IfName, Lease, Subnets};
 use crate::Facts;
 use crate::backend::{self, Backend, Half, Hop, hash64};
 use crate::state::{Key, Nexthop, Object, Route, State, Via};
+use laid::Laid;
 
 /// From how many routes on nexthop objects are used, and below how many they are given up again: thousands
 /// of routes with distinct gateways on one device are quadratic in the kernel (decision 0004).
@@ -110,7 +113,7 @@ impl Assembly {
     }
 
     fn wants_many(&self) -> bool {
-        self.hops > if self.many { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM }
+        wants_many(self.hops, self.many)
     }
 
     fn anew(
@@ -122,12 +125,18 @@ impl Assembly {
     ) {
         let rules = self.basis.as_ref().map(|basis| basis.rules.to_vec()).unwrap_or_default();
         let many = self.many || (self.peers.is_empty() && facts.nexthops_in_use);
+        let ordered = self.ordered;
         *self = Assembly { basis: self.basis.take(), many, ..Assembly::default() };
         self.wanted = backend.base(facts, own);
         self.wanted.extend(rules);
         let Some(own) = own else { return };
-        let halves: Vec<_> =
-            accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, own, lease))).collect();
+        let all = || accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, own, lease)));
+        // Where the order mattered it most likely still does.
+        if !ordered && let Ok(laid) = Laid::of(all(), self.many, &self.wanted) {
+            self.take(laid);
+            return;
+        }
+        let halves: Vec<_> = all().collect();
         let hops = halves.iter().flat_map(|(_, halves)| halves.iter().flatten());
         self.hops = hops.filter(|half| half.hop.is_some()).count();
         self.many = self.wants_many();
@@ -135,6 +144,15 @@ impl Assembly {
         for (subnets, halves) in halves {
             self.add(backend, subnets, halves);
         }
+    }
+
+    /// Takes what all peers want together.
+    fn take(&mut self, laid: Laid) {
+        let Laid { objects, shared, peers, rejected, hops, many } = laid;
+        self.wanted.put_sorted(objects);
+        self.shared = shared.into_iter().collect();
+        self.peers = peers.into_iter().collect();
+        (self.rejected, self.hops, self.many) = (rejected, hops, many);
     }
 
     fn change(
@@ -189,7 +207,12 @@ impl Assembly {
             };
             entry.hops += usize::from(half.hop.is_some());
             let mut objects = half.entries;
-            objects.extend(half.hop.into_iter().flat_map(|hop| self.lay(hop)));
+            let nexthop = |id| match self.wanted.get(&Key::Nexthop(id)) {
+                Some(Object::Nexthop(nexthop)) => Some(nexthop),
+                _ => None,
+            };
+            let way = half.hop.map(|hop| lay(hop, self.many, nexthop));
+            objects.extend(way.into_iter().flatten().flatten());
             let stands =
                 |object: &&Object| self.wanted.get(&object.key()).is_some_and(|have| have != *object);
             if let Some(object) = objects.iter().find(stands) {
@@ -200,7 +223,7 @@ impl Assembly {
             }
             for object in objects {
                 let key = object.key();
-                if matches!(key, Key::Fdb(..) | Key::WgPeer(..) | Key::Nexthop(_) | Key::Element(_)) {
+                if is_shared(&key) {
                     self.shared.entry(key.clone()).or_insert((subnets, 0)).1 += 1;
                 }
                 entry.keys.push(key);
@@ -210,21 +233,30 @@ impl Assembly {
         self.hops += entry.hops;
         self.peers.insert(subnets, entry);
     }
+}
 
-    /// A gateway route, and its nexthop object if it has one.
-    fn lay(&self, hop: Hop) -> Vec<Object> {
-        let Hop { dst, gateway, dev, onlink } = hop;
-        if !self.many {
-            return vec![Object::Route(Route::ours(dst, Via::Gateway { gateway, dev, onlink }))];
-        }
-        let mut id = nexthop_id(dst, gateway, dev);
-        let nexthop = |id| Object::Nexthop(Nexthop { id, dev, via: gateway, onlink });
-        // Of two that share a hash the first has the id, and the next one is as good for the second.
-        while self.wanted.get(&Key::Nexthop(id)).is_some_and(|have| *have != nexthop(id)) {
-            id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff);
-        }
-        vec![nexthop(id), Object::Route(Route::ours(dst, Via::Nexthop(id)))]
+/// Whether several peers may want the object.
+fn is_shared(key: &Key) -> bool {
+    matches!(key, Key::Fdb(..) | Key::WgPeer(..) | Key::Nexthop(_) | Key::Element(_))
+}
+
+/// A gateway route, after its nexthop object if it has one; `known` are those there are.
+fn lay<'a>(hop: Hop, many: bool, known: impl Fn(u32) -> Option<&'a Nexthop>) -> [Option<Object>; 2] {
+    let Hop { dst, gateway, dev, onlink } = hop;
+    if !many {
+        return [None, Some(Object::Route(Route::ours(dst, Via::Gateway { gateway, dev, onlink })))];
     }
+    let mut id = nexthop_id(dst, gateway, dev);
+    let nexthop = |id| Nexthop { id, dev, via: gateway, onlink };
+    // Of two that share a hash the first has the id, and the next one is as good for the second.
+    while known(id).is_some_and(|have| *have != nexthop(id)) {
+        id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff);
+    }
+    [Some(Object::Nexthop(nexthop(id))), Some(Object::Route(Route::ours(dst, Via::Nexthop(id))))]
+}
+
+fn wants_many(hops: usize, many: bool) -> bool {
+    hops > if many { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM }
 }
 
 /// What a peer adds, family by family. What is wrong with both is said once.
@@ -238,8 +270,12 @@ fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> V
 
 /// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156).
 fn nexthop_id(dst: IpNet, via: IpAddr, dev: IfName) -> u32 {
-    let text = format!("{dst} {via} {dev}");
-    NEXTHOP_BASE | (hash64(&[text.as_bytes()]) as u32 & 0x00ff_ffff)
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    let parts = [&octets(dst.addr())[..], &[dst.prefix_len()], &octets(via), dev.as_str().as_bytes()];
+    NEXTHOP_BASE | (hash64(&parts) as u32 & 0x00ff_ffff)
 }
 
 #[cfg(test)]

@@ -145,14 +145,14 @@ pub fn stands(actual: &State, table: &TableKey) -> bool {
     matches!(actual.get(&Key::Nft(table.clone())), Some(Object::Nft(table)) if !table.drifted)
 }
 
-/// Steps on elements of tables that stand or will, with all others, and how many are none of these.
-pub fn within_tables(steps: Vec<Step>, wanted: &State, actual: &State) -> (Vec<Step>, usize) {
+/// Leaves of steps on elements those of tables that stand or will; gives how many were none of these.
+pub fn within_tables(steps: &mut Vec<Step>, wanted: &State, actual: &State) -> usize {
     let tables = wanted.iter().map_while(|(key, object)| match object {
         Object::Nft(table) => Some((&table.key, actual.get(key).is_some_and(|have| have.is(object)))),
         _ => None,
     });
     let mut stand: BTreeMap<&TableKey, bool> = tables.collect();
-    for step in &steps {
+    for step in steps.iter() {
         if let Step::Put(Object::Nft(table)) = step
             && let Some(stands) = stand.get_mut(&table.key)
         {
@@ -161,9 +161,8 @@ pub fn within_tables(steps: Vec<Step>, wanted: &State, actual: &State) -> (Vec<S
     }
     let all = steps.len();
     let inside = |step: &Step| step.table().is_none_or(|table| stand.get(table) == Some(&true));
-    let steps: Vec<Step> = steps.into_iter().filter(inside).collect();
-    let outside = all - steps.len();
-    (steps, outside)
+    steps.retain(inside);
+    all - steps.len()
 }
 
 impl Difference {

@@ -11,13 +11,13 @@ mod ipsec;
 pub mod iptables;
 mod link;
 mod nft;
+mod set;
 mod text;
 mod tunnel;
 pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use model::wireguard::PublicKey;
@@ -34,6 +34,7 @@ pub use nft::{
     Chain, ChainType, Element, Hook, Match, NftFamily, NftTable, Rule as NftRule, Set, SetKey, Statement,
     TableKey, Verdict,
 };
+pub use set::State;
 pub use tunnel::{Tunnel, TunnelPeer};
 pub use wireguard::{Carrier, WgPeer, Wireguard};
 
@@ -390,90 +391,6 @@ pub struct Rule {
     pub fwmark: Option<(u32, u32)>,
     /// Table looked up.
     pub table: u32,
-}
-
-/// A set of kernel objects, at most one for each key, ordered by [`Key`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    objects: BTreeMap<Key, Object>,
-}
-
-impl State {
-    /// Adds or replaces one object.
-    pub fn put(&mut self, object: Object) {
-        self.objects.insert(object.key(), object);
-    }
-
-    /// Removes an object; with a table the elements of its sets.
-    pub fn remove(&mut self, key: &Key) -> Option<Object> {
-        if let Key::Nft(table) = key {
-            let elements: Vec<Key> = self.elements(table).map(|(key, _)| key.clone()).collect();
-            elements.iter().for_each(|key| drop(self.objects.remove(key)));
-        }
-        self.objects.remove(key)
-    }
-
-    /// Elements of the sets of a table.
-    pub fn elements(&self, table: &TableKey) -> impl Iterator<Item = (&Key, &Object)> {
-        let set = SetKey { table: table.clone(), name: String::new() };
-        let first = Element { set: Arc::new(set), address: IpAddr::from([0; 4]) };
-        let of_table = |(key, _): &(&Key, &Object)| matches!(key, Key::Element(e) if e.set.table == *table);
-        self.objects.range(Key::Element(first)..).take_while(of_table)
-    }
-
-    /// Removes every object for which `keep` is false.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Key, &Object) -> bool) {
-        self.objects.retain(|key, object| keep(key, object));
-    }
-
-    /// The object under a key.
-    pub fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.get(key)
-    }
-
-    /// A device by name.
-    pub fn link(&self, name: IfName) -> Option<&Link> {
-        match self.objects.get(&Key::Link(name)) {
-            Some(Object::Link(link)) => Some(link),
-            _ => None,
-        }
-    }
-
-    /// All objects in creation order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Object)> {
-        self.objects.iter()
-    }
-
-    /// How many objects there are.
-    pub fn len(&self) -> usize {
-        self.objects.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
-    }
-}
-
-impl FromIterator<Object> for State {
-    fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> State {
-        State { objects: objects.into_iter().map(|o| (o.key(), o)).collect() }
-    }
-}
-
-impl Extend<Object> for State {
-    fn extend<T: IntoIterator<Item = Object>>(&mut self, objects: T) {
-        self.objects.extend(objects.into_iter().map(|o| (o.key(), o)));
-    }
-}
-
-impl IntoIterator for State {
-    type Item = Object;
-    type IntoIter = std::collections::btree_map::IntoValues<Key, Object>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.objects.into_values()
-    }
 }
 
 /// What is ours to see and to change. Reading the kernel through a scope gives only objects that carry
