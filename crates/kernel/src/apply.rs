@@ -5,12 +5,12 @@
 
 mod indexes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use model::{Family, IfName};
-use plan::state::{Carrier, Element, Link, LinkKind, Nexthop, NftTable, Object, Route, Tun, Via};
+use plan::state::{Carrier, Element, Iptables, Link, LinkKind, Nexthop, NftTable, Object, Route, Tun, Via};
 use plan::{Key, ROUTE_PROTOCOL, Step};
 
 use crate::link::{self, LinkChange, NewKind, NewLink};
@@ -22,8 +22,8 @@ use crate::wireguard::Change;
 use crate::{Errno, Error, Kernel, ethtool, sysctl, tun};
 use indexes::{Indexes, index_of};
 
-/// Messages collected before they are sent, to bound memory.
-const PENDING: usize = 4_096;
+/// Messages collected before they are sent: as many as go out in one system call.
+const PENDING: usize = 1_000;
 
 /// A step the kernel refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,8 @@ impl fmt::Display for StepError {
 /// The state of one run.
 struct Run<'a> {
     steps: &'a [Step],
-    results: Vec<Result<(), Errno>>,
+    /// Numbers of the steps that failed, and why.
+    failed: BTreeMap<usize, Errno>,
     /// Steps done together with one before them.
     taken: Vec<bool>,
     /// Number of the step, and its message.
@@ -55,13 +56,22 @@ struct Run<'a> {
     indexes: Indexes,
 }
 
+impl Run<'_> {
+    fn note(&mut self, number: usize, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => drop(self.failed.remove(&number)),
+            Err(errno) => drop(self.failed.insert(number, errno)),
+        }
+    }
+}
+
 impl Kernel {
     /// Carries out all steps; the results have the same length and order. Deleting what is not there is
     /// success.
-    pub fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), StepError>> {
+    pub fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), Box<StepError>>> {
         let mut run = Run {
             steps,
-            results: vec![Ok(()); steps.len()],
+            failed: BTreeMap::new(),
             taken: vec![false; steps.len()],
             numbers: Vec::new(),
             messages: Vec::new(),
@@ -73,12 +83,13 @@ impl Kernel {
                 run.indexes = indexes;
                 self.run_steps(&mut run);
             }
-            Err(errno) => run.results.fill(Err(errno)),
+            Err(errno) => run.failed.extend((0..steps.len()).map(|number| (number, errno.clone()))),
         }
-        let named = |(result, step): (Result<(), Errno>, &Step)| {
-            result.map_err(|errno| StepError { step: step.to_string(), errno })
+        let named = |(number, step): (usize, &Step)| match run.failed.remove(&number) {
+            Some(errno) => Err(Box::new(StepError { step: step.to_string(), errno })),
+            None => Ok(()),
         };
-        run.results.into_iter().zip(steps).map(named).collect()
+        steps.iter().enumerate().map(named).collect()
     }
 
     fn run_steps(&mut self, run: &mut Run<'_>) {
@@ -125,10 +136,10 @@ impl Kernel {
                     self.flush(run);
                     self.nft.delete_table(&table.key).map(drop)
                 }
-                Step::Put(Object::Iptables(rules)) => {
+                Step::Put(Object::Iptables(first)) => {
                     self.flush(run);
-                    let (tables, mut place) = self.iptables();
-                    tables.put(&mut place, rules)
+                    self.put_iptables(number, first, run);
+                    continue;
                 }
                 Step::Delete(Object::Iptables(rules)) => {
                     self.flush(run);
@@ -168,7 +179,7 @@ impl Kernel {
                     }
                 }
             };
-            run.results[number] = done;
+            run.note(number, done);
             if run.messages.len().max(run.peers.len()) >= PENDING {
                 self.flush(run);
             }
@@ -192,9 +203,26 @@ impl Kernel {
         let done = self.nft.replace_with(table, &elements);
         for number in numbers {
             run.taken[number] = true;
-            run.results[number].clone_from(&done);
+            run.note(number, done.clone());
         }
         done
+    }
+
+    /// Does this step and those after it that put tables by the same program.
+    fn put_iptables(&mut self, from: usize, first: &Iptables, run: &mut Run<'_>) {
+        let same = |step| match step {
+            &Step::Put(Object::Iptables(ref rules)) => {
+                let by = |rules: &Iptables| (rules.key.variant, rules.key.family);
+                (by(rules) == by(first)).then_some(&**rules)
+            }
+            _ => None,
+        };
+        let wanted: Vec<&Iptables> = run.steps[from..].iter().map_while(same).collect();
+        let (tables, mut place) = self.iptables();
+        for (number, done) in (from..).zip(tables.put_all(&mut place, &wanted)) {
+            run.taken[number] = true;
+            run.note(number, done);
+        }
     }
 
     /// Does this step and those after it that do the same to the same set, in one transaction. If that is
@@ -211,10 +239,11 @@ impl Kernel {
         for (number, address) in (from..).zip(addresses) {
             run.taken[number] = true;
             if all.is_err() {
-                run.results[number] = match self.nft.change_elements(&first.set, put, &[address]) {
+                let one = match self.nft.change_elements(&first.set, put, &[address]) {
                     Err(errno) if !put && is_absent(errno.code) => Ok(()),
                     other => other,
                 };
+                run.note(number, one);
             }
         }
     }
@@ -230,7 +259,7 @@ impl Kernel {
         let mut late = BTreeSet::new();
         for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(numbers).zip(&messages) {
             let Err(errno) = result else { continue };
-            run.results[number] = match &run.steps[number] {
+            let answer = match &run.steps[number] {
                 Step::Delete(_) if is_absent(errno.code) => Ok(()),
                 Step::Put(Object::Rule(_)) if errno.code == libc::EEXIST => Ok(()),
                 Step::Put(Object::Route(route)) if errno.code == libc::EEXIST => {
@@ -253,6 +282,7 @@ impl Kernel {
                 }
                 _ => Err(errno),
             };
+            run.note(number, answer);
         }
     }
 
@@ -270,7 +300,7 @@ impl Kernel {
                 Ok(index) if put => changes.push(Change::Put(index, peer)),
                 Ok(index) => changes.push(Change::Remove(index, peer.dev, &peer.key)),
                 // A peer of a device that is gone went with it.
-                Err(errno) if put => run.results[*number] = Err(errno),
+                Err(errno) if put => drop(run.failed.insert(*number, errno)),
                 Err(_) => {}
             }
             run.indexes.contains_key(&peer.dev)
@@ -279,7 +309,7 @@ impl Kernel {
             return;
         }
         for (number, answer) in numbers.into_iter().zip(self.tunnels.peers(self.netns.as_ref(), &changes)) {
-            run.results[number] = answer;
+            run.note(number, answer);
         }
     }
 

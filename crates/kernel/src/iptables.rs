@@ -185,6 +185,31 @@ impl Tables {
         })
     }
 
+    /// As [`Tables::put`] for several tables of one variant and family, by one program: most of its time is its start. If
+    /// that is refused, one by one: then each knows its own reason.
+    pub(crate) fn put_all(&mut self, place: &mut Place<'_>, wanted: &[&Iptables]) -> Vec<Result<(), Errno>> {
+        if wanted.len() > 1 && self.put_together(place, wanted).is_some() {
+            return vec![Ok(()); wanted.len()];
+        }
+        wanted.iter().map(|rules| self.put(place, rules)).collect()
+    }
+
+    fn put_together(&mut self, place: &mut Place<'_>, wanted: &[&Iptables]) -> Option<()> {
+        let IptablesKey { variant, family, .. } = wanted.first()?.key;
+        let program = self.program(variant, family)?;
+        let networks = self.networks.clone();
+        let mut text = String::new();
+        for rules in wanted {
+            let actual = self.read(place, rules.key, &networks).ok()?;
+            text += &rules.restore(actual.as_ref());
+        }
+        let restored = self.restore(place, &program, variant, text);
+        for rules in wanted {
+            self.seen.remove(&rules.key);
+        }
+        restored.ok()
+    }
+
     /// Removes what is ours from a table. Where no program is there to do it, the masquerade rules of the
     /// nft variant are removed and their chain and jump stay, as flanneld leaves them (decision 0132).
     ///

@@ -86,6 +86,41 @@ impl Closer {
     }
 }
 
+/// Keeps a monitor from hearing what its own process writes in bulk: of tens of thousands of changes the queue holds only
+/// a part, and telling of each costs the kernel as much as a fourth of making it.
+#[derive(Debug)]
+pub struct Ears(OwnedFd);
+
+/// See [`Ears::cover`].
+#[derive(Debug)]
+pub struct Covered<'a>(&'a Ears);
+
+impl Ears {
+    const GROUPS: [u32; 4] =
+        [libc::RTNLGRP_NEIGH, libc::RTNLGRP_NEXTHOP, libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE];
+
+    /// Until what this gives is dropped, changes of neighbours, forwarding entries, nexthop objects and routes are not told,
+    /// by whomever they are made. Who covers them looks at everything afterwards.
+    pub fn cover(&self) -> Covered<'_> {
+        self.set(libc::NETLINK_DROP_MEMBERSHIP);
+        Covered(self)
+    }
+
+    /// A kernel without nexthop objects refuses that group. Else joining again cannot fail, for the socket has room for
+    /// its groups (`netlink_realloc_groups`, net/netlink/af_netlink.c).
+    fn set(&self, how: i32) {
+        for group in Ears::GROUPS {
+            let _ = sys::set_option(self.0.as_fd(), libc::SOL_NETLINK, how, group as i32);
+        }
+    }
+}
+
+impl Drop for Covered<'_> {
+    fn drop(&mut self) {
+        self.0.set(libc::NETLINK_ADD_MEMBERSHIP);
+    }
+}
+
 impl Monitor {
     /// Listens in the namespace of the calling thread.
     ///
@@ -158,6 +193,15 @@ impl Monitor {
             .try_clone()
             .map_err(|source| Error::Socket { action: "copy an event counter", source })?;
         Ok(Closer { stop: File::from(stop) })
+    }
+
+    /// A handle by which another thread has this one not told of what that thread writes.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn ears(&self) -> Result<Ears, Error> {
+        let socket = self.route.try_clone_fd();
+        socket.map(Ears).map_err(|source| Error::Socket { action: "copy a netlink socket", source })
     }
 
     /// The next event; waits for it. `None` after [`Closer::close`].

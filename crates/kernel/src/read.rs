@@ -87,10 +87,10 @@ impl Kernel {
     /// A listing failed or kept changing; never a part of the state.
     pub fn read(&mut self, scope: &Scope, wanted: &State) -> Result<State, Error> {
         let interest = Interest::of(scope, wanted);
-        let mut state = State::default();
+        let mut found = Vec::new();
         let mut keep = |object: Object| {
             if scope.owns(&object) || wanted.get(&object.key()).is_some() {
-                state.put(object);
+                found.push(object);
             }
         };
         let links = self.rtnl.links()?;
@@ -132,12 +132,12 @@ impl Kernel {
         let users = scope.users(&used);
         for nexthop in nexthops {
             if wanted.get(&Key::Nexthop(nexthop.id)).is_some() || scope.owns_nexthop(&nexthop, &users) {
-                state.put(Object::Nexthop(nexthop));
+                found.push(Object::Nexthop(nexthop));
             }
         }
         let mut keep = |object: Object| {
             if scope.owns(&object) || wanted.get(&object.key()).is_some() {
-                state.put(object);
+                found.push(object);
             }
         };
         for key in &interest.nft_tables {
@@ -165,7 +165,7 @@ impl Kernel {
         if interest.policies {
             self.policies()?.into_iter().for_each(|policy| keep(Object::Policy(Box::new(policy))));
         }
-        Ok(state)
+        Ok(found.into_iter().collect())
     }
 
     /// The part of [`Kernel::read`] that is in iptables. One that cannot be read differs from what is wanted,

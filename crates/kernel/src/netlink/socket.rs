@@ -356,6 +356,11 @@ impl Socket {
         Ok(self.sequence)
     }
 
+    /// Another descriptor of the same socket.
+    pub(crate) fn try_clone_fd(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Leaves the last closing of this socket to a child process, which does it after `time`.
     pub(crate) fn hold_in_child(&self, time: Duration) -> io::Result<()> {
         sys::hold_in_child(self.fd.as_fd(), time)

@@ -94,6 +94,49 @@ fn every_kind_of_change_is_an_event() {
     thread.join().unwrap();
 }
 
+/// Whoever writes thousands of them does not want to hear of each; devices it does hear of, and of all afterwards.
+#[test]
+fn what_is_written_in_bulk_is_not_heard() {
+    let netns = fresh();
+    run_in(&netns, "ip link add eth0 type veth peer name wire");
+    run_in(&netns, "ip link set eth0 up");
+    run_in(&netns, "ip addr add 192.0.2.1/24 dev eth0");
+    run_in(&netns, "ip link add vx type vxlan id 5 dstport 8472 dev eth0");
+    run_in(&netns, "ip link set wire up");
+    let mut monitor = Monitor::open_in(&netns).unwrap();
+    let ears = monitor.ears().unwrap();
+    let write = |last: u8| {
+        for command in [
+            format!("ip neigh add 192.0.2.{last} lladdr 02:00:00:00:00:{last} dev eth0 nud permanent"),
+            format!("bridge fdb add 02:00:00:00:00:{last} dev vx dst 192.0.2.{last} self permanent"),
+            format!("ip nexthop add id {last} via 192.0.2.{last} dev eth0"),
+            format!("ip route add 10.{last}.0.0/24 nhid {last}"),
+            format!("ip route add fd00:{last}::/64 dev eth0"),
+        ] {
+            run_in(&netns, &command);
+        }
+        run_in(&netns, &format!("ip rule add pref {last} lookup 9"));
+    };
+    let mut heard = || {
+        let mut heard = Vec::new();
+        loop {
+            match monitor.next().unwrap().unwrap() {
+                Event::Rule(_) => return heard,
+                Event::Object(key, _) => heard.push(key.kind()),
+                Event::Route(key, ..) if key.dst.prefix_len() < 128 => heard.push("route"),
+                _ => {}
+            }
+        }
+    };
+    let all = ["neighbour", "fdb", "nexthop", "route", "route"];
+    let covered = ears.cover();
+    write(20);
+    assert_eq!(heard(), [""; 0], "covered");
+    drop(covered);
+    write(21);
+    assert_eq!(heard(), all, "again");
+}
+
 /// Who listens for flows hears of more: disciplines, filters, and neighbours that have another hardware address.
 #[test]
 fn what_matters_to_flows_is_told_to_who_asks() {

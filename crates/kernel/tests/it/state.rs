@@ -124,7 +124,7 @@ fn wanted() -> State {
     state
 }
 
-fn ok(results: Vec<Result<(), kernel::StepError>>) {
+fn ok(results: Vec<Result<(), Box<kernel::StepError>>>) {
     for result in results {
         result.unwrap();
     }
