@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use kernel::Kernel;
 use kernel::link::LinkInfo;
-use kernel::monitor::{Event, Monitor};
+use kernel::monitor::{Ears, Event, Monitor};
 use kernel::rtnl::{AddrInfo, RouteFilter, RouteInfo};
 use kernel::wireguard::UserSpace;
 use model::{Family, IfName, NetConf};
@@ -25,7 +25,7 @@ use store::Remembered;
 
 use crate::args::Options;
 use crate::helpers::Helpers;
-use crate::inputs::{Inbox, Inputs, News};
+use crate::inputs::{Inbox, Inputs, MOST_ENTRIES, News};
 use crate::reconcile;
 use crate::rights::Rights;
 use crate::tunnels::{Tunnels, is_tunnel};
@@ -62,6 +62,8 @@ pub struct Host {
     iptables_said: Vec<(bool, String)>,
     /// This node's WireGuard key, once a backend asked for it.
     wgkey: Keeper,
+    inbox: Arc<Inbox>,
+    hearing: Arc<Hearing>,
 }
 
 impl Host {
@@ -69,7 +71,12 @@ impl Host {
     ///
     /// # Errors
     /// No right to, or the kernel lacks netlink.
-    pub fn open(options: &Options, inbox: Arc<Inbox>, rights: Arc<Rights>) -> Result<Host, String> {
+    pub fn open(
+        options: &Options,
+        inbox: Arc<Inbox>,
+        rights: Arc<Rights>,
+        hearing: Arc<Hearing>,
+    ) -> Result<Host, String> {
         let mut kernel = Kernel::open()
             .map_err(|error| format!("{error}; the agent needs CAP_NET_ADMIN, run it as root"))?;
         kernel.set_user_space(user_space());
@@ -84,7 +91,7 @@ impl Host {
         let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
         Ok(Host {
             kernel,
-            helpers: Helpers::new(inbox, rights),
+            helpers: Helpers::new(inbox.clone(), rights),
             tunnels: Tunnels::beside(Path::new(&options.subnet_file)),
             selectors,
             last: None,
@@ -93,6 +100,8 @@ impl Host {
             iptables_said: Vec::new(),
             wgkey: Keeper::new(&machine_id),
             machine_id,
+            inbox,
+            hearing,
         })
     }
 
@@ -327,12 +336,15 @@ impl reconcile::Kernel for Host {
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), String>> {
-        let sentence = |(step, answer): (&Step, Result<(), kernel::StepError>)| {
+        let sentence = |(step, answer): (&Step, Result<(), Box<kernel::StepError>>)| {
             answer.map_err(|error| match advice(step, error.errno.code) {
                 Some(advice) => format!("{error}; {advice}"),
                 None => error.to_string(),
             })
         };
+        // News of so many would be lost, and everything be read again, several times over while they come.
+        let ears = if steps.len() > MOST_ENTRIES { self.hearing.ears() } else { None };
+        let covered = ears.as_ref().map(|ears| ears.cover());
         let mut answers = Vec::with_capacity(steps.len());
         for run in steps.chunk_by(|a, b| is_tunnel(a) == is_tunnel(b)) {
             if run.first().is_some_and(is_tunnel) {
@@ -341,17 +353,36 @@ impl reconcile::Kernel for Host {
                 answers.extend(run.iter().zip(self.kernel.apply(run)).map(sentence));
             }
         }
+        if let Some(covered) = covered {
+            drop(covered);
+            // What others changed meanwhile was not heard, the host's own routes among it.
+            self.inbox.news(|_| News { host: true, ours: true, ..News::default() });
+        }
         answers
+    }
+}
+
+/// How the kernel's notifications are kept from the thread that hears them while the loop writes in bulk.
+#[derive(Debug, Default)]
+pub struct Hearing(Mutex<Option<Arc<Ears>>>);
+
+impl Hearing {
+    fn ears(&self) -> Option<Arc<Ears>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, ears: Ears) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ears));
     }
 }
 
 /// Starts the thread that turns the kernel's notifications into news. Without it only the slow resync
 /// repairs anything, so it is opened again for as long as the process lives.
-pub fn listen(inbox: Arc<Inbox>) {
+pub fn listen(inbox: Arc<Inbox>, hearing: Arc<Hearing>) {
     let work = move || {
         let mut losses = Losses::default();
         loop {
-            let Err(error) = follow(&inbox, &mut losses) else { return };
+            let Err(error) = follow(&inbox, &hearing, &mut losses) else { return };
             tracing::error!("follow the kernel's notifications: {error}; reading everything again in 1 s");
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -361,8 +392,9 @@ pub fn listen(inbox: Arc<Inbox>) {
     }
 }
 
-fn follow(inbox: &Inbox, losses: &mut Losses) -> Result<(), kernel::Error> {
+fn follow(inbox: &Inbox, hearing: &Hearing, losses: &mut Losses) -> Result<(), kernel::Error> {
     let mut monitor = Monitor::open()?;
+    hearing.set(monitor.ears()?);
     // What happened before the socket was open has not been reported.
     inbox.news(|_| News { host: true, ours: true, ..News::default() });
     while let Some(event) = monitor.next()? {

@@ -42,7 +42,7 @@ pub struct Outcome {
 }
 
 /// More entries than this are not compared one by one.
-const MOST_ENTRIES: usize = 16_384;
+pub const MOST_ENTRIES: usize = 16_384;
 
 impl News {
     /// What was told before, and more.

@@ -37,6 +37,7 @@ pub mod drift;
 mod laid;
 mod look;
 mod outside;
+mod steps;
 
 use drift::{Believed, Drift};
 use laid::{Laid, Of};
@@ -527,52 +528,6 @@ impl<K: Kernel> Reconciler<K> {
         }
         if let Some(facts) = &mut self.facts {
             facts.pinned_macs.clone_from(&self.pinned);
-        }
-    }
-
-    fn ready(&self, steps: Vec<Step>, may: May, now_ms: u64) -> Vec<Step> {
-        let may = |step: &Step| {
-            let replaces = matches!(step, Step::Delete(Object::Link(_)));
-            let shuts = matches!(step, Step::Put(Object::Nft(table)) if sources::is_ours(&table.key));
-            self.tracker.ready(&step.key(), now_ms)
-                && (may.sweep || replaces || !matches!(step, Step::Delete(_)))
-                && (may.guard || !shuts)
-        };
-        steps.into_iter().filter(may).collect()
-    }
-
-    fn apply(&mut self, steps: Vec<Step>, now_ms: u64, report: &mut Report) {
-        if steps.is_empty() {
-            return;
-        }
-        let answers = self.kernel.apply(&steps);
-        let actual = self.actual.get_or_insert_default();
-        for (step, answer) in steps.into_iter().zip(answers) {
-            match answer {
-                Ok(()) => {
-                    report.done.push(&step);
-                    match step {
-                        Step::Put(object) => {
-                            if let Object::Nft(table) = &object {
-                                // Its sets have what the steps after this one say.
-                                actual.remove(&Key::Nft(table.key.clone()));
-                            }
-                            actual.put(object);
-                        }
-                        Step::Change(link) => actual.put(Object::Link(link)),
-                        Step::Delete(object) => drop(actual.remove(&object.key())),
-                    }
-                }
-                Err(message) => {
-                    self.stale = true;
-                    report.failed += 1;
-                    // The table's failure says it all.
-                    let lost = step.table().is_some_and(|table| !diff::stands(actual, table));
-                    if !lost {
-                        self.tracker.failed(step.key(), message, now_ms);
-                    }
-                }
-            }
         }
     }
 

@@ -22,7 +22,7 @@ use crate::board::{Board, Topic};
 use crate::cniconf::CniConf;
 use crate::fast::Fast;
 use crate::health::{self, Health, Offer};
-use crate::host::{self, Host};
+use crate::host::{self, Hearing, Host};
 use crate::inputs::{Inbox, Inputs};
 use crate::last_good::{Contact, Shelf};
 use crate::membership::Member;
@@ -163,14 +163,15 @@ fn run(
         .map_err(|error| format!("start a thread: {error}"))?;
 
     inbox.update(|inputs| inputs.reach = model::addr::parse_ip(&options.iface_can_reach));
-    host::listen(inbox.clone());
+    let hearing = Arc::new(Hearing::default());
+    host::listen(inbox.clone(), hearing.clone());
     let choice = Choice {
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
         forward: options.iptables_forward_rules,
         blackhole: options.ip_blackhole_route,
     };
-    let kernel = Host::open(&options, inbox.clone(), rights.clone())?;
+    let kernel = Host::open(&options, inbox.clone(), rights.clone(), hearing)?;
     probe::run::start(&probes, &inbox, &std::env::var("LODEN_PROBE").unwrap_or_default())?;
     let iptables_resync_ms =
         u64::try_from(options.iptables_resync).unwrap_or_default().max(1).saturating_mul(1000);

@@ -102,6 +102,46 @@ fn a_storm_of_notifications_loses_nothing() {
     println!("{lost} losses, {lines} line(s)");
 }
 
+/// Four thousand new peers are more changes than the listener's queue holds, and all of them are the agent's own: it does not
+/// listen meanwhile. (Without that the smallest queue loses most of them.)
+#[test]
+fn what_the_agent_writes_by_the_thousand_it_does_not_listen_to() {
+    const MANY: usize = 4_200;
+    let config =
+        r#"{"Network":"10.0.0.0/8","SubnetLen":24,"EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+    let world = World::with_config(1, config).quiet();
+    let host = &world.hosts[0];
+    let mut agents = world.start(&["--healthz-port=8081"]);
+    assert!(starve_listeners(&agents[0]) >= 2, "one for rtnetlink, one for nftables");
+    let lost = || {
+        let (_, page) = host.http(8081, "/metrics").unwrap();
+        let lost = page.lines().find_map(|line| line.strip_prefix("loden_kernel_events_lost_total "));
+        lost.unwrap().parse::<f64>().unwrap()
+    };
+    let before = lost();
+    let own = host.subnet("FLANNEL_SUBNET").network().to_string();
+    let mut leases = rusqlite::Connection::open(world.dir.path().join("leases.db")).unwrap();
+    leases.busy_timeout(crate::world::patience()).unwrap();
+    let all = leases.transaction().unwrap();
+    let nets = (0..).map(|n| format!("10.{}.{}.0", n / 256, n % 256)).filter(|net| *net != own);
+    for (n, net) in nets.take(MANY).enumerate() {
+        let (high, low) = (n / 256, n % 256);
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:01:{high:02x}:{low:02x}"}}"#);
+        let value = format!(
+            r#"{{"PublicIP":"198.18.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#
+        );
+        let put = "INSERT INTO lease (key, value, expires) VALUES (?1, ?2, 4102444800)";
+        all.execute(put, [&format!("{net}-24"), &value]).unwrap();
+    }
+    all.commit().unwrap();
+    routes(host, MANY);
+    // What others do is heard again; with the round that puts it right, all that was lost before is counted.
+    host.sh("ip route del 10.9.9.0/24");
+    routes(host, MANY);
+    assert_eq!(lost() - before, 0.0, "{}", agents[0].log());
+    assert!(agents[0].alive());
+}
+
 /// Seconds of processor time a process has used.
 fn used(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
