@@ -120,6 +120,11 @@ impl Agent {
         Ok(Agent { pid: process.pid, log, _process: process })
     }
 
+    /// All of its log.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+
     /// The beginning of its log.
     pub fn says(&self) -> String {
         let mut log = String::new();
@@ -177,8 +182,9 @@ pub fn converge(agent: &Agent, host: &Netns, peers: u32) -> Result<Duration> {
     let mut rtnl = Rtnl::open_in(host.as_fd())?;
     let filter = RouteFilter { protocol: Some(plan::ROUTE_PROTOCOL), ..RouteFilter::default() };
     loop {
-        let routes = rtnl.routes(filter)?.len();
-        let ready = fs::read_to_string(&agent.log)?.contains("flannel is ready");
+        let ready = agent.log()?.contains("flannel is ready");
+        // Asked before, the kernel would have less time for the agent.
+        let routes = if ready { rtnl.routes(filter)?.len() } else { 0 };
         if ready && routes as u32 >= peers {
             return Ok(start.elapsed());
         }

@@ -18,13 +18,13 @@ use plan::state::{Addr, Fdb, Link, LinkKind, Neigh, Nexthop, Object, Route, Scop
 use crate::figure::{Figure, Goal, Samples, Table};
 use crate::{Options, Result};
 
-struct Lease {
+pub struct Lease {
     subnet: Ipv4Net,
     mac: Mac,
     outer: IpAddr,
 }
 
-fn lease(n: u32) -> Result<Lease> {
+pub fn lease(n: u32) -> Result<Lease> {
     let [_, b, c, d] = n.to_be_bytes();
     Ok(Lease {
         subnet: Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 | (n + 1) << 8), 24)?,
@@ -87,7 +87,7 @@ fn one_by_one(leases: &[Lease]) -> Result<Duration> {
 }
 
 /// Everything in batches; times of writing and of reading back.
-fn batch(leases: &[Lease], nexthops: bool) -> Result<[Duration; 2]> {
+pub fn batch(leases: &[Lease], nexthops: bool) -> Result<[Duration; 2]> {
     let (_netns, mut kernel, dev) = host()?;
     let mut objects = Vec::new();
     for (id, lease) in (1..).zip(leases) {

@@ -14,6 +14,7 @@ mod memory;
 mod size;
 mod sys;
 mod tunnel;
+mod zero;
 
 use std::fs;
 use std::io::Write as _;
@@ -31,10 +32,11 @@ type Measurement = fn(&Options) -> Result<Table>;
 
 type Named = (&'static str, Measurement);
 
-const MEASUREMENTS: [Named; 10] = [
+const MEASUREMENTS: [Named; 11] = [
     ("cni", cni::run),
     ("crowd", cni::crowd::run),
     ("leases", leases::run),
+    ("zero", zero::run),
     ("memory", memory::run),
     ("kube", kube::run),
     ("tunnel", tunnel::run),
@@ -50,6 +52,7 @@ usage: loden-bench MEASUREMENT... [OPTION]...    (cargo xtask bench builds the p
   cni       plugin calls, beside the reference plugins driven the same way
   crowd     a thousand pods, 64 calls at any moment, beside the kernel's bare requests for the same
   leases    leases from zero into the kernel, beside one request at a time
+  zero      an agent from its lease until all peers are in the kernel, beside bare batches of the same
   memory    resident memory, idle time and latency of the agent
   kube      the same with the Nodes of a cluster: 5,000 from a list, then 100 changes a second
   tunnel    the tunnel of the backend udp, beside one packet per system call and kernel VXLAN

@@ -38,12 +38,12 @@ fn lease(n: u32) -> Result<(Ipv4Net, String, String)> {
 }
 
 /// The file all agents of a machine share, written to as another agent would.
-struct Store {
+pub struct Store {
     conn: Connection,
 }
 
 impl Store {
-    fn create(loden: &Path, path: &Path) -> Result<Store> {
+    pub fn create(loden: &Path, path: &Path) -> Result<Store> {
         let mut put = Command::new(loden)
             .args(["config", "put", "-"])
             .env("LODEN_STORE", format!("sqlite:{}", path.display()))
@@ -59,7 +59,7 @@ impl Store {
         Ok(Store { conn })
     }
 
-    fn put(&mut self, numbers: std::ops::Range<u32>) -> Result<()> {
+    pub fn put(&mut self, numbers: std::ops::Range<u32>) -> Result<()> {
         let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 86_400;
         let txn = self.conn.transaction()?;
         {
