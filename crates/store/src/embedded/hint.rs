@@ -9,6 +9,15 @@ use std::path::Path;
 use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 use tokio::io::unix::AsyncFd;
 
+/// What was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    /// The file or a companion of it.
+    File,
+    /// The folder itself, which may be another one now: watch anew.
+    Folder,
+}
+
 /// A watch on the folder of one file.
 pub(super) struct Hint {
     events: AsyncFd<OwnedFd>,
@@ -22,8 +31,10 @@ impl Hint {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = file.file_name()?.to_owned();
         let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
-        let writes = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-        add_watch(&events, folder, writes | WatchFlags::ONLYDIR).ok()?;
+        let writes = WatchFlags::MODIFY | WatchFlags::ATTRIB;
+        let names = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM;
+        let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+        add_watch(&events, folder, writes | names | itself).ok()?;
         #[expect(
             deprecated,
             reason = "sound for an OwnedFd, whose number never changes; the successor is unsafe"
@@ -33,28 +44,34 @@ impl Hint {
     }
 
     /// Waits until the file, or one of its companions, was touched.
-    pub(super) async fn touched(&self) {
+    pub(super) async fn touched(&self) -> Touched {
         loop {
             let Ok(mut ready) = self.events.readable().await else {
                 // The descriptor is of no use any more; the poll goes on.
                 return std::future::pending().await;
             };
-            if self.drain() {
-                return;
+            if let Some(touched) = self.drain() {
+                return touched;
             }
             ready.clear_ready();
         }
     }
 
-    /// Reads all that has happened; whether any of it was about our file.
-    fn drain(&self) -> bool {
+    /// Reads all that has happened; what of it was about our file.
+    fn drain(&self) -> Option<Touched> {
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(self.events.get_ref(), &mut space);
-        let mut ours = false;
+        let mut touched = None;
         while let Ok(event) = reader.next() {
-            // Without a name it is about the folder, or the queue has overflowed.
-            ours |= event.file_name().is_none_or(|n| n.to_bytes().starts_with(self.name.as_encoded_bytes()));
+            match event.file_name() {
+                // Also when the queue has overflowed.
+                None => touched = Some(Touched::Folder),
+                Some(name) if name.to_bytes().starts_with(self.name.as_encoded_bytes()) => {
+                    touched = touched.or(Some(Touched::File));
+                }
+                Some(_) => {}
+            }
         }
-        ours
+        touched
     }
 }
