@@ -28,6 +28,8 @@ pub(super) struct Hint {
 impl Hint {
     /// `None` if the kernel has no inotify left for us.
     pub(super) fn new(file: &Path) -> Option<Hint> {
+        // SQLite follows links, and writes its log beside the file itself.
+        let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = file.file_name()?.to_owned();
         let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
@@ -73,5 +75,28 @@ impl Hint {
             }
         }
         touched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_folder_is_that_of_the_file_itself_and_says_when_it_goes() {
+        let place = tempfile::tempdir().expect("a folder");
+        let [real, link] = ["real", "link"].map(|name| place.path().join(name));
+        fs::create_dir(&real).expect("a folder");
+        fs::write(real.join("leases.db"), "a").expect("a file");
+        std::os::unix::fs::symlink(real.join("leases.db"), &link).expect("a link");
+        let hint = Hint::new(&link).expect("inotify");
+        let told = async || tokio::time::timeout(Duration::from_secs(60), hint.touched()).await.ok();
+        fs::write(real.join("leases.db-wal"), "b").expect("a file");
+        assert_eq!(told().await, Some(Touched::File));
+        fs::rename(&real, place.path().join("away")).expect("a folder");
+        assert_eq!(told().await, Some(Touched::Folder));
     }
 }

@@ -76,6 +76,12 @@ pub(super) async fn follow(store: &EmbeddedStore, feed: &tokio::sync::watch::Sen
                 mirror.recovered();
                 mirror.publish();
                 seen = news.seen;
+                if news.complete {
+                    // Opened anew: the folder we watch may be another one than that the path leads to now. Once more, for
+                    // what was written meanwhile.
+                    hint = None;
+                    continue;
+                }
                 wait(&mut hint, &seen, &store.clock).await;
             }
             Err(error) => {
