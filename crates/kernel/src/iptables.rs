@@ -57,6 +57,8 @@ pub(crate) struct Tables {
     seen: BTreeMap<IptablesKey, (Mark, Option<Iptables>)>,
     /// For which networks `seen` was judged.
     networks: Vec<IpNet>,
+    /// Several tables could not be restored together.
+    apart: bool,
     /// Something hung: until when nothing is tried, and what to say.
     broken: Option<(Instant, String)>,
 }
@@ -186,9 +188,9 @@ impl Tables {
     }
 
     /// As [`Tables::put`] for several tables of one variant and family, by one program: most of its time is its start. If
-    /// that is refused, one by one: then each knows its own reason.
+    /// that fails, one by one from then on: each knows its own reason, and has the time for itself.
     pub(crate) fn put_all(&mut self, place: &mut Place<'_>, wanted: &[&Iptables]) -> Vec<Result<(), Errno>> {
-        if wanted.len() > 1 && self.put_together(place, wanted).is_some() {
+        if wanted.len() > 1 && !self.apart && self.put_together(place, wanted).is_some() {
             return vec![Ok(()); wanted.len()];
         }
         wanted.iter().map(|rules| self.put(place, rules)).collect()
@@ -207,6 +209,7 @@ impl Tables {
         for rules in wanted {
             self.seen.remove(&rules.key);
         }
+        self.apart = restored.is_err();
         restored.ok()
     }
 

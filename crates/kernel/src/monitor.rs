@@ -87,7 +87,7 @@ impl Closer {
 }
 
 /// Keeps a monitor from hearing what its own process writes in bulk: of tens of thousands of changes the queue holds only
-/// a part, and telling of each costs the kernel as much as a fourth of making it.
+/// a part, and telling of each costs the kernel a fourth or more of what making it does.
 #[derive(Debug)]
 pub struct Ears(OwnedFd);
 

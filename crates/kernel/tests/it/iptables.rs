@@ -5,7 +5,7 @@ use std::path::Path;
 use kernel::{Kernel, Netns};
 use model::{Family, NetConf, Subnets};
 use plan::rules::{self, Choice};
-use plan::state::{Scope, State, Variant};
+use plan::state::{IptablesTable, Object, Scope, State, Variant};
 use plan::{Step, diff, facts};
 
 use super::{fresh, run_in};
@@ -226,6 +226,33 @@ fn a_variant_is_chosen_as_the_host_uses_it() {
     assert!(tools.values().all(|tool| tool.variant == default), "an empty host has the default");
     let legacy = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")).unwrap();
     assert_eq!(legacy.unwrap_or_default(), "", "asking makes no table");
+}
+
+/// Both tables of a family are handed to one program; one it does not understand must not keep the other away.
+#[test]
+fn a_table_that_is_refused_is_named_and_stops_nothing_else() {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        if !works("a_table_that_is_refused_is_named_and_stops_nothing_else", variant) {
+            continue;
+        }
+        for refused in [IptablesTable::Nat, IptablesTable::Filter] {
+            let mut bed = Bed::new(variant);
+            let mut steps = bed.steps(true);
+            for step in &mut steps {
+                if let Step::Put(Object::Iptables(table)) = step
+                    && (table.key.table, table.key.family) == (refused, Family::V4)
+                {
+                    table.rules.as_mut().unwrap().push("-m nosuchmatch -j ACCEPT".to_owned());
+                }
+            }
+            let answers = bed.kernel.apply(&steps);
+            let failed: Vec<String> =
+                answers.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+            assert!(failed.len() == 1 && failed[0].contains("nosuchmatch"), "{variant:?} {failed:?}");
+            assert_eq!(bed.converge(true), 1, "{variant:?}: the others are in place");
+            assert_eq!(bed.steps(true).len(), 0, "{variant:?}");
+        }
+    }
 }
 
 /// Tables another program made with nft, which iptables does not understand.
