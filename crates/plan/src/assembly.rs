@@ -26,7 +26,7 @@ const NEXTHOPS_FROM: usize = 256;
 const NEXTHOPS_UNTIL: usize = 128;
 
 /// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
-const NEXTHOP_BASE: u32 = 0x4c00_0000;
+const NEXTHOP_BASE: u32 = 0x4d00_0000;
 
 /// Which part of the wanted state may be another one now.
 #[derive(Clone, Debug, PartialEq, Eq)]
