@@ -371,8 +371,8 @@ impl Hearing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, ears: Ears) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ears));
+    fn set(&self, ears: Option<Ears>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ears.map(Arc::new);
     }
 }
 
@@ -383,6 +383,8 @@ pub fn listen(inbox: Arc<Inbox>, hearing: Arc<Hearing>) {
         let mut losses = Losses::default();
         loop {
             let Err(error) = follow(&inbox, &hearing, &mut losses) else { return };
+            // A socket nobody reads from must not be kept.
+            hearing.set(None);
             tracing::error!("follow the kernel's notifications: {error}; reading everything again in 1 s");
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -394,7 +396,7 @@ pub fn listen(inbox: Arc<Inbox>, hearing: Arc<Hearing>) {
 
 fn follow(inbox: &Inbox, hearing: &Hearing, losses: &mut Losses) -> Result<(), kernel::Error> {
     let mut monitor = Monitor::open()?;
-    hearing.set(monitor.ears()?);
+    hearing.set(monitor.ears().ok());
     // What happened before the socket was open has not been reported.
     inbox.news(|_| News { host: true, ours: true, ..News::default() });
     while let Some(event) = monitor.next()? {

@@ -263,7 +263,8 @@ impl<K: Kernel> Reconciler<K> {
         let known = inputs.own.is_some() && (inputs.view.complete || inputs.recalled.peers);
         let surprised =
             inputs.news.entries.iter().any(|(key, now)| self.is_surprise(&scope, wanted, key, now));
-        if resync || inputs.news.ours || surprised || std::mem::take(&mut self.stale) {
+        let stale = std::mem::take(&mut self.stale);
+        if resync || inputs.news.ours || surprised || stale {
             self.believed.keep(&scope, self.actual.take());
         }
         if inputs.news.iptables || iptables_due {
