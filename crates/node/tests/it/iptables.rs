@@ -458,7 +458,7 @@ fn programs_are_started_only_when_something_changed() {
         };
         let start = settled();
         let restores = |calls: &[String]| calls.iter().filter(|call| call.contains("-restore")).count();
-        assert_eq!(restores(&calls()), 4, "one for each table: {:#?}", calls());
+        assert_eq!(restores(&calls()), 2, "one for each family: {:#?}", calls());
         assert!(
             calls().iter().filter(|call| call.contains("-restore")).all(|call| call.contains("--noflush"))
         );
@@ -470,7 +470,7 @@ fn programs_are_started_only_when_something_changed() {
             "{variant:?}: {start} programs to start with, {} for rules of others",
             calls().len() - start
         );
-        assert_eq!(restores(&calls()), 4, "{:#?}", calls());
+        assert_eq!(restores(&calls()), 2, "{:#?}", calls());
     }
 }
 
