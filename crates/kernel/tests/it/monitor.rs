@@ -121,14 +121,18 @@ fn what_is_written_in_bulk_is_not_heard() {
         let mut heard = Vec::new();
         loop {
             match monitor.next().unwrap().unwrap() {
-                Event::Rule(_) => return heard,
+                Event::Rule(_) => {
+                    // Linux 6.1 tells of some twice.
+                    heard.dedup();
+                    return heard;
+                }
                 Event::Object(key, _) => heard.push(key.kind()),
                 Event::Route(key, ..) if key.dst.prefix_len() < 128 => heard.push("route"),
                 _ => {}
             }
         }
     };
-    let all = ["neighbour", "fdb", "nexthop", "route", "route"];
+    let all = ["neighbour", "fdb", "nexthop", "route"];
     let covered = ears.cover();
     write(20);
     assert_eq!(heard(), [""; 0], "covered");
@@ -144,6 +148,8 @@ fn what_matters_to_flows_is_told_to_who_asks() {
     run_in(&netns, "ip link add shaped type veth peer name other");
     let index = netns.run(|| Rtnl::open().unwrap().links().unwrap()).unwrap();
     let index = index.iter().find(|l| l.link.name.as_str() == "shaped").unwrap().index;
+    // Where the other end is down, the kernel drops neighbours when it notices, which may be later.
+    run_in(&netns, "ip link set other up");
     run_in(&netns, "ip link set shaped up");
     run_in(&netns, "ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev shaped nud stale");
     let mut monitor = netns.run(Monitor::open_for_flows).unwrap().unwrap();
