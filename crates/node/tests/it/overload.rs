@@ -135,7 +135,8 @@ fn what_the_agent_writes_by_the_thousand_it_does_not_listen_to() {
     }
     all.commit().unwrap();
     routes(host, MANY);
-    // What others do is heard again; with the round that puts it right, all that was lost before is counted.
+    // With the round that puts this right, all that was lost before is counted. (That it is heard at once, the kernel's tests
+    // show: what_is_written_in_bulk_is_not_heard.)
     host.sh("ip route del 10.9.9.0/24");
     routes(host, MANY);
     assert_eq!(lost() - before, 0.0, "{}", agents[0].log());
