@@ -23,6 +23,7 @@ minutes.
 
   --what WAYS           some of, joined by commas (default: all but the wire, which always stands beside)
                           host-gw vxlan udp wireguard       between pods of two hosts
+                          routed-vxlan                      the same behind routes (plugin ptp) in place of a bridge
                           fast-host-gw fast fast-udp        the same with the fast path; fast is vxlan
                           bridge fast-bridge routed         between two pods of one host, by the plugin bridge or ptp
                           cni peers                         pods attached and detached, peers programmed, per second
@@ -425,8 +426,8 @@ mod tests {
             ("lab moon", "\"moon\" is one word too many"),
             (
                 "--what vxlan,geneve",
-                "\"geneve\" is no way; there are wire, host-gw, vxlan, fast, fast-host-gw, udp, fast-udp, wireguard, bridge, \
-                 fast-bridge, routed, cni, peers",
+                "\"geneve\" is no way; there are wire, host-gw, vxlan, routed-vxlan, fast, fast-host-gw, udp, fast-udp, \
+                 wireguard, bridge, fast-bridge, routed, cni, peers",
             ),
             ("--beside peers", "--beside is a way that carries traffic, or wire, not \"peers\""),
             ("--what fast --beside vxlan", "--beside vxlan: vxlan is not among --what"),

@@ -21,6 +21,8 @@ pub enum Way {
     HostGw,
     /// The kernel's VXLAN.
     Vxlan,
+    /// The same with pods behind routes in place of a bridge.
+    RoutedVxlan,
     /// VXLAN with the fast path.
     Fast,
     /// Plain routes with the fast path.
@@ -45,9 +47,10 @@ pub enum Way {
 
 impl Way {
     /// All, in the order of reports.
-    pub const ALL: [Way; 12] = [
+    pub const ALL: [Way; 13] = [
         Way::HostGw,
         Way::Vxlan,
+        Way::RoutedVxlan,
         Way::Fast,
         Way::FastHostGw,
         Way::Udp,
@@ -65,6 +68,7 @@ impl Way {
         match self {
             Way::HostGw => "host-gw",
             Way::Vxlan => "vxlan",
+            Way::RoutedVxlan => "routed-vxlan",
             Way::Fast => "fast",
             Way::FastHostGw => "fast-host-gw",
             Way::Udp => "udp",
@@ -83,7 +87,8 @@ impl Way {
         match self {
             Way::HostGw => "pods of two hosts, plain routes",
             Way::Vxlan => "pods of two hosts, the kernel's VXLAN",
-            Way::Fast => "the same with the fast path",
+            Way::RoutedVxlan => "pods of two hosts, the kernel's VXLAN, by the plugin ptp",
+            Way::Fast => "VXLAN with the fast path",
             Way::FastHostGw => "pods of two hosts, plain routes with the fast path",
             Way::Udp => "pods of two hosts, flannel's udp in user space",
             Way::FastUdp => "the same with the fast path, past user space",
@@ -121,7 +126,7 @@ impl Way {
             backend: backend.to_owned(),
             stack: stack(family),
             agent_args: if self.is_fast() { vec!["--fast-path=on".to_owned()] } else { Vec::new() },
-            conflist: (self == Way::Routed).then(|| PTP.to_owned()),
+            conflist: matches!(self, Way::Routed | Way::RoutedVxlan).then(|| PTP.to_owned()),
             ..Spec::default()
         }
     }

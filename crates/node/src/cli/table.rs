@@ -72,8 +72,8 @@ minutes. Between real hosts, `serve` on one and `host` on the other measure the 
         flag(
             "--what",
             "WAYS",
-            "some of host-gw, vxlan, udp, wireguard (between pods of two hosts), fast-host-gw, fast, fast-udp (the same with the \
-             fast path; fast is vxlan), bridge, \
+            "some of host-gw, vxlan, udp, wireguard (between pods of two hosts), routed-vxlan (by routes in place of bridges), \
+             fast-host-gw, fast, fast-udp (with the fast path; fast is vxlan), bridge, \
              fast-bridge, routed (between pods of one host), cni, peers (per second), joined by commas; else all",
         ),
         flag("--beside", "WAY", "one of the ways, with which all others are compared; default the wire"),

@@ -77,8 +77,17 @@ fn a_lab_is_measured_and_gone() {
     if !plugins("a_lab_is_measured_and_gone") {
         return;
     }
-    let words =
-        ["lab", "--what", "vxlan,udp,routed,cni,peers", "--rounds", "2", "--seconds", "0.1", "-o", "json"];
+    let words = [
+        "lab",
+        "--what",
+        "vxlan,routed-vxlan,udp,routed,cni,peers",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.1",
+        "-o",
+        "json",
+    ];
     let child = bench(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     let output = child.wait_with_output().unwrap();
@@ -88,8 +97,8 @@ fn a_lab_is_measured_and_gone() {
     assert_eq!(report["family"], "IPv4");
     let names: Vec<&str> =
         report["ways"].as_array().unwrap().iter().map(|way| way["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["wire", "vxlan", "udp", "routed", "cni", "peers"]);
-    for name in ["wire", "vxlan", "udp", "routed"] {
+    assert_eq!(names, ["wire", "vxlan", "routed-vxlan", "udp", "routed", "cni", "peers"]);
+    for name in ["wire", "vxlan", "routed-vxlan", "udp", "routed"] {
         sane(way(&report, name), TRAFFIC, 2);
     }
     sane(way(&report, "cni"), &["pods_added", "pods_deleted"], 2);
