@@ -13,6 +13,9 @@ use crate::sys;
 pub const HEADER: usize = 8;
 /// Smallest payload: our mark and the number that makes it unique.
 pub const MIN_PAYLOAD: usize = 24;
+/// So much of what comes is read: an error quotes the tag behind two IP headers, each of 60 bytes at most (RFC 1812,
+/// 4.3.2.3), or behind those of IPv6. The rest of a large echo says nothing.
+const HEARD: usize = 512;
 /// What every payload begins with, readable in any capture.
 const MARK: &[u8; 16] = b"loden-lab echo: ";
 
@@ -35,6 +38,15 @@ pub struct Pinger {
     sequence: u16,
 }
 
+/// An echo on its way.
+struct Asked {
+    tag: Tag,
+    at: Instant,
+    bytes: usize,
+    /// Our own kernel did not let it go.
+    refused: Option<Answer>,
+}
+
 /// The 24 bytes that tell one echo from all others, in any capture.
 pub type Tag = [u8; MIN_PAYLOAD];
 
@@ -53,28 +65,44 @@ impl Pinger {
     /// # Errors
     /// Only those of the socket itself; a network that says no is an [`Answer::Refused`].
     pub fn echo(&mut self, payload: usize, patience: Duration) -> io::Result<(Answer, Tag)> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let tag = tag(next_number());
-        let request = request(self.to.is_ipv6(), self.id, self.sequence, &tag, payload);
-        let start = Instant::now();
-        if let Err(e) = sys::send_to(&self.socket, &request, self.to) {
-            return Ok((Answer::Refused(refusal(&e, payload + HEADER)), tag));
-        }
-        let deadline = start + patience;
-        let mut buf = vec![0; 70_000];
+        let asked = self.ask(payload);
+        let tag = asked.tag;
+        let deadline = asked.at + patience;
         loop {
+            if let Some(answer) = self.hear(&asked)? {
+                return Ok((answer, tag));
+            }
             if sys::wait_readable(&[self.socket.as_fd()], deadline)?.is_empty() {
                 return Ok((Answer::Silence, tag));
             }
+        }
+    }
+
+    fn ask(&mut self, payload: usize) -> Asked {
+        self.sequence = self.sequence.wrapping_add(1);
+        let tag = tag(next_number());
+        let request = request(self.to.is_ipv6(), self.id, self.sequence, &tag, payload);
+        let (bytes, at) = (payload + HEADER, Instant::now());
+        let refused = sys::send_to(&self.socket, &request, self.to).err();
+        Asked { tag, at, bytes, refused: refused.map(|error| Answer::Refused(refusal(&error, bytes))) }
+    }
+
+    /// What has come so far; `None` if nothing about this echo.
+    fn hear(&self, asked: &Asked) -> io::Result<Option<Answer>> {
+        if asked.refused.is_some() {
+            return Ok(asked.refused.clone());
+        }
+        let mut buf = [0; HEARD];
+        loop {
             let len = match sys::receive(&self.socket, &mut buf) {
                 Ok(len) => len,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(e) => return Ok((Answer::Refused(refusal(&e, payload + HEADER)), tag)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Ok(Some(Answer::Refused(refusal(&e, asked.bytes)))),
             };
-            let took = start.elapsed();
-            match reading(self.to.is_ipv6(), &buf[..len], &tag) {
-                Some(Reading::Echo) => return Ok((Answer::Echo(took), tag)),
-                Some(Reading::Error(why)) => return Ok((Answer::Refused(why), tag)),
+            let took = asked.at.elapsed();
+            match reading(self.to.is_ipv6(), &buf[..len], &asked.tag) {
+                Some(Reading::Echo) => return Ok(Some(Answer::Echo(took))),
+                Some(Reading::Error(why)) => return Ok(Some(Answer::Refused(why))),
                 None => {}
             }
         }
@@ -103,6 +131,35 @@ impl Pinger {
             if Instant::now() >= deadline {
                 return Ok(refused.unwrap_or(Answer::Silence));
             }
+        }
+    }
+}
+
+/// Sends a small echo to each at once, and waits until the first is answered or the patience ends: one wake-up where
+/// neither is.
+///
+/// # Errors
+/// Those of [`Pinger::open`] and of the sockets.
+pub fn both(to: [IpAddr; 2], patience: Duration) -> io::Result<[Answer; 2]> {
+    let mut pingers = [Pinger::open(to[0])?, Pinger::open(to[1])?];
+    let asked = pingers.each_mut().map(|pinger| pinger.ask(MIN_PAYLOAD));
+    let deadline = Instant::now() + patience;
+    let mut answers = [None, None];
+    loop {
+        for ((pinger, asked), answer) in pingers.iter().zip(&asked).zip(&mut answers) {
+            if answer.is_none() {
+                *answer = pinger.hear(asked)?;
+            }
+        }
+        let open: Vec<_> = pingers
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answer)| answer.is_none())
+            .map(|(p, _)| p.socket.as_fd())
+            .collect();
+        let echo = matches!(answers[0], Some(Answer::Echo(_)));
+        if echo || open.is_empty() || sys::wait_readable(&open, deadline)?.is_empty() {
+            return Ok(answers.map(|answer| answer.unwrap_or(Answer::Silence)));
         }
     }
 }
