@@ -1,6 +1,6 @@
 //! Looking at the kernel: when, and what others were found to have done there.
 
-use plan::state::{Link, LinkKind, Scope};
+use plan::state::{Link, LinkKind, Scope, Variant};
 use plan::{Key, Object, State, rules};
 
 use super::{Kernel, Reconciler, Report, drift};
@@ -21,7 +21,7 @@ impl<K: Kernel> Reconciler<K> {
     pub(super) fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {
         self.actual = Some(self.kernel.read(scope, wanted)?);
         self.read_ms = now_ms;
-        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
+        self.iptables.due_ms = self.iptables_due(scope, now_ms);
         Ok(())
     }
 
@@ -40,7 +40,13 @@ impl<K: Kernel> Reconciler<K> {
         found.extend(self.kernel.read_iptables(scope, wanted));
         report.drift.extend(drift::drift(&believed, &found, wanted, false));
         actual.extend(found.iter().map(|(_, object)| object.clone()));
-        self.iptables.due_ms = (!scope.iptables.is_empty()).then_some(now_ms + self.iptables.every_ms);
+        self.iptables.due_ms = self.iptables_due(scope, now_ms);
+    }
+
+    /// Of the nft variant's changes the kernel tells, and that it could not tell of some; the legacy one's are not told.
+    fn iptables_due(&self, scope: &Scope, now_ms: u64) -> Option<u64> {
+        let untold = scope.iptables.iter().any(|key| key.variant == Variant::Legacy);
+        untold.then_some(now_ms + self.iptables.every_ms)
     }
 
     /// Counts what is not as it was left, after [`Reconciler::reread`].
