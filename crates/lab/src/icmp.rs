@@ -13,8 +13,8 @@ use crate::sys;
 pub const HEADER: usize = 8;
 /// Smallest payload: our mark and the number that makes it unique.
 pub const MIN_PAYLOAD: usize = 24;
-/// So much of what comes is read: an error quotes the tag behind two IP headers, each of 60 bytes at most (RFC 1812,
-/// 4.3.2.3), or behind those of IPv6. The rest of a large echo says nothing.
+/// So much of what comes is read: an error quotes the tag behind two IP headers, each of 60 bytes at most (RFC 791,
+/// 3.1), or behind those of IPv6. The rest of a large echo says nothing.
 const HEARD: usize = 512;
 /// What every payload begins with, readable in any capture.
 const MARK: &[u8; 16] = b"loden-lab echo: ";
@@ -69,7 +69,7 @@ impl Pinger {
         let tag = asked.tag;
         let deadline = asked.at + patience;
         loop {
-            if let Some(answer) = self.hear(&asked)? {
+            if let Some(answer) = self.hear(&asked, deadline) {
                 return Ok((answer, tag));
             }
             if sys::wait_readable(&[self.socket.as_fd()], deadline)?.is_empty() {
@@ -87,22 +87,28 @@ impl Pinger {
         Asked { tag, at, bytes, refused: refused.map(|error| Answer::Refused(refusal(&error, bytes))) }
     }
 
-    /// What has come so far; `None` if nothing about this echo.
-    fn hear(&self, asked: &Asked) -> io::Result<Option<Answer>> {
+    /// What has come by now and before the deadline; `None` if nothing about this echo. What comes later counts for
+    /// nothing, whatever it says.
+    fn hear(&self, asked: &Asked, deadline: Instant) -> Option<Answer> {
         if asked.refused.is_some() {
-            return Ok(asked.refused.clone());
+            return asked.refused.clone();
         }
         let mut buf = [0; HEARD];
         loop {
-            let len = match sys::receive(&self.socket, &mut buf) {
+            let received = sys::receive(&self.socket, &mut buf);
+            let now = Instant::now();
+            // Also where packets of others come faster than they are read.
+            if now > deadline {
+                return None;
+            }
+            let len = match received {
                 Ok(len) => len,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(e) => return Ok(Some(Answer::Refused(refusal(&e, asked.bytes)))),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(e) => return Some(Answer::Refused(refusal(&e, asked.bytes))),
             };
-            let took = asked.at.elapsed();
             match reading(self.to.is_ipv6(), &buf[..len], &asked.tag) {
-                Some(Reading::Echo) => return Ok(Some(Answer::Echo(took))),
-                Some(Reading::Error(why)) => return Ok(Some(Answer::Refused(why))),
+                Some(Reading::Echo) => return Some(Answer::Echo(now - asked.at)),
+                Some(Reading::Error(why)) => return Some(Answer::Refused(why)),
                 None => {}
             }
         }
@@ -135,30 +141,31 @@ impl Pinger {
     }
 }
 
-/// Sends a small echo to each at once, and waits until the first is answered or the patience ends: one wake-up where
-/// neither is.
+/// Sends a small echo to each at once, and waits until the first is answered or `limit` has passed: where neither is, one
+/// timer in place of two. What comes after `patience` is no answer.
 ///
 /// # Errors
-/// Those of [`Pinger::open`] and of the sockets.
-pub fn both(to: [IpAddr; 2], patience: Duration) -> io::Result<[Answer; 2]> {
+/// Those of [`Pinger::open`] and of waiting.
+pub fn both(to: [IpAddr; 2], patience: Duration, limit: Duration) -> io::Result<[Answer; 2]> {
     let mut pingers = [Pinger::open(to[0])?, Pinger::open(to[1])?];
     let asked = pingers.each_mut().map(|pinger| pinger.ask(MIN_PAYLOAD));
-    let deadline = Instant::now() + patience;
+    let start = Instant::now();
     let mut answers = [None, None];
     loop {
         for ((pinger, asked), answer) in pingers.iter().zip(&asked).zip(&mut answers) {
             if answer.is_none() {
-                *answer = pinger.hear(asked)?;
+                *answer = pinger.hear(asked, asked.at + patience);
             }
         }
-        let open: Vec<_> = pingers
-            .iter()
-            .zip(&answers)
-            .filter(|(_, answer)| answer.is_none())
-            .map(|(p, _)| p.socket.as_fd())
-            .collect();
+        let missing = pingers.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
+        let missing: Vec<_> = missing.map(|(pinger, _)| pinger.socket.as_fd()).collect();
         let echo = matches!(answers[0], Some(Answer::Echo(_)));
-        if echo || open.is_empty() || sys::wait_readable(&open, deadline)?.is_empty() {
+        let late = start.elapsed() > patience;
+        if late && !echo {
+            std::thread::sleep(limit.saturating_sub(start.elapsed()));
+        }
+        let over = echo || late || missing.is_empty();
+        if over || sys::wait_readable(&missing, start + limit)?.is_empty() {
             return Ok(answers.map(|answer| answer.unwrap_or(Answer::Silence)));
         }
     }

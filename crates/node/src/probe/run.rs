@@ -1,4 +1,4 @@
-//! Sends the echoes, on a thread of its own: one packet at a time, less than one a second.
+//! Sends the echoes, on a thread of its own: on the average less than one packet a second.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
@@ -16,8 +16,8 @@ use crate::inputs::Inbox;
 const PACE: Duration = Duration::from_millis(1200);
 /// Packets that may go at once after a silence: the first look at a few nodes.
 const BURST: i64 = 20;
-/// Packets of one look that may go before their time, which the next look waits for: a healthy target's three go by one
-/// wake-up, for that costs more than the packet.
+/// Packets of one look that may go before their time, which the next look waits for: a healthy target's three need one
+/// timer, for to be woken costs more than the packet.
 const AHEAD: i64 = 2;
 /// A node that comes is let alone for so long: until the others know of it, they drop what it sends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -150,14 +150,16 @@ impl Prober {
 
     /// Gives whether it came to what is published: bad news is believed the second time.
     fn examine(&mut self, plan: &Plan, target: &Target) -> Result<bool, String> {
+        let began = Instant::now();
+        // Who is looked at once more gets its time: the other's requests, which are listened for, come each few seconds.
+        let ahead = if self.failing.contains_key(&target.net) { 0 } else { AHEAD };
         self.wait_for_turn(0);
         let mut seen = Observation { strange_source: strange_source(plan, target), ..Observation::default() };
-        let began = Instant::now();
         if self.was_silent(target) {
             let steps = [Step::Inner, Step::Outer];
             self.wait_for_turn(AHEAD);
             for (step, outcome) in steps.into_iter().zip(send_both(target)?) {
-                // Not waited for.
+                // Not waited for, so it counts neither as answered nor as lost.
                 let unknown = step == Step::Outer && seen.rtt().is_some() && outcome == Outcome::Silence;
                 if unknown {
                     continue;
@@ -169,7 +171,7 @@ impl Prober {
             self.step(Step::Inner, plan, target, &mut seen)?;
         }
         while let Some(step) = seen.next(target, plan) {
-            self.wait_for_turn(AHEAD);
+            self.wait_for_turn(ahead);
             if step == Step::Repeated {
                 std::thread::sleep(PACE);
             }
@@ -210,7 +212,7 @@ impl Prober {
         Ok(())
     }
 
-    /// Whether it has been published that nothing came back through the tunnel.
+    /// Whether it has been published that no echo came back through the tunnel.
     fn was_silent(&self, target: &Target) -> bool {
         let inner = self.board.open();
         inner.findings.get(&target.net).is_some_and(|known| known.target == *target && known.rtt.is_none())
@@ -341,14 +343,11 @@ fn send(step: Step, plan: &Plan, target: &Target) -> Result<Outcome, String> {
     answer.map(outcome).map_err(no_socket)
 }
 
-/// The small echoes through the tunnel and beside it, to a target of which nothing came back the last time: that is
-/// believed already, so both may be silent for as long as two packets have until the next target's turn.
+/// The small echoes through the tunnel and beside it, to a target of which no echo came back the last time: that is
+/// published already, so there is time until two packets more may go.
 fn send_both(target: &Target) -> Result<[Outcome; 2], String> {
-    let answers = icmp::both([target.inner, target.public], PACE * 2).map_err(no_socket)?;
-    Ok(answers.map(|answer| match answer {
-        Answer::Echo(took) if took > PATIENCE => Outcome::Silence,
-        answer => outcome(answer),
-    }))
+    let answers = icmp::both([target.inner, target.public], PATIENCE, PACE * 2).map_err(no_socket)?;
+    Ok(answers.map(outcome))
 }
 
 fn outcome(answer: Answer) -> Outcome {
