@@ -18,13 +18,13 @@ usage: loden bench [lab] [OPTION]...                       in a lab of two hosts
        loden bench host ADDRESS[:PORT] --token T ...       on the other one
 
 Measures the ways packets take between pods, side by side with the bare wire, in turns, and prints medians, their spread
-and how they stand to the wire. Needs root. A lab is made and ended by it; it leaves nothing behind. All of it takes five
+and how they stand to the wire. Needs root. A lab is made and ended by it; it leaves nothing behind. All of it takes ten
 minutes.
 
   --what WAYS           some of, joined by commas (default: all but the wire, which always stands beside)
                           host-gw vxlan udp wireguard       between pods of two hosts
                           routed-vxlan                      the same behind routes (plugin ptp) in place of a bridge
-                          fast-host-gw fast fast-udp        the same with the fast path; fast is vxlan
+                          fast-host-gw fast fast-udp        with the fast path; fast is vxlan
                           bridge fast-bridge routed         between two pods of one host, by the plugin bridge or ptp
                           cni peers                         pods attached and detached, peers programmed, per second
   --beside WAY          lab: what all others are compared with (default wire)

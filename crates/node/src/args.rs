@@ -141,7 +141,7 @@ pub const FLAGS: &[Flag] = &[
         "iptables-resync",
         Kind::Int,
         "5",
-        "seconds between checks of rules of iptables-legacy; changes of others are noticed at once",
+        "seconds between checks of rules of iptables-legacy; changes in iptables-nft and nftables are noticed at once",
     ),
     flag("iptables-forward-rules", Kind::Bool, "true", "accept forwarded traffic of the cluster network"),
     flag("ip-blackhole-route", Kind::Bool, "false", "keep a blackhole route for the own subnet"),

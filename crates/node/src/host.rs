@@ -385,7 +385,9 @@ pub fn listen(inbox: Arc<Inbox>, hearing: Arc<Hearing>) {
             let Err(error) = follow(&inbox, &hearing, &mut losses) else { return };
             // A socket nobody reads from must not be kept.
             hearing.set(None);
-            tracing::error!("follow the kernel's notifications: {error}; reading everything again in 1 s");
+            tracing::error!(
+                "follow the kernel's notifications: {error}; again in 1 s, until when changes are noticed every 30 s"
+            );
             std::thread::sleep(Duration::from_secs(1));
         }
     };

@@ -172,7 +172,7 @@ struct May {
 /// When iptables is read again: of the legacy variant's changes nobody tells.
 struct Resync {
     every_ms: u64,
-    /// `None` while nothing of ours is there.
+    /// `None` while nothing is there of which nobody tells.
     due_ms: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ struct Doubles {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A loop that has seen nothing yet. Rules in iptables are looked at every `iptables_resync_ms`.
+    /// A loop that has seen nothing yet. Rules of iptables-legacy are looked at every `iptables_resync_ms`.
     pub fn new(kernel: K, choice: Choice, iptables_resync_ms: u64) -> Reconciler<K> {
         Reconciler {
             kernel,

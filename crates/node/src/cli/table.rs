@@ -66,7 +66,7 @@ const BENCH: Command = Command {
     summary: "measure the ways between pods beside the bare wire",
     text: "\
 Measures the ways packets take between pods, side by side with the bare wire, in turns, and prints medians, their spread and how they \
-stand to the wire. Needs root. `lab` (the default) makes a lab of two hosts on this machine and ends it; all of it takes five \
+stand to the wire. Needs root. `lab` (the default) makes a lab of two hosts on this machine and ends it; all of it takes ten \
 minutes. Between real hosts, `serve` on one and `host` on the other measure the wire and the pods' way the hosts are set up for.",
     flags: &[
         flag(

@@ -43,10 +43,9 @@ impl<K: Kernel> Reconciler<K> {
         self.iptables.due_ms = self.iptables_due(scope, now_ms);
     }
 
-    /// Of the nft variant's changes the kernel tells, and that it could not tell of some; the legacy one's are not told.
+    /// The kernel tells of changes of the nft variant, or that some were lost; of the legacy one's nobody tells.
     fn iptables_due(&self, scope: &Scope, now_ms: u64) -> Option<u64> {
-        let untold = scope.iptables.iter().any(|key| key.variant == Variant::Legacy);
-        untold.then_some(now_ms + self.iptables.every_ms)
+        is_untold(scope).then_some(now_ms + self.iptables.every_ms)
     }
 
     /// Counts what is not as it was left, after [`Reconciler::reread`].
@@ -97,5 +96,32 @@ impl Report {
             *self = next;
         }
         another
+    }
+}
+
+/// Whether there are rules in iptables of whose changes nobody tells.
+fn is_untold(scope: &Scope) -> bool {
+    scope.iptables.iter().any(|key| key.variant == Variant::Legacy)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Family;
+    use plan::state::{IptablesKey, IptablesTable};
+
+    use super::*;
+
+    #[test]
+    fn rules_are_read_again_and_again_where_nobody_tells_of_them() {
+        let key = |variant| IptablesKey { variant, family: Family::V4, table: IptablesTable::Nat };
+        for (variants, untold) in [
+            (&[][..], false),
+            (&[Variant::Nft], false),
+            (&[Variant::Legacy], true),
+            (&[Variant::Nft, Variant::Legacy], true),
+        ] {
+            let iptables = variants.iter().copied().map(key).collect();
+            assert_eq!(is_untold(&Scope { iptables, ..Scope::default() }), untold, "{variants:?}");
+        }
     }
 }

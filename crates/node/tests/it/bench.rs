@@ -118,7 +118,7 @@ fn a_lab_of_ipv6_is_measured() {
         return;
     }
     let fast = if crate::fast::can("the fast path in IPv6") { ",fast,fast-host-gw" } else { "" };
-    let what = format!("host-gw,vxlan,udp,fast-udp,bridge,routed,cni,peers{fast}");
+    let what = format!("host-gw,vxlan,routed-vxlan,udp,fast-udp,bridge,routed,cni,peers{fast}");
     let words = ["--family", "6", "--what", &what, "--rounds", "1", "--seconds", "0.1", "-o", "json"];
     let output = bench(&words).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

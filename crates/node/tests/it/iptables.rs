@@ -449,7 +449,7 @@ fn programs_are_started_only_when_something_changed() {
         let settled = || {
             let mut count = calls().len();
             until("no more calls", || {
-                // As long as three resyncs, in which nothing happens.
+                // As long as three resyncs of the legacy variant, in which nothing happens.
                 std::thread::sleep(Duration::from_millis(3_200));
                 let before = std::mem::replace(&mut count, calls().len());
                 if before == count { Ok(()) } else { Err(calls().join("\n")) }
