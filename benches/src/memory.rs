@@ -118,12 +118,21 @@ fn latency(
     written.into_iter().map(took).collect::<Result<Vec<f64>>>().map(Samples)
 }
 
+/// Takes a program's file out of memory. How much of it is resident depends on how it came there: just built it lies in large
+/// pieces, each of which the kernel maps whole; read when it is run, as after a boot, in small ones.
+fn forget(program: &Path) -> Result<()> {
+    let file = std::fs::File::open(program)?;
+    file.sync_all()?;
+    Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
 fn with_peers(options: &Options, peers: u32, limit: Goal, table: &mut Table) -> Result<()> {
     let loden = options.program("loden")?;
     let folder = options.folder(&format!("agent{peers}"))?;
     let mut store = Store::create(&loden, &folder.join("leases.db"))?;
     store.put(0..peers)?;
     let host = host()?;
+    forget(&loden)?;
     let agent = Agent::start(&loden, &folder, &host, |command| {
         command.env("LODEN_STORE", format!("sqlite:{}", folder.join("leases.db").display()));
     })?;

@@ -55,8 +55,8 @@ fn build(root: &Path, target: &str, dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// With musl the 28,500 addresses that a program puts right at its start are a bitmap instead of a table of 0.65 MiB, which
-/// would stay resident (decision 0198). A linker that does not know how says so and goes on. glibc's own start reads bitmaps
+/// With musl the 28,000 addresses that a program puts right at its start are a bitmap instead of a table of 0.65 MiB, which
+/// would stay resident (decision 0198). A linker that does not know how makes the table. glibc's own start reads bitmaps
 /// since 2.36 only, and before that the program would crash.
 fn flags(target: &str) -> &'static str {
     if target.contains("musl") {
