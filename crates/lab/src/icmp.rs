@@ -16,6 +16,8 @@ pub const MIN_PAYLOAD: usize = 24;
 /// So much of what comes is read: an error quotes the tag behind two IP headers, each of 60 bytes at most (RFC 791,
 /// 3.1), or behind those of IPv6. The rest of a large echo says nothing.
 const HEARD: usize = 512;
+/// Packets read in one go, at most: more than the queue of a socket holds.
+const WAITING: usize = 1_000;
 /// What every payload begins with, readable in any capture.
 const MARK: &[u8; 16] = b"loden-lab echo: ";
 
@@ -69,10 +71,12 @@ impl Pinger {
         let tag = asked.tag;
         let deadline = asked.at + patience;
         loop {
-            if let Some(answer) = self.hear(&asked, deadline) {
+            if let Some(answer) = self.hear(&asked) {
                 return Ok((answer, tag));
             }
-            if sys::wait_readable(&[self.socket.as_fd()], deadline)?.is_empty() {
+            // Asked here, too: where packets of others come faster than they are read, something is always there.
+            if Instant::now() >= deadline || sys::wait_readable(&[self.socket.as_fd()], deadline)?.is_empty()
+            {
                 return Ok((Answer::Silence, tag));
             }
         }
@@ -87,31 +91,25 @@ impl Pinger {
         Asked { tag, at, bytes, refused: refused.map(|error| Answer::Refused(refusal(&error, bytes))) }
     }
 
-    /// What has come by now and before the deadline; `None` if nothing about this echo. What comes later counts for
-    /// nothing, whatever it says.
-    fn hear(&self, asked: &Asked, deadline: Instant) -> Option<Answer> {
+    /// What has come so far; `None` if nothing about this echo.
+    fn hear(&self, asked: &Asked) -> Option<Answer> {
         if asked.refused.is_some() {
             return asked.refused.clone();
         }
         let mut buf = [0; HEARD];
-        loop {
-            let received = sys::receive(&self.socket, &mut buf);
-            let now = Instant::now();
-            // Also where packets of others come faster than they are read.
-            if now > deadline {
-                return None;
-            }
-            let len = match received {
+        for _ in 0..WAITING {
+            let len = match sys::receive(&self.socket, &mut buf) {
                 Ok(len) => len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(e) => return Some(Answer::Refused(refusal(&e, asked.bytes))),
             };
             match reading(self.to.is_ipv6(), &buf[..len], &asked.tag) {
-                Some(Reading::Echo) => return Some(Answer::Echo(now - asked.at)),
+                Some(Reading::Echo) => return Some(Answer::Echo(asked.at.elapsed())),
                 Some(Reading::Error(why)) => return Some(Answer::Refused(why)),
                 None => {}
             }
         }
+        None
     }
 
     /// Repeats small echoes until one comes back or the patience ends. Without an echo, the last refusal
@@ -152,15 +150,15 @@ pub fn both(to: [IpAddr; 2], patience: Duration, limit: Duration) -> io::Result<
     let start = Instant::now();
     let mut answers = [None, None];
     loop {
+        let late = start.elapsed() > patience;
         for ((pinger, asked), answer) in pingers.iter().zip(&asked).zip(&mut answers) {
-            if answer.is_none() {
-                *answer = pinger.hear(asked, asked.at + patience);
+            if answer.is_none() && !late {
+                *answer = pinger.hear(asked);
             }
         }
         let missing = pingers.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
         let missing: Vec<_> = missing.map(|(pinger, _)| pinger.socket.as_fd()).collect();
         let echo = matches!(answers[0], Some(Answer::Echo(_)));
-        let late = start.elapsed() > patience;
         if late && !echo {
             std::thread::sleep(limit.saturating_sub(start.elapsed()));
         }
