@@ -1,6 +1,8 @@
 //! JSON as it arrives, piece by piece, without keeping it: tells what opens, what closes and what stands
 //! in between, and copies only the texts somebody wants.
 
+use memchr::memchr2;
+
 /// What is told of a document.
 pub(super) trait Sink {
     /// An object or an array opens; gives whether anything inside is of interest, else nothing of it is told, and only
@@ -21,6 +23,17 @@ pub(super) trait Sink {
 const LONGEST_KEY: usize = 320;
 /// Deeper documents are refused; the deepest part of a Node, its managed fields, has some 12 levels.
 const DEEPEST: usize = 128;
+
+/// Bytes that count where nothing else is looked at. A table, for that is most of what is read.
+const STRUCTURE: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < 5 {
+        table[b"\"{}[]"[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +123,7 @@ impl Scanner {
                 }
                 Token::Text => {
                     let rest = &bytes[at..];
-                    let run = rest.iter().position(|b| matches!(b, b'"' | b'\\')).unwrap_or(rest.len());
+                    let run = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
                     self.keep(&rest[..run]);
                     at += run;
                     match rest.get(run) {
@@ -127,8 +140,7 @@ impl Scanner {
                 }
                 Token::Passed => {
                     let rest = &bytes[at..];
-                    let found = |b: &u8| matches!(b, b'"' | b'{' | b'}' | b'[' | b']');
-                    let run = rest.iter().position(found).unwrap_or(rest.len());
+                    let run = rest.iter().position(|b| STRUCTURE[usize::from(*b)]).unwrap_or(rest.len());
                     at += run + 1;
                     if let Some(byte) = rest.get(run) {
                         self.pass(*byte, sink).map_err(|what| self.bad(at, what))?;
@@ -136,7 +148,7 @@ impl Scanner {
                 }
                 Token::PassedText => {
                     let rest = &bytes[at..];
-                    let run = rest.iter().position(|b| matches!(b, b'"' | b'\\')).unwrap_or(rest.len());
+                    let run = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
                     at += run + 1;
                     match rest.get(run) {
                         Some(b'"') => self.token = Token::Passed,
