@@ -57,6 +57,7 @@ pub(super) async fn follow(store: &EmbeddedStore, feed: &tokio::sync::watch::Sen
     let mut mirror = Mirror::new(crate::LeaseStore::name(store), feed);
     let file = store.file.another();
     let mut hint = None;
+    let mut touched = false;
     let mut seen = Seen::default();
     let mut backoff = Backoff::new();
     loop {
@@ -82,7 +83,7 @@ pub(super) async fn follow(store: &EmbeddedStore, feed: &tokio::sync::watch::Sen
                     hint = None;
                     continue;
                 }
-                wait(&mut hint, &seen, &store.clock).await;
+                touched = wait(&mut hint, touched, &seen, &store.clock).await;
             }
             Err(error) => {
                 mirror.trouble(error.to_string());
@@ -94,21 +95,27 @@ pub(super) async fn follow(store: &EmbeddedStore, feed: &tokio::sync::watch::Sen
     }
 }
 
-async fn wait(hint: &mut Option<Hint>, seen: &Seen, clock: &Clock) {
+/// Waits for the next look; gives whether the folder told of something. After that the one after it comes soon as well: a
+/// writer tells of its pages, and may be kept from the processor before it makes them valid, which nobody tells.
+async fn wait(hint: &mut Option<Hint>, touched: bool, seen: &Seen, clock: &Clock) -> bool {
     let until_expiry =
         seen.next_expiry.map(|at| Duration::from_secs((at - seconds(clock)).max(0).unsigned_abs()));
-    let most = if hint.is_some() { POLL_BESIDE_HINT } else { POLL };
+    let most = if hint.is_some() && !touched { POLL_BESIDE_HINT } else { POLL };
     // Rounded up to the second in which the row has run out.
     let poll = until_expiry.map_or(most, |left| left.clamp(Duration::from_millis(50), most));
-    let Some(watched) = hint else { return tokio::time::sleep(poll).await };
+    let Some(watched) = hint else {
+        tokio::time::sleep(poll).await;
+        return false;
+    };
     let touched = tokio::select! {
         touched = watched.touched() => touched,
-        () = tokio::time::sleep(poll) => return,
+        () = tokio::time::sleep(poll) => return false,
     };
     if touched == Touched::Folder {
         *hint = None;
     }
     tokio::time::sleep(SETTLE).await;
+    true
 }
 
 async fn look(file: &File, clock: &Clock, seen: Seen) -> Result<News, StoreError> {
