@@ -160,6 +160,7 @@ pub fn both(to: [IpAddr; 2], patience: Duration, limit: Duration) -> io::Result<
         let missing: Vec<_> = missing.map(|(pinger, _)| pinger.socket.as_fd()).collect();
         let echo = matches!(answers[0], Some(Answer::Echo(_)));
         if late && !echo {
+            // Nothing that comes now counts, and must not wake us.
             std::thread::sleep(limit.saturating_sub(start.elapsed()));
         }
         let over = echo || late || missing.is_empty();
