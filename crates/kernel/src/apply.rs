@@ -251,13 +251,15 @@ impl Kernel {
     /// Sends what is pending.
     fn flush(&mut self, run: &mut Run<'_>) {
         self.flush_peers(run);
-        let (numbers, messages) = (std::mem::take(&mut run.numbers), std::mem::take(&mut run.messages));
-        if messages.is_empty() {
+        if run.messages.is_empty() {
             return;
         }
+        let (mut numbers, mut messages) =
+            (std::mem::take(&mut run.numbers), std::mem::take(&mut run.messages));
         // Nexthops that came to be after what was sent behind them.
         let mut late = BTreeSet::new();
-        for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(numbers).zip(&messages) {
+        for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(&numbers).zip(&messages) {
+            let number = *number;
             let Err(errno) = result else { continue };
             let answer = match &run.steps[number] {
                 Step::Delete(_) if is_absent(errno.code) => Ok(()),
@@ -284,6 +286,10 @@ impl Kernel {
             };
             run.note(number, answer);
         }
+        // Their memory is the next ones'.
+        numbers.clear();
+        messages.clear();
+        (run.numbers, run.messages) = (numbers, messages);
     }
 
     /// Sends what is pending of WireGuard peers.

@@ -19,10 +19,16 @@ impl Kernel {
     /// listing of a node with a hundred pods costs more than what a peer's news changes.
     pub(super) fn indexes_for(&mut self, steps: &[Step]) -> Result<Indexes, Errno> {
         let mut names = BTreeSet::new();
+        let mut before = None;
         for step in steps {
             let (Step::Put(object) | Step::Delete(object)) = step else { return self.all_indexes() };
             match device_of(object) {
-                Some(named) => names.extend(named),
+                // Tens of thousands in a row are on the same.
+                Some(named) if named == before => {}
+                Some(named) => {
+                    names.extend(named);
+                    before = named;
+                }
                 None => return self.all_indexes(),
             }
             if names.len() > FEW {

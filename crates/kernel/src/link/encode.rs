@@ -79,7 +79,7 @@ fn end(m: &mut Message, end: &End<'_>, flags: u32) {
     m.bytes(&header(libc::AF_UNSPEC, end.index.unwrap_or(0), flags, flags));
     m.attr_text(libc::IFLA_IFNAME, end.name.as_str());
     if let Some(mac) = end.mac {
-        m.attr(libc::IFLA_ADDRESS, &mac.0);
+        m.attr_mac(libc::IFLA_ADDRESS, mac);
     }
     numbers(m, end.mtu, end.txqlen, end.netns);
 }
@@ -159,7 +159,7 @@ pub fn change(index: u32, change: &LinkChange<'_>) -> Vec<Message> {
     let mut m = Message::new(libc::RTM_NEWLINK, 0);
     m.bytes(&header(libc::AF_UNSPEC, index, flags, mask));
     if let Some(mac) = change.mac {
-        m.attr(libc::IFLA_ADDRESS, &mac.0);
+        m.attr_mac(libc::IFLA_ADDRESS, mac);
     }
     numbers(&mut m, change.mtu, change.txqlen, change.netns);
     for (attr, value) in [(libc::IFLA_MASTER, change.master), (libc::IFLA_GROUP, change.group)] {

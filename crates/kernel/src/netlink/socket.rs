@@ -222,8 +222,8 @@ impl Socket {
     /// Many independent requests, some hundred in each system call, answered in the given order. One that
     /// fails does not stop the others.
     pub fn batch(&mut self, messages: &[Message]) -> Vec<Result<(), Errno>> {
-        let mut results = Vec::with_capacity(messages.len());
-        let mut rest = messages;
+        let mut results = vec![Ok(()); messages.len()];
+        let (mut rest, mut answers) = (messages, &mut results[..]);
         while !rest.is_empty() {
             let mut bytes = 0;
             let fits = rest
@@ -235,8 +235,9 @@ impl Socket {
                 })
                 .count();
             let (chunk, later) = rest.split_at(fits.max(1));
-            results.extend(self.chunk(chunk, chunk.len() - 1, &mut |_, _| {}));
-            rest = later;
+            let (now, then) = answers.split_at_mut(chunk.len());
+            self.chunk(chunk, chunk.len() - 1, &mut |_, _| {}, now);
+            (rest, answers) = (later, then);
         }
         results
     }
@@ -247,10 +248,11 @@ impl Socket {
         messages: &[Message],
         each: &mut dyn FnMut(usize, &Reply<'_>),
     ) -> Vec<Result<(), Errno>> {
-        let mut results = Vec::with_capacity(messages.len());
-        for chunk in messages.chunks(BATCH_MESSAGES_SMALL) {
-            let before = results.len();
-            results.extend(self.chunk(chunk, chunk.len() - 1, &mut |n, reply| each(before + n, reply)));
+        let mut results = vec![Ok(()); messages.len()];
+        let chunks = messages.chunks(BATCH_MESSAGES_SMALL).zip(results.chunks_mut(BATCH_MESSAGES_SMALL));
+        for (number, (chunk, answers)) in chunks.enumerate() {
+            let before = number * BATCH_MESSAGES_SMALL;
+            self.chunk(chunk, chunk.len() - 1, &mut |n, reply| each(before + n, reply), answers);
         }
         results
     }
@@ -271,16 +273,19 @@ impl Socket {
             let wanted = i32::try_from(self.send_buffer).unwrap_or(i32::MAX);
             let _ = sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted);
         }
-        self.chunk(messages, acknowledged, &mut |_, reply| each(reply))
+        let mut results = vec![Ok(()); messages.len()];
+        self.chunk(messages, acknowledged, &mut |_, reply| each(reply), &mut results);
+        results
     }
 
+    /// One system call. `results` are as many as the messages, all `Ok` yet.
     fn chunk(
         &mut self,
         messages: &[Message],
         acknowledged: usize,
         each: &mut dyn FnMut(usize, &Reply<'_>),
-    ) -> Vec<Result<(), Errno>> {
-        let mut results = vec![Ok(()); messages.len()];
+        results: &mut [Result<(), Errno>],
+    ) {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(messages.len() as u32);
         let mut out = std::mem::take(&mut self.out);
@@ -292,8 +297,7 @@ impl Socket {
         let sent = send(self.fd.as_fd(), &out);
         self.out = out;
         if let Err(errno) = sent {
-            results.fill(Err(errno));
-            return results;
+            return results.fill(Err(errno));
         }
         // All answers are there by now. The queue is emptied without waiting, so that an answer that never
         // comes (a kernel that gave up a broken batch) cannot hang us.
@@ -318,18 +322,16 @@ impl Socket {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Overrun) => {
                     answered = true;
-                    unknown(&mut results, libc::ENOBUFS, "answers were lost; the change may have been made");
+                    unknown(results, libc::ENOBUFS, "answers were lost; the change may have been made");
                 }
                 Err(errno) => {
-                    results.fill(Err(errno));
-                    return results;
+                    return results.fill(Err(errno));
                 }
             }
         }
         if !answered && results.iter().all(Result::is_ok) {
-            unknown(&mut results, libc::EPROTO, "the kernel did not answer");
+            unknown(results, libc::EPROTO, "the kernel did not answer");
         }
-        results
     }
 
     /// Becomes a member of a multicast group; notifications then come between answers, with sequence 0.

@@ -1,5 +1,9 @@
 //! The frame, byte by byte (little-endian hosts only, as the expectations are written out).
 
+use std::net::IpAddr;
+
+use model::Mac;
+
 use super::*;
 
 #[cfg(target_endian = "little")] // the bytes are those of such a machine
@@ -73,4 +77,33 @@ fn errors_carry_text_and_offset() {
         payload: done.payload(),
     };
     assert_eq!(socket::outcome(&reply).unwrap_err().text.as_deref(), Some("Invalid header"));
+}
+
+/// Short ones are kept in place, longer ones elsewhere: what is in them is the same.
+#[test]
+fn messages_of_any_length_hold_what_was_put_in() {
+    for length in 0..120 {
+        let text: Vec<u8> = (0..length).collect();
+        let mut m = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE);
+        m.header([1, 2, 3]).attr_u8(1, 9).attr(2, &text).nest(3, |m| {
+            m.attr_ip(4, IpAddr::from([0x20; 16])).attr_be16(5, 0x0102);
+        });
+        m.attr_mac(6, Mac([1, 2, 3, 4, 5, 6])).set_flags(libc::NLM_F_REPLACE);
+        let mut out = vec![1, 2, 3, 4];
+        m.write(7, 0, &mut out);
+        let frame = &out[4..];
+        assert_eq!((frame.len(), m.wire_length()), (align(usize::from(length)) + 76, frame.len()));
+        let [reply] = Reply::split(frame).collect::<Vec<_>>()[..] else { panic!("{length}: one message") };
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        assert_eq!((reply.kind, i32::from(reply.flags), reply.sequence), (libc::RTM_NEWLINK, flags, 7));
+        assert_eq!((reply.payload, m.kind()), (m.payload(), libc::RTM_NEWLINK));
+        assert_eq!(reply.field(0), Some([1, 2, 3, 0]));
+        let attrs = reply.attrs(3);
+        assert_eq!(attrs.map(|a| a.kind).collect::<Vec<_>>(), [1, 2, 3, 6]);
+        assert_eq!((attrs.find(1).unwrap().u8(), attrs.find(2).unwrap().data), (Some(9), &text[..]));
+        let inner = attrs.find(3).unwrap().nested();
+        assert_eq!(inner.find(4).unwrap().ip(), Some(IpAddr::from([0x20; 16])));
+        assert_eq!(inner.find(5).unwrap().be16(), Some(0x0102));
+        assert_eq!(attrs.find(6).unwrap().mac(), Some(Mac([1, 2, 3, 4, 5, 6])));
+    }
 }

@@ -74,9 +74,9 @@ fn family(ip: IpAddr) -> u8 {
 /// Adds a neighbour.
 pub fn add(n: &NeighInfo, put: Put) -> Message {
     let mut m = Message::new(libc::RTM_NEWNEIGH, put.flags());
-    m.bytes(&header(family(n.dst), n.index, n.state, n.flags)).attr_ip(libc::NDA_DST, n.dst);
+    m.header(header(family(n.dst), n.index, n.state, n.flags)).attr_ip(libc::NDA_DST, n.dst);
     if let Some(mac) = n.mac {
-        m.attr(libc::NDA_LLADDR, &mac.0);
+        m.attr_mac(libc::NDA_LLADDR, mac);
     }
     m
 }
@@ -84,7 +84,7 @@ pub fn add(n: &NeighInfo, put: Put) -> Message {
 /// Deletes a neighbour.
 pub fn delete(index: u32, dst: IpAddr) -> Message {
     let mut m = Message::new(libc::RTM_DELNEIGH, 0);
-    m.bytes(&header(family(dst), index, 0, 0)).attr_ip(libc::NDA_DST, dst);
+    m.header(header(family(dst), index, 0, 0)).attr_ip(libc::NDA_DST, dst);
     m
 }
 
@@ -100,8 +100,8 @@ pub fn delete_fdb(entry: &FdbInfo) -> Message {
 
 fn fdb(kind: u16, flags: i32, entry: &FdbInfo) -> Message {
     let mut m = Message::new(kind, flags);
-    m.bytes(&header(libc::AF_BRIDGE as u8, entry.index, entry.state, entry.flags));
-    m.attr(libc::NDA_LLADDR, &entry.mac.0);
+    m.header(header(libc::AF_BRIDGE as u8, entry.index, entry.state, entry.flags));
+    m.attr_mac(libc::NDA_LLADDR, entry.mac);
     if let Some(dst) = entry.dst {
         m.attr_ip(libc::NDA_DST, dst);
     }
@@ -124,7 +124,7 @@ pub fn dump_fdb(index: Option<u32>) -> Message {
 
 fn dump_family(family: u8, index: Option<u32>) -> Message {
     let mut m = Message::new(libc::RTM_GETNEIGH, 0);
-    m.bytes(&header(family, 0, 0, 0));
+    m.header(header(family, 0, 0, 0));
     if let Some(index) = index {
         m.attr_u32(libc::NDA_IFINDEX, index);
     }

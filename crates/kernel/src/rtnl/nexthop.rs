@@ -48,7 +48,7 @@ fn header(family: u8, protocol: u8, flags: u32) -> [u8; HEADER] {
 pub fn add(nexthop: &NexthopInfo, put: Put) -> Message {
     let mut m = Message::new(RTM_NEWNEXTHOP, put.flags());
     let family = nexthop.gateway.map_or(libc::AF_INET as u8, |ip| family_number(Family::of(ip)));
-    m.bytes(&header(family, nexthop.protocol, if nexthop.onlink { ONLINK } else { 0 }));
+    m.header(header(family, nexthop.protocol, if nexthop.onlink { ONLINK } else { 0 }));
     m.attr_u32(ID, nexthop.id);
     if let Some(index) = nexthop.index {
         m.attr_u32(OIF, index);
@@ -62,14 +62,14 @@ pub fn add(nexthop: &NexthopInfo, put: Put) -> Message {
 /// Deletes a nexthop and every route through it.
 pub fn delete(id: u32) -> Message {
     let mut m = Message::new(RTM_DELNEXTHOP, 0);
-    m.bytes(&header(0, 0, 0)).attr_u32(ID, id);
+    m.header(header(0, 0, 0)).attr_u32(ID, id);
     m
 }
 
 /// Asks for all nexthops.
 pub fn dump() -> Message {
     let mut m = Message::new(RTM_GETNEXTHOP, 0);
-    m.bytes(&header(0, 0, 0));
+    m.header(header(0, 0, 0));
     m
 }
 

@@ -181,7 +181,7 @@ fn message(kind: u16, flags: i32, route: &RouteInfo, scope: u8) -> Message {
     let family = Family::of_net(route.dst);
     let mut m = Message::new(kind, flags);
     let onlink = if route.onlink { ONLINK } else { 0 };
-    m.bytes(&header(family, route.dst.prefix_len(), route.table, route.protocol, scope, route.kind, onlink));
+    m.header(header(family, route.dst.prefix_len(), route.table, route.protocol, scope, route.kind, onlink));
     if route.dst.prefix_len() > 0 {
         m.attr_ip(libc::RTA_DST, route.dst.network());
     }
