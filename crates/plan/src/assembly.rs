@@ -25,6 +25,9 @@ use laid::Laid;
 const NEXTHOPS_FROM: usize = 256;
 const NEXTHOPS_UNTIL: usize = 128;
 
+/// Fewer changes than this, or than half of the peers, are made one by one; of more all is put together anew.
+const FEW: usize = 64;
+
 /// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
 const NEXTHOP_BASE: u32 = 0x4d00_0000;
 
@@ -42,8 +45,10 @@ pub enum Touched {
 pub struct Assembly {
     wanted: State,
     basis: Option<Basis>,
-    peers: BTreeMap<Subnets, Entry>,
-    /// Objects that several peers may want, with the first of these and their number.
+    /// Who is in it. What a peer has there is what putting it together again gives.
+    peers: BTreeMap<Subnets, Arc<Lease>>,
+    /// Objects that several peers want, with their number, in which the base counts as one. Those of one peer are here as
+    /// well where they came one after the other; then the peer that is named is the first.
     shared: BTreeMap<Key, (Subnets, usize)>,
     hops: usize,
     /// Whether routes go by nexthop objects.
@@ -61,19 +66,12 @@ struct Basis {
     rules: Arc<Vec<Object>>,
 }
 
-/// What one peer has in the wanted state.
-#[derive(Clone, Debug, Default)]
-struct Entry {
-    keys: Vec<Key>,
-    hops: usize,
-}
-
 /// The order of the peers would matter.
 struct OrderMatters;
 
 impl Assembly {
     /// Brings the state up to date. `accepted` are all peers, `changes` those that differ from the last call;
-    /// `rules` are objects that have nothing to do with peers.
+    /// `rules` are objects that have nothing to do with peers. The backend is the same in each call.
     pub fn update(
         &mut self,
         backend: &dyn Backend,
@@ -92,6 +90,7 @@ impl Assembly {
         } else if changes.is_empty() || own.is_none() {
             return Touched::Keys(BTreeSet::new());
         } else if !self.ordered
+            && changes.len() < accepted.len() / 2 + FEW
             && let Some(own) = own
             && let Ok(touched) = self.change(backend, facts, own, changes)
             && self.wants_many() == self.many
@@ -130,6 +129,7 @@ impl Assembly {
         self.wanted = backend.base(facts, own);
         self.wanted.extend(rules);
         let Some(own) = own else { return };
+        self.peers.clone_from(accepted);
         let all = || accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, own, lease)));
         // Where the order mattered it most likely still does.
         if !ordered && let Ok(laid) = Laid::of(all(), self.many, &self.wanted) {
@@ -142,16 +142,15 @@ impl Assembly {
         self.many = self.wants_many();
         self.hops = 0;
         for (subnets, halves) in halves {
-            self.add(backend, subnets, halves);
+            self.add(backend, subnets, halves, None);
         }
     }
 
     /// Takes what all peers want together.
     fn take(&mut self, laid: Laid) {
-        let Laid { objects, shared, peers, rejected, hops, many } = laid;
-        self.wanted.put_sorted(objects);
+        let Laid { objects, shared, rejected, hops, many } = laid;
+        objects.into_iter().for_each(|kind| self.wanted.put_sorted(kind));
         self.shared = shared.into_iter().collect();
-        self.peers = peers.into_iter().collect();
         (self.rejected, self.hops, self.many) = (rejected, hops, many);
     }
 
@@ -165,38 +164,55 @@ impl Assembly {
         let mut touched = BTreeSet::new();
         // All that goes first, so that what moved from one peer to another is free.
         for (subnets, _) in changes {
-            self.remove(subnets, &mut touched);
+            let Some(lease) = self.peers.remove(subnets) else { continue };
+            self.remove(subnets, halves(backend, facts, own, &lease), &mut touched);
         }
         for (subnets, lease) in changes {
             let Some(lease) = lease else { continue };
-            self.add(backend, *subnets, halves(backend, facts, own, lease));
+            self.peers.insert(*subnets, Arc::clone(lease));
+            let halves = halves(backend, facts, own, lease);
+            self.add(backend, *subnets, halves, Some(&mut touched));
             if self.ordered {
                 return Err(OrderMatters);
             }
-            touched.extend(self.peers.get(subnets).into_iter().flat_map(|entry| entry.keys.iter().cloned()));
         }
         Ok(touched)
     }
 
-    fn remove(&mut self, subnets: &Subnets, touched: &mut BTreeSet<Key>) {
+    fn remove(&mut self, subnets: &Subnets, halves: Vec<Result<Half, String>>, touched: &mut BTreeSet<Key>) {
         self.rejected.remove(subnets);
-        let Some(entry) = self.peers.remove(subnets) else { return };
-        self.hops -= entry.hops;
-        for key in entry.keys {
-            if let Some((_, count)) = self.shared.get_mut(&key) {
-                *count -= 1;
-                if *count > 0 {
-                    continue;
+        for half in halves.into_iter().flatten() {
+            self.hops -= usize::from(half.hop.is_some());
+            let mut keys: Vec<Key> = half.entries.iter().map(Object::key).collect();
+            if let Some(hop) = half.hop {
+                let key = Key::Route(Route::ours(hop.dst, Via::Dev(hop.dev)).key());
+                if let Some(Object::Route(Route { via: Via::Nexthop(id), .. })) = self.wanted.get(&key) {
+                    keys.push(Key::Nexthop(*id));
                 }
-                self.shared.remove(&key);
+                keys.push(key);
             }
-            self.wanted.remove(&key);
-            touched.insert(key);
+            for key in keys {
+                if let Some((_, count)) = self.shared.get_mut(&key) {
+                    *count -= 1;
+                    if *count > 0 {
+                        continue;
+                    }
+                    self.shared.remove(&key);
+                }
+                self.wanted.remove(&key);
+                touched.insert(key);
+            }
         }
     }
 
-    fn add(&mut self, backend: &dyn Backend, subnets: Subnets, halves: Vec<Result<Half, String>>) {
-        let mut entry = Entry::default();
+    /// Adds what a peer wants, and the keys to `touched`.
+    fn add(
+        &mut self,
+        backend: &dyn Backend,
+        subnets: Subnets,
+        halves: Vec<Result<Half, String>>,
+        mut touched: Option<&mut BTreeSet<Key>>,
+    ) {
         for half in halves {
             let half = match half {
                 Ok(half) => half,
@@ -205,7 +221,7 @@ impl Assembly {
                     continue;
                 }
             };
-            entry.hops += usize::from(half.hop.is_some());
+            self.hops += usize::from(half.hop.is_some());
             let mut objects = half.entries;
             let nexthop = |id| match self.wanted.get(&Key::Nexthop(id)) {
                 Some(Object::Nexthop(nexthop)) => Some(nexthop),
@@ -224,14 +240,15 @@ impl Assembly {
             for object in objects {
                 let key = object.key();
                 if is_shared(&key) {
-                    self.shared.entry(key.clone()).or_insert((subnets, 0)).1 += 1;
+                    let there = usize::from(self.wanted.get(&key).is_some());
+                    self.shared.entry(key.clone()).or_insert((subnets, there)).1 += 1;
                 }
-                entry.keys.push(key);
+                if let Some(touched) = &mut touched {
+                    touched.insert(key);
+                }
                 self.wanted.put(object);
             }
         }
-        self.hops += entry.hops;
-        self.peers.insert(subnets, entry);
     }
 }
 
@@ -278,5 +295,7 @@ fn nexthop_id(dst: IpNet, via: IpAddr, dev: IfName) -> u32 {
     NEXTHOP_BASE | (hash64(&parts) as u32 & 0x00ff_ffff)
 }
 
+#[cfg(test)]
+mod parting;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,11 @@ impl Step {
         }
     }
 
+    /// Whether it puts an object that changes no other.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Step::Put(object) if !matches!(object, Object::Nft(_)))
+    }
+
     /// The device without which the step cannot succeed; `None` for steps on devices themselves.
     pub fn device(&self) -> Option<IfName> {
         let (Step::Put(object) | Step::Delete(object)) = self else { return None };

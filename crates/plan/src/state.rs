@@ -107,6 +107,35 @@ impl Key {
         }
     }
 
+    /// How many kinds there are.
+    pub(crate) const RANKS: usize = 20;
+
+    /// The place of the key's kind in the order of creation, below [`Key::RANKS`].
+    pub(crate) fn rank(&self) -> usize {
+        match self {
+            Key::Nft(_) => 0,
+            Key::Iptables(_) => 1,
+            Key::Link(_) => 2,
+            Key::Tunnel(_) => 3,
+            Key::Sysctl(_) => 4,
+            Key::Offload(..) => 5,
+            Key::Addr(..) => 6,
+            Key::Element(_) => 7,
+            Key::Neigh(..) => 8,
+            Key::Fdb(..) => 9,
+            Key::WgPeer(..) => 10,
+            Key::TunnelPeer(..) => 11,
+            Key::Nexthop(_) => 12,
+            Key::Route(_) => 13,
+            Key::Rule(_) => 14,
+            Key::Policy(_) => 15,
+            Key::Command(_) => 16,
+            Key::Charon => 17,
+            Key::Ike(_) => 18,
+            Key::CloudRoute(_) => 19,
+        }
+    }
+
     /// The device this object disappears with, if any.
     pub fn device(&self) -> Option<IfName> {
         match self {

@@ -77,6 +77,11 @@ impl Tracker {
         self.failures.values().map(|f| f.retry_ms).min()
     }
 
+    /// Whether nothing failed.
+    pub fn is_empty(&self) -> bool {
+        self.failures.is_empty()
+    }
+
     /// All failures.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Failure)> {
         self.failures.iter()

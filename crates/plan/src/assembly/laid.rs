@@ -2,31 +2,29 @@
 //! would search a place in each of them for each object. For when no two want the same with other values.
 
 use std::collections::{BTreeMap, HashMap};
-use std::mem::discriminant;
 
 use model::Subnets;
 
-use super::{Entry, OrderMatters, is_shared, lay, wants_many};
+use super::{OrderMatters, is_shared, lay, wants_many};
 use crate::backend::{Half, Hop};
 use crate::state::{Key, Object, State};
 
 /// What becomes of an `Assembly` in which there was nothing of peers.
 pub(super) struct Laid {
-    /// In the order of their keys.
-    pub objects: Vec<(Key, Object)>,
-    /// In the order of their keys.
+    /// Kind by kind, each in the order of its keys.
+    pub objects: Vec<Vec<(Key, Object)>>,
+    /// What several want, in the order of their keys.
     pub shared: Vec<(Key, (Subnets, usize))>,
-    pub peers: Vec<(Subnets, Entry)>,
     pub rejected: BTreeMap<Subnets, Vec<String>>,
     pub hops: usize,
     pub many: bool,
 }
 
-/// Objects of one kind in the order of their peers, and the numbers of these.
+/// Objects of one kind in the order of their peers, and these where several may want the same.
 #[derive(Default)]
 struct Kind {
     objects: Vec<(Key, Object)>,
-    peers: Vec<usize>,
+    peers: Vec<Subnets>,
 }
 
 /// Objects kind by kind, for most kinds come in the order of their keys.
@@ -34,14 +32,17 @@ struct Kind {
 struct Heap(Vec<Kind>);
 
 impl Heap {
-    fn push(&mut self, key: Key, object: Object, peer: usize) {
-        let same = |kind: &Kind| discriminant(kind.first()) == discriminant(&key);
+    fn push(&mut self, object: Object, peer: Subnets) {
+        let key = object.key();
+        let same = |kind: &Kind| kind.first().rank() == key.rank();
         let at = self.0.iter().position(same).unwrap_or_else(|| {
             self.0.push(Kind::default());
             self.0.len() - 1
         });
+        if is_shared(&key) {
+            self.0[at].peers.push(peer);
+        }
         self.0[at].objects.push((key, object));
-        self.0[at].peers.push(peer);
     }
 }
 
@@ -68,74 +69,64 @@ impl Laid {
         base: &State,
     ) -> Result<Laid, OrderMatters> {
         let mut heap = Heap::default();
-        let mut peers: Vec<(Subnets, Entry)> = Vec::new();
-        let mut ways: Vec<(usize, Hop)> = Vec::new();
+        let mut ways: Vec<(Subnets, Hop)> = Vec::new();
         let mut rejected: BTreeMap<Subnets, Vec<String>> = BTreeMap::new();
-        for (number, (subnets, halves)) in halves.enumerate() {
-            let mut entry = Entry::default();
+        for (subnets, halves) in halves {
             for half in halves {
                 match half {
                     Ok(half) => {
-                        // Those of the way come later.
-                        entry.keys.reserve(half.entries.len() + 2);
-                        for object in half.entries {
-                            let key = object.key();
-                            entry.keys.push(key.clone());
-                            heap.push(key, object, number);
-                        }
-                        entry.hops += usize::from(half.hop.is_some());
-                        ways.extend(half.hop.map(|hop| (number, hop)));
+                        half.entries.into_iter().for_each(|object| heap.push(object, subnets));
+                        ways.extend(half.hop.map(|hop| (subnets, hop)));
                     }
                     Err(reason) => rejected.entry(subnets).or_default().push(reason),
                 }
             }
-            peers.push((subnets, entry));
         }
         let many = wants_many(ways.len(), many);
         let hops = ways.len();
-        let mut nexthops = HashMap::new();
-        for (number, hop) in ways {
+        let mut nexthops = HashMap::with_capacity(if many { hops } else { 0 });
+        for (subnets, hop) in ways {
             for object in lay(hop, many, |id| nexthops.get(&id)).into_iter().flatten() {
                 if let Object::Nexthop(nexthop) = &object {
                     nexthops.insert(nexthop.id, *nexthop);
                 }
-                let key = object.key();
-                peers[number].1.keys.push(key.clone());
-                heap.push(key, object, number);
+                heap.push(object, subnets);
             }
         }
-        let mut laid = Laid { objects: Vec::new(), shared: Vec::new(), peers, rejected, hops, many };
+        let mut laid = Laid { objects: Vec::new(), shared: Vec::new(), rejected, hops, many };
         laid.sort(heap, base)?;
         Ok(laid)
     }
 
     fn sort(&mut self, mut heap: Heap, base: &State) -> Result<(), OrderMatters> {
-        heap.0.sort_by(|a, b| a.first().cmp(b.first()));
-        self.objects.reserve(heap.0.iter().map(|kind| kind.objects.len()).sum());
-        for mut kind in heap.0 {
-            let like = discriminant(kind.first());
+        // So that what is shared is in the order of its keys.
+        heap.0.sort_by_key(|kind| kind.first().rank());
+        for kind in heap.0 {
             // Where the base has the kind, it may have the object.
-            let based = base.iter().any(|(key, _)| discriminant(key) == like);
+            let based = base.has_kind(kind.first());
             let clashes =
                 |key: &Key, object: &Object| based && base.get(key).is_some_and(|have| have != object);
-            if !is_shared(kind.first()) && kind.objects.is_sorted_by(|(a, _), (b, _)| a < b) {
+            let counts = based && is_shared(kind.first());
+            if !counts && kind.objects.is_sorted_by(|(a, _), (b, _)| a < b) {
                 if based && kind.objects.iter().any(|(key, object)| clashes(key, object)) {
                     return Err(OrderMatters);
                 }
-                self.objects.append(&mut kind.objects);
+                self.objects.push(kind.objects);
                 continue;
             }
+            let mut sorted = Vec::with_capacity(kind.objects.len());
             for same in kind.order().chunk_by(|a, b| kind.objects[*a].0 == kind.objects[*b].0) {
                 let (key, object) = &kind.objects[same[0]];
                 if same[1..].iter().any(|at| kind.objects[*at].1 != *object) || clashes(key, object) {
                     return Err(OrderMatters);
                 }
-                if is_shared(key) {
-                    let first = self.peers[kind.peers[same[0]]].0;
-                    self.shared.push((key.clone(), (first, same.len())));
+                let wanted = same.len() + usize::from(based && base.get(key).is_some());
+                if is_shared(key) && wanted > 1 {
+                    self.shared.push((key.clone(), (kind.peers[same[0]], wanted)));
                 }
-                self.objects.push((key.clone(), object.clone()));
+                sorted.push((key.clone(), object.clone()));
             }
+            self.objects.push(sorted);
         }
         Ok(())
     }

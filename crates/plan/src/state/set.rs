@@ -7,29 +7,78 @@ use std::sync::Arc;
 use model::IfName;
 
 use super::{Element, Key, Link, Object, SetKey, TableKey};
+use crate::Step;
 
 /// A set of kernel objects, at most one for each key, ordered by [`Key`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    objects: BTreeMap<Key, Object>,
+    /// Kind by kind, in the order of [`Key::rank`]: tens of thousands are put together without being moved once more.
+    kinds: [BTreeMap<Key, Object>; Key::RANKS],
 }
 
 impl State {
-    /// Adds or replaces one object.
-    pub fn put(&mut self, object: Object) {
-        self.objects.insert(object.key(), object);
+    fn kind(&self, key: &Key) -> &BTreeMap<Key, Object> {
+        &self.kinds[key.rank()]
     }
 
-    /// Adds or replaces many, which stand in the order of their keys, each key once.
+    fn kind_mut(&mut self, key: &Key) -> &mut BTreeMap<Key, Object> {
+        &mut self.kinds[key.rank()]
+    }
+
+    /// Adds or replaces one object.
+    pub fn put(&mut self, object: Object) {
+        let key = object.key();
+        self.kind_mut(&key).insert(key, object);
+    }
+
+    /// Adds or replaces many of one kind, which stand in the order of their keys, each key once. Where they come to few
+    /// the tree is built of all, in order, in place of a search for each; that leaves its nodes full, too.
     pub(crate) fn put_sorted(&mut self, more: Vec<(Key, Object)>) {
-        let mut before = std::mem::replace(&mut self.objects, more.into_iter().collect());
-        if before.len() < self.objects.len() / 4 {
+        let Some((first, _)) = more.first() else { return };
+        let there = self.kind_mut(first);
+        if more.len() < 64 || more.len() < there.len() / 4 {
+            return there.extend(more);
+        }
+        let mut before = std::mem::replace(there, more.into_iter().collect());
+        if before.len() < there.len() / 4 {
             for (key, object) in before {
-                self.objects.entry(key).or_insert(object);
+                there.entry(key).or_insert(object);
             }
         } else {
-            before.append(&mut self.objects);
-            self.objects = before;
+            before.append(there);
+            *there = before;
+        }
+    }
+
+    /// What the plain ones among these steps put, see [`Step::is_plain`]. They put objects of `wanted`, each once: a kind of
+    /// which all is put is copied from there as it stands.
+    pub fn put_by(steps: &[Step], wanted: &State) -> State {
+        fn put(step: &Step) -> Option<(usize, &Object)> {
+            match step {
+                Step::Put(object) if step.is_plain() => Some((object.key().rank(), object)),
+                _ => None,
+            }
+        }
+        let is_wanted = |(_, object): (usize, &Object)| wanted.get(&object.key()) == Some(object);
+        debug_assert!(
+            steps.iter().filter_map(put).all(is_wanted),
+            "a step that does not lead to what is wanted"
+        );
+        let mut counts = [0; Key::RANKS];
+        steps.iter().filter_map(put).for_each(|(rank, _)| counts[rank] += 1);
+        let is_whole = |rank: usize| counts[rank] == wanted.kinds[rank].len();
+        let some = steps.iter().filter_map(put).filter(|(rank, _)| !is_whole(*rank));
+        let mut state: State = some.map(|(_, object)| object.clone()).collect();
+        for (rank, kind) in state.kinds.iter_mut().enumerate().filter(|(rank, _)| is_whole(*rank)) {
+            kind.clone_from(&wanted.kinds[rank]);
+        }
+        state
+    }
+
+    /// Adds or replaces all of another one.
+    pub fn append(&mut self, more: State) {
+        for (there, mut more) in self.kinds.iter_mut().zip(more.kinds) {
+            if there.is_empty() { *there = more } else { there.append(&mut more) }
         }
     }
 
@@ -37,32 +86,32 @@ impl State {
     pub fn remove(&mut self, key: &Key) -> Option<Object> {
         if let Key::Nft(table) = key {
             let elements: Vec<Key> = self.elements(table).map(|(key, _)| key.clone()).collect();
-            elements.iter().for_each(|key| drop(self.objects.remove(key)));
+            elements.iter().for_each(|key| drop(self.kind_mut(key).remove(key)));
         }
-        self.objects.remove(key)
+        self.kind_mut(key).remove(key)
     }
 
     /// Elements of the sets of a table.
     pub fn elements(&self, table: &TableKey) -> impl Iterator<Item = (&Key, &Object)> {
         let set = SetKey { table: table.clone(), name: String::new() };
-        let first = Element { set: Arc::new(set), address: IpAddr::from([0; 4]) };
+        let first = Key::Element(Element { set: Arc::new(set), address: IpAddr::from([0; 4]) });
         let of_table = |(key, _): &(&Key, &Object)| matches!(key, Key::Element(e) if e.set.table == *table);
-        self.objects.range(Key::Element(first)..).take_while(of_table)
+        self.kind(&first).range(first..).take_while(of_table)
     }
 
     /// Removes every object for which `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(&Key, &Object) -> bool) {
-        self.objects.retain(|key, object| keep(key, object));
+        self.kinds.iter_mut().for_each(|kind| kind.retain(|key, object| keep(key, object)));
     }
 
     /// The object under a key.
     pub fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.get(key)
+        self.kind(key).get(key)
     }
 
     /// A device by name.
     pub fn link(&self, name: IfName) -> Option<&Link> {
-        match self.objects.get(&Key::Link(name)) {
+        match self.get(&Key::Link(name)) {
             Some(Object::Link(link)) => Some(link),
             _ => None,
         }
@@ -70,17 +119,22 @@ impl State {
 
     /// All objects in creation order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Object)> {
-        self.objects.iter()
+        self.kinds.iter().flatten()
+    }
+
+    /// Whether there is any object of the kind a key is of.
+    pub(crate) fn has_kind(&self, key: &Key) -> bool {
+        !self.kind(key).is_empty()
     }
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.objects.len()
+        self.kinds.iter().map(BTreeMap::len).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.kinds.iter().all(BTreeMap::is_empty)
     }
 }
 
@@ -93,39 +147,115 @@ impl FromIterator<Object> for State {
 }
 
 impl Extend<Object> for State {
-    /// As [`State::put`] with one after the other. Where many come to few the tree is built of all, in order, in place of
-    /// a search for each; that leaves its nodes full, too.
+    /// As [`State::put`] with one after the other.
     fn extend<T: IntoIterator<Item = Object>>(&mut self, objects: T) {
-        let mut more: Vec<(Key, Object)> = objects.into_iter().map(|o| (o.key(), o)).collect();
-        if more.len() < 64 || more.len() < self.objects.len() / 4 {
-            return self.objects.extend(more);
+        let mut kinds = [const { Vec::new() }; Key::RANKS];
+        for object in objects {
+            let key = object.key();
+            kinds[key.rank()].push((key, object));
         }
-        if !more.is_sorted_by(|(a, _), (b, _)| a < b) {
-            more.sort_by(|(a, _), (b, _)| a.cmp(b));
-            // Of several under one key the last stays.
-            more.reverse();
-            more.dedup_by(|(earlier, _), (last, _)| earlier == last);
-            more.reverse();
+        for mut more in kinds {
+            if !more.is_sorted_by(|(a, _), (b, _)| a < b) {
+                more.sort_by(|(a, _), (b, _)| a.cmp(b));
+                // Of several under one key the last stays.
+                more.reverse();
+                more.dedup_by(|(earlier, _), (last, _)| earlier == last);
+                more.reverse();
+            }
+            self.put_sorted(more);
         }
-        self.put_sorted(more);
     }
 }
 
 impl IntoIterator for State {
     type Item = Object;
-    type IntoIter = std::collections::btree_map::IntoValues<Key, Object>;
+    type IntoIter = std::iter::FlatMap<
+        std::array::IntoIter<BTreeMap<Key, Object>, { Key::RANKS }>,
+        std::collections::btree_map::IntoValues<Key, Object>,
+        fn(BTreeMap<Key, Object>) -> std::collections::btree_map::IntoValues<Key, Object>,
+    >;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.objects.into_values()
+        self.kinds.into_iter().flat_map(BTreeMap::into_values)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+    use model::wireguard::PublicKey;
+    use model::{Family, Mac};
+
     use super::*;
+    use crate::state::{
+        CommandKey, Direction, IkeKey, IptablesKey, IptablesTable, Neigh, NftFamily, PolicyKey, RouteKey,
+        Rule, Variant,
+    };
 
     fn sysctl(path: usize, value: usize) -> Object {
         Object::Sysctl { path: format!("{path:04}"), value: value.to_string() }
+    }
+
+    /// One of each kind, in the order of creation.
+    #[test]
+    fn kinds_stand_in_the_order_of_their_keys() {
+        let dev = IfName::fixed("eth0");
+        let net: IpNet = "192.0.2.0/24".parse().expect("valid");
+        let net4 = "192.0.2.0/24".parse().expect("valid");
+        let address = [192, 0, 2, 1].into();
+        let table = TableKey { family: NftFamily::Ip, name: String::new() };
+        let set = Arc::new(SetKey { table: table.clone(), name: String::new() });
+        let (variant, filter) = (Variant::Nft, IptablesTable::Filter);
+        let rule =
+            Rule { family: Family::V4, priority: 1, from: None, to: None, iif: None, fwmark: None, table: 1 };
+        let keys = [
+            Key::Nft(table),
+            Key::Iptables(IptablesKey { variant, family: Family::V4, table: filter }),
+            Key::Link(dev),
+            Key::Tunnel(dev),
+            Key::Sysctl(String::new()),
+            Key::Offload(dev, ""),
+            Key::Addr(dev, net),
+            Key::Element(Element { set, address }),
+            Key::Neigh(dev, address),
+            Key::Fdb(dev, Mac([2; 6])),
+            Key::WgPeer(dev, Box::new(PublicKey([1; 32]))),
+            Key::TunnelPeer(dev, net4),
+            Key::Nexthop(1),
+            Key::Route(RouteKey { table: 1, dst: net, priority: 0 }),
+            Key::Rule(Box::new(rule)),
+            Key::Policy(PolicyKey { dir: Direction::In, src: net, dst: net }),
+            Key::Command(CommandKey::Prepare),
+            Key::Charon,
+            Key::Ike(IkeKey {
+                local: [192, 0, 2, 1].into(),
+                local_net: net4,
+                remote_net: net4,
+                remote: [192, 0, 2, 2].into(),
+            }),
+            Key::CloudRoute(net),
+        ];
+        assert!(keys.is_sorted());
+        assert!(keys.iter().map(Key::rank).eq(0..Key::RANKS));
+    }
+
+    /// Whether a kind is put as a whole or in part, by steps among others.
+    #[test]
+    fn what_steps_put_is_what_they_say() {
+        let neigh = |n: u8| {
+            Object::Neigh(Neigh {
+                dev: IfName::fixed("flannel.1"),
+                dst: [10, 0, 0, n].into(),
+                mac: Mac([n; 6]),
+            })
+        };
+        let wanted: State = (0..9).map(|n| sysctl(n, n)).chain((0..9).map(neigh)).collect();
+        for (from, to) in [(0, 9), (0, 8), (3, 9), (4, 4)] {
+            let old = Step::Delete(sysctl(99, 1));
+            let puts = (0..9).map(|n| sysctl(n, n)).chain((from..to).map(neigh));
+            let steps: Vec<Step> = [old].into_iter().chain(puts.clone().map(Step::Put)).collect();
+            assert_eq!(State::put_by(&steps, &wanted), puts.collect(), "{from} to {to}");
+        }
     }
 
     #[test]
@@ -136,8 +266,10 @@ mod tests {
             let before: State = (0..there).map(|n| sysctl(n, 9_999)).collect();
             let (mut one, mut all) = (before.clone(), before);
             more.iter().for_each(|object| one.put(object.clone()));
+            let mut joined = all.clone();
+            joined.append(more.iter().cloned().collect());
             all.extend(more);
-            assert_eq!(one, all, "{there}");
+            assert_eq!((&one, &one), (&all, &joined), "{there}");
             assert_eq!(all.iter().count(), all.len());
         }
     }
