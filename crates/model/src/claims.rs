@@ -155,19 +155,62 @@ fn unreachable(ip: IpAddr, net: IpNet, own: &Lease, local: &BTreeSet<IpAddr>) ->
 
 /// Disjoint networks of one family, by their first address.
 #[derive(Clone, Default)]
-struct Taken(BTreeMap<u128, (u128, IpNet)>);
+struct Taken {
+    /// Those that came in order, as almost all do: no tree is searched for them.
+    ordered: Vec<(u128, u128, IpNet)>,
+    others: BTreeMap<u128, (u128, IpNet)>,
+}
 
 impl Taken {
     fn insert(&mut self, net: IpNet) {
         let (first, last) = bounds(net);
-        self.0.insert(first, (last, net));
+        if self.ordered.last().is_none_or(|(before, ..)| *before < first) {
+            self.ordered.push((first, last, net));
+        } else {
+            self.others.insert(first, (last, net));
+        }
     }
 
     /// A network in here that shares an address with `net`. O(log n): of disjoint networks, only the
     /// last that starts at or before the end of `net` can.
     fn overlap(&self, net: IpNet) -> Option<IpNet> {
         let (first, last) = bounds(net);
-        let (_, (end, other)) = self.0.range(..=last).next_back()?;
-        (*end >= first).then_some(*other)
+        let ends = match self.ordered.last() {
+            Some((before, ..)) if *before <= last => self.ordered.len(),
+            _ => self.ordered.partition_point(|(before, ..)| *before <= last),
+        };
+        let ordered = self.ordered[..ends].last().copied();
+        let other = self.others.range(..=last).next_back();
+        let other = other.map(|(start, (end, net))| (*start, *end, *net));
+        let near = [ordered, other].into_iter().flatten().filter(|(_, end, _)| *end >= first);
+        near.max_by_key(|(start, ..)| *start).map(|(_, _, net)| net)
+    }
+}
+
+#[cfg(test)]
+mod taken {
+    use super::*;
+    use crate::testing::Random;
+
+    /// Whatever the order they come in: who overlaps finds the last that begins before its end.
+    #[test]
+    fn overlaps_are_found_in_any_order() {
+        for seed in 0..40 {
+            let mut random = Random::new(seed);
+            let (mut taken, mut all) = (Taken::default(), Vec::<IpNet>::new());
+            for _ in 0..200 {
+                let length = 22 + random.below(4) as u8;
+                let address = std::net::Ipv4Addr::from(0x0a00_0000 + (random.below(1 << 8) << 6) as u32);
+                let net = IpNet::new(address.into(), length).expect("a length").trunc();
+                let overlapping = all.iter().filter(|other| other.contains(&net) || net.contains(*other));
+                let found = taken.overlap(net);
+                assert_eq!(found, overlapping.max_by_key(|other| bounds(**other).0).copied(), "seed {seed}");
+                if found.is_none() {
+                    taken.insert(net);
+                    all.push(net);
+                }
+            }
+            assert!(!taken.others.is_empty() && taken.ordered.len() > 1, "seed {seed}: both ways");
+        }
     }
 }

@@ -20,11 +20,15 @@ use crate::peers::Peers;
 pub struct Judge {
     seen: Peers,
     basis: Option<Basis>,
-    claimed: [Claimed; 2],
+    /// Index of `seen`, made at the first change after everything was judged; `None` until then.
+    claimed: Option<[Claimed; 2]>,
     /// Leases of which something was accepted, by the subnets they claim.
     accepted: BTreeMap<Subnets, Arc<Lease>>,
     refused: BTreeMap<Subnets, Vec<(String, String)>>,
 }
+
+/// So many changes, and half of the peers, are judged one by one; of more everything is judged.
+const FEW: usize = 64;
 
 /// What a verdict depends on besides the leases.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,17 +51,27 @@ impl Judge {
         peers: &Peers,
     ) -> Vec<Change> {
         let same = self.basis.as_ref().is_some_and(|b| b.conf == *conf && b.own == *own && b.local == *local);
+        if !same {
+            self.basis = Some(Basis { conf: conf.clone(), own: own.clone(), local: local.clone() });
+            (self.seen, self.claimed) = (peers.clone(), None);
+            return self.all(conf, own, local);
+        }
         let changes = peers.changes(&self.seen);
-        if same && changes.is_empty() {
+        if changes.is_empty() {
             return Vec::new();
         }
-        let mut crowded = !same;
-        for (subnets, lease) in &changes {
-            crowded |= self.claim(subnets, lease.is_some(), crowded);
+        // A list that came after our lease, say.
+        if changes.len() > peers.len() / 2 + FEW {
+            (self.seen, self.claimed) = (peers.clone(), None);
+            return self.all(conf, own, local);
         }
-        self.seen = peers.clone();
+        let mut claimed = self.claimed.take().unwrap_or_else(|| Claimed::of(&self.seen));
+        let mut crowded = false;
+        for (subnets, lease) in &changes {
+            crowded |= self.claim(&mut claimed, subnets, lease.is_some(), crowded);
+        }
+        (self.seen, self.claimed) = (peers.clone(), Some(claimed));
         if crowded {
-            self.basis = Some(Basis { conf: conf.clone(), own: own.clone(), local: local.clone() });
             return self.all(conf, own, local);
         }
         let mut out = Vec::new();
@@ -86,10 +100,10 @@ impl Judge {
     }
 
     /// Notes in the index that a lease came, changed or went. Gives whether it overlaps another, unless that is `known`.
-    fn claim(&mut self, subnets: &Subnets, there: bool, known: bool) -> bool {
+    fn claim(&self, claimed: &mut [Claimed; 2], subnets: &Subnets, there: bool, known: bool) -> bool {
         let mut crowded = false;
         let before = self.seen.get(subnets).is_some();
-        for (family, claimed) in Family::BOTH.into_iter().zip(&mut self.claimed) {
+        for (family, claimed) in Family::BOTH.into_iter().zip(claimed) {
             let Some(net) = subnets.of(family) else { continue };
             if before {
                 claimed.remove(net);
@@ -104,6 +118,19 @@ impl Judge {
 
     fn all(&mut self, conf: &NetConf, own: &Lease, local: &BTreeSet<IpAddr>) -> Vec<Change> {
         let seen = self.seen.clone();
+        if self.accepted.is_empty() && self.refused.is_empty() {
+            // At a start, of which all are in order: the tree is made of that, in place of a search for each.
+            let mut out = Vec::with_capacity(seen.len());
+            for verdict in verdicts(conf, own, local, &seen) {
+                let subnets = verdict.lease.subnets;
+                out.extend(verdict.accepted().map(|lease| (subnets, lease)));
+                if !verdict.refused.is_empty() {
+                    self.refused.insert(subnets, verdict.refused);
+                }
+            }
+            self.accepted = out.iter().cloned().collect();
+            return out.into_iter().map(|(subnets, lease)| (subnets, Some(lease))).collect();
+        }
         let mut gone: BTreeSet<Subnets> = self.accepted.keys().chain(self.refused.keys()).copied().collect();
         let mut out = Vec::new();
         for verdict in verdicts(conf, own, local, &seen) {
@@ -146,6 +173,15 @@ struct Claimed {
 }
 
 impl Claimed {
+    /// Of all leases, family by family.
+    fn of(peers: &Peers) -> [Claimed; 2] {
+        Family::BOTH.map(|family| {
+            let mut claimed = Claimed::default();
+            peers.iter().filter_map(|lease| lease.subnets.of(family)).for_each(|net| claimed.insert(net));
+            claimed
+        })
+    }
+
     fn insert(&mut self, net: IpNet) {
         let count = self.nets.entry((bounds(net).0, net.prefix_len())).or_default();
         *count += 1;
@@ -223,7 +259,9 @@ mod tests {
                 Lease { subnets: etcd_key::read("10.3.1.0-24").expect("a key"), ..Lease::default() };
             let (mut judge, mut peers, mut replay) = (Judge::default(), Peers::default(), BTreeMap::new());
             for _ in 0..80 {
-                for _ in 0..=random.below(3) {
+                // Now and then so many that all is judged again.
+                let burst = if random.below(20) == 0 { 200 } else { random.below(3) };
+                for _ in 0..=burst {
                     let lease = lease(&mut random, crowd);
                     let change = match random.below(4) {
                         0 => peers::Change::Removed(lease.subnets),
