@@ -107,8 +107,17 @@ pub struct Inputs {
     pub news: News,
     /// Somebody wants to know how the node is, cleared when taken.
     pub asked: bool,
+    /// What came shall not wait for more of its kind, cleared when taken.
+    pub soon: bool,
     /// The process shall end.
     pub stop: bool,
+}
+
+impl Inputs {
+    /// Whether a burst is not waited for.
+    fn is_urgent(&self) -> bool {
+        self.stop || self.soon
+    }
 }
 
 /// The slot between the writers and the loop.
@@ -127,10 +136,10 @@ impl Inbox {
         answer
     }
 
-    /// A loop that was woken lets a burst settle, and is not woken again for it but to end: at a hundred changes a second
-    /// that was a third of its wake-ups.
+    /// A loop that was woken lets a burst settle, and is not woken again for it but for what is urgent: at a hundred changes
+    /// a second that was a third of its wake-ups.
     fn wake(&self, slot: &mut (Inputs, bool)) {
-        if !std::mem::replace(&mut slot.1, true) || slot.0.stop {
+        if !std::mem::replace(&mut slot.1, true) || slot.0.is_urgent() {
             self.wake.notify_one();
         }
     }
@@ -168,8 +177,8 @@ impl Inbox {
         }
     }
 
-    /// Waits until something changed, at most until `deadline`; after a change `settle` longer, so that a
-    /// burst is one round. Gives the inputs and clears the news.
+    /// Waits until something changed, at most until `deadline`; after a change that is not urgent `settle` longer, so that
+    /// a burst is one round. Gives the inputs and clears the news.
     pub fn wait(&self, deadline: Instant, settle: Duration) -> Inputs {
         let mut slot = self.lock();
         while !slot.1 {
@@ -179,11 +188,11 @@ impl Inbox {
             }
             slot = self.wake.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if slot.1 && !slot.0.stop {
+        if slot.1 {
             let settled = Instant::now() + settle;
             loop {
                 let left = settled.saturating_duration_since(Instant::now());
-                if left.is_zero() || slot.0.stop {
+                if left.is_zero() || slot.0.is_urgent() {
                     break;
                 }
                 slot = self.wake.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -193,6 +202,7 @@ impl Inbox {
         let news = std::mem::take(&mut slot.0.news);
         let inputs = Inputs { news, ..slot.0.clone() };
         slot.0.asked = false;
+        slot.0.soon = false;
         inputs
     }
 
@@ -221,6 +231,19 @@ mod tests {
             news.add(News { entries: vec![entry(number)], ..News::default() });
         }
         assert_eq!((news.ours, news.entries.len()), (true, 0));
+    }
+
+    #[test]
+    fn what_is_urgent_waits_for_no_burst() {
+        let (inbox, hour) = (Inbox::default(), Duration::from_secs(3_600));
+        inbox.update(|inputs| inputs.asked = true);
+        std::thread::scope(|scope| {
+            let inputs = scope.spawn(|| inbox.wait(Instant::now() + hour, hour));
+            inbox.update(|inputs| inputs.soon = true);
+            let inputs = inputs.join().expect("the loop's side");
+            assert!(inputs.asked && inputs.soon);
+        });
+        assert!(!inbox.wait(Instant::now(), hour).soon, "once");
     }
 
     #[test]

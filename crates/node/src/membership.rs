@@ -208,6 +208,8 @@ impl Member {
                 inputs.ends = held.ends;
                 inputs.recalled.own = false;
                 inputs.void = false;
+                // Pods wait for it. Without the peers it would only cost one more round.
+                inputs.soon = inputs.view.complete;
             });
             own.send_replace(Some((held.held.lease.clone(), held.ends)));
             self.keep(store, held, &mut view, &own).await;

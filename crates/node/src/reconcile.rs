@@ -486,7 +486,7 @@ impl<K: Kernel> Reconciler<K> {
         let rest = if links.is_empty() {
             found.rest
         } else {
-            self.apply(links, now_ms, report);
+            self.apply(links, wanted, now_ms, report);
             // The kernel drops routes and neighbours with a device without saying so.
             self.reread(scope, wanted, now_ms)?;
             self.pin(scope);
@@ -496,11 +496,11 @@ impl<K: Kernel> Reconciler<K> {
         let rest = self.ready(rest, may, now_ms);
         let order = Order::of(rest, wanted, self.actual.get_or_insert_default());
         self.settled = may.sweep && order.complete;
-        self.apply(order.first, now_ms, report);
+        self.apply(order.first, wanted, now_ms, report);
         self.ask(order.outside);
         if !order.last.is_empty() {
             if order::may_go(&order.last, wanted, self.actual.get_or_insert_default()) {
-                self.apply(order.last, now_ms, report);
+                self.apply(order.last, wanted, now_ms, report);
             } else {
                 self.settled = false;
             }

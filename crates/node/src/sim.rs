@@ -383,7 +383,7 @@ impl Storm {
         for _ in 0..2 {
             self.now_ms += crate::reconcile::RESYNC_MS;
             let report = self.round();
-            faults.extend(report.done.words().iter().map(|step| format!("not at rest: {step}")));
+            faults.extend(report.done.words().map(|step| format!("not at rest: {step}")));
             // Two that announce the same are two that announce the same, and no fault of ours.
             let troubles =
                 report.troubles.into_iter().filter(|(topic, _)| !matches!(topic, Topic::Double(_)));
@@ -396,7 +396,7 @@ impl Storm {
         let mut stranger = agent(&self.world);
         let inputs = Inputs { news: News::default(), ..self.inputs.clone() };
         let report = stranger.round(&inputs, self.now_ms);
-        faults.extend(report.done.words().iter().map(|step| format!("a new agent would: {step}")));
+        faults.extend(report.done.words().map(|step| format!("a new agent would: {step}")));
         let world = self.world.borrow();
         let state = world.kernel.state();
         for lease in self.truth.iter() {

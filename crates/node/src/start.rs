@@ -504,8 +504,7 @@ impl Outlet {
         self.left_out.clone_from(&report.left_out);
         let done = report.done.count();
         if self.ready && done > 0 {
-            let words = report.done.words();
-            let steps = words[..words.len().min(SHOWN)].join("; ");
+            let steps = report.done.words().take(SHOWN).collect::<Vec<_>>().join("; ");
             tracing::info!("{done} changes: {steps}{}", if done > SHOWN { "; …" } else { "" });
         }
     }

@@ -135,7 +135,7 @@ fn full() -> String {
         drift: [(("route", Cause::Missing), 2), (("fdb", Cause::Altered), 1)].into(),
         ..Report::default()
     };
-    report.done.push(&"ip route replace …");
+    report.done.push(&plan::Step::Delete(plan::Object::Charon));
     counts.round(&inputs, &report, Duration::from_micros(700));
     counts.round(&inputs, &Report { full: true, ..report }, Duration::from_secs(9));
     page(&counts, &board.now(), &around())

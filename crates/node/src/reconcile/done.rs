@@ -1,21 +1,23 @@
-//! What a round did, in words. Forty thousand steps of a start among ten thousand peers are counted, but not all put into
-//! words: that took a tenth of the round, and nobody reads them.
+//! What a round did, to be put into words. Forty thousand steps of a start among ten thousand peers are counted, but
+//! not all kept, and none is put into words before somebody reads them: a thousand took longer than a millisecond.
 
-/// Steps put into words, at most; logs and `status` show fewer.
-const IN_WORDS: usize = 1_000;
+use plan::Step;
+
+/// Steps kept, at most; logs and `status` show fewer.
+const KEPT: usize = 1_000;
 
 /// Steps done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Done {
-    words: Vec<String>,
+    steps: Vec<Step>,
     count: usize,
 }
 
 impl Done {
     /// Notes one.
-    pub fn push(&mut self, step: &impl std::fmt::Display) {
-        if self.words.len() < IN_WORDS {
-            self.words.push(step.to_string());
+    pub fn push(&mut self, step: &Step) {
+        if self.steps.len() < KEPT {
+            self.steps.push(step.clone());
         }
         self.count += 1;
     }
@@ -26,20 +28,22 @@ impl Done {
     }
 
     /// The first thousand, as commands.
-    pub fn words(&self) -> &[String] {
-        &self.words
+    pub fn words(&self) -> impl Iterator<Item = String> {
+        self.steps.iter().map(Step::to_string)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plan::Object;
 
     #[test]
     fn all_are_counted_and_the_first_are_told() {
         let mut done = Done::default();
-        (0..IN_WORDS + 5).for_each(|step| done.push(&step));
-        assert_eq!((done.count(), done.words().len()), (IN_WORDS + 5, IN_WORDS));
-        assert_eq!(done.words().last().map(String::as_str), Some("999"));
+        let sysctl = |n: usize| Object::Sysctl { path: format!("net/{n}"), value: n.to_string() };
+        (0..KEPT + 5).for_each(|n| done.push(&Step::Put(sysctl(n))));
+        assert_eq!((done.count(), done.words().count()), (KEPT + 5, KEPT));
+        assert_eq!(done.words().last().as_deref(), Some("sysctl -w net/999=999"));
     }
 }

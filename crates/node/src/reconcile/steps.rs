@@ -1,32 +1,40 @@
 //! Which steps may be taken now, and what became of those that were.
 
-use plan::{Object, Step, diff, sources};
+use plan::{Object, State, Step, diff, sources};
 
 use super::{Kernel, May, Reconciler, Report};
 
 impl<K: Kernel> Reconciler<K> {
-    pub(super) fn ready(&self, steps: Vec<Step>, may: May, now_ms: u64) -> Vec<Step> {
+    pub(super) fn ready(&self, mut steps: Vec<Step>, may: May, now_ms: u64) -> Vec<Step> {
         let may = |step: &Step| {
             let replaces = matches!(step, Step::Delete(Object::Link(_)));
             let shuts = matches!(step, Step::Put(Object::Nft(table)) if sources::is_ours(&table.key));
-            self.tracker.ready(&step.key(), now_ms)
+            (self.tracker.is_empty() || self.tracker.ready(&step.key(), now_ms))
                 && (may.sweep || replaces || !matches!(step, Step::Delete(_)))
                 && (may.guard || !shuts)
         };
-        steps.into_iter().filter(may).collect()
+        // In place: of what is many, almost all stays.
+        steps.retain(may);
+        steps
     }
 
-    pub(super) fn apply(&mut self, steps: Vec<Step>, now_ms: u64, report: &mut Report) {
+    pub(super) fn apply(&mut self, steps: Vec<Step>, wanted: &State, now_ms: u64, report: &mut Report) {
         if steps.is_empty() {
             return;
         }
-        let answers = self.kernel.apply(&steps);
+        let (answers, noted) = self.apply_and_note(&steps, wanted);
         let actual = self.actual.get_or_insert_default();
+        // One that failed leaves something else than it says.
+        if let Some(noted) = noted.filter(|_| answers.iter().all(Result::is_ok)) {
+            steps.iter().for_each(|step| report.done.push(step));
+            steps.iter().filter(|step| !step.is_plain()).for_each(|step| note(actual, step));
+            return actual.append(noted);
+        }
         let mut done = steps.into_iter().zip(answers).peekable();
         loop {
             // Noted together, for at a start they are tens of thousands.
             actual.extend(std::iter::from_fn(|| {
-                let (step, _) = done.next_if(|(step, answer)| answer.is_ok() && is_plain(step))?;
+                let (step, _) = done.next_if(|(step, answer)| answer.is_ok() && step.is_plain())?;
                 report.done.push(&step);
                 if let Step::Put(object) = step { Some(object) } else { None }
             }));
@@ -34,15 +42,7 @@ impl<K: Kernel> Reconciler<K> {
             match answer {
                 Ok(()) => {
                     report.done.push(&step);
-                    match step {
-                        Step::Put(object) => {
-                            // Its sets have what the steps after this one say.
-                            actual.remove(&object.key());
-                            actual.put(object);
-                        }
-                        Step::Change(link) => actual.put(Object::Link(link)),
-                        Step::Delete(object) => drop(actual.remove(&object.key())),
-                    }
+                    note(actual, &step);
                 }
                 Err(message) => {
                     self.stale = true;
@@ -56,9 +56,33 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
     }
+
+    /// Has the kernel do the steps. While it is busy with many, another thread puts together what is there once they are
+    /// done, but for those that are not plain (decision 0253).
+    fn apply_and_note(&mut self, steps: &[Step], wanted: &State) -> (Vec<Result<(), String>>, Option<State>) {
+        if steps.len() < MANY {
+            return (self.kernel.apply(steps), None);
+        }
+        std::thread::scope(|scope| {
+            let noting = std::thread::Builder::new().name("noting".to_owned());
+            let noting = noting.spawn_scoped(scope, || State::put_by(steps, wanted));
+            (self.kernel.apply(steps), noting.ok().and_then(|noting| noting.join().ok()))
+        })
+    }
 }
 
-/// Whether a step, once done, changes what is known of its own object only.
-fn is_plain(step: &Step) -> bool {
-    matches!(step, Step::Put(object) if !matches!(object, Object::Nft(_)))
+/// From so many steps on a second thread is worth its start, some 0.1 ms; in tests it shall have its part, too.
+const MANY: usize = if cfg!(test) { 4 } else { 4_096 };
+
+/// Notes a step that has been done.
+fn note(actual: &mut State, step: &Step) {
+    match step {
+        Step::Put(object) => {
+            // Its sets have what the steps after this one say.
+            actual.remove(&object.key());
+            actual.put(object.clone());
+        }
+        Step::Change(link) => actual.put(Object::Link(link.clone())),
+        Step::Delete(object) => drop(actual.remove(&object.key())),
+    }
 }

@@ -99,7 +99,7 @@ pub fn gather(
     let objects = backend.is_some().then(|| Objects {
         wanted: count(picture.wanted.len()),
         actual: count(picture.actual),
-        repaired: report.done.words().to_vec(),
+        repaired: report.done.words().collect(),
         differences: picture.left.into_iter().map(difference).collect(),
     });
     Status {
