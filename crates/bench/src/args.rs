@@ -31,7 +31,9 @@ minutes.
   --rounds N            turns of each (1 to 100; default 5)
   --seconds S           of each measurement (0.1 to 60; default 1)
   --family 4|6          lab: everything in IPv4 (default), or in IPv6; host: the family of ADDRESS, and no other
-  --wire frames|trains  lab: frames alone, as through a plain network card (default), or trains of segments whole
+  --wire WIRE           lab: frames (default): frames alone, as through a plain network card; summed: the same with the
+                        checksums of all ways computed by the processor, as fast-udp always has them; or trains: trains
+                        of segments whole
   -o table|json|html    for people, for programs, or a page with pictures (default table)
   -w FILE               write there instead of to standard output
 
@@ -70,6 +72,27 @@ pub enum Format {
     Html,
 }
 
+/// What the wire of a lab takes, and who computes checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Frames alone; checksums as with a card that computes them.
+    Frames,
+    /// Frames alone, with checksums that the processor computed.
+    Summed,
+    /// Trains of segments whole.
+    Trains,
+}
+
+impl Wire {
+    const ALL: [(&str, Wire); 3] =
+        [("frames", Wire::Frames), ("summed", Wire::Summed), ("trains", Wire::Trains)];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        Wire::ALL.iter().find(|(_, wire)| *wire == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// What is measured, how often, how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -85,8 +108,8 @@ pub struct Plan {
     pub span: Duration,
     /// In which wire and pods are reached.
     pub family: Family,
-    /// The wire takes trains of segments whole.
-    pub trains: bool,
+    /// What the wire of a lab takes.
+    pub wire: Wire,
     /// Form of the output.
     pub format: Format,
     /// Where it goes, if not to standard output.
@@ -125,7 +148,7 @@ struct Found {
     rounds: Option<usize>,
     seconds: Option<f64>,
     family: Option<Family>,
-    trains: Option<bool>,
+    wire: Option<Wire>,
     format: Option<Format>,
     file: Option<PathBuf>,
     token: Option<String>,
@@ -198,7 +221,7 @@ impl Found {
             rounds: self.rounds.unwrap_or(5),
             span: Duration::from_secs_f64(self.seconds.unwrap_or(1.0)),
             family: self.family.unwrap_or(family),
-            trains: self.trains.unwrap_or(false),
+            wire: self.wire.unwrap_or(Wire::Frames),
             format: self.format.unwrap_or(Format::Table),
             file: self.file.clone(),
         }
@@ -221,7 +244,7 @@ fn refuse(found: &Found, command: &str, options: &[&str]) -> Result<(), String> 
         "--rounds" => found.rounds.is_some(),
         "--seconds" => found.seconds.is_some(),
         "--family" => found.family.is_some(),
-        "--wire" => found.trains.is_some(),
+        "--wire" => found.wire.is_some(),
         "-o" => found.format.is_some(),
         "-w" => found.file.is_some(),
         // The variable may be there for another command.
@@ -260,7 +283,7 @@ fn scan(words: &[String]) -> Result<Found, String> {
             "--rounds" => found.rounds = Some(number(name, value?, 1.0, 100.0)?.trunc() as usize),
             "--seconds" => found.seconds = Some(number(name, value?, 0.1, 60.0)?),
             "--family" => found.family = Some(choose(name, value?, &[("4", Family::V4), ("6", Family::V6)])?),
-            "--wire" => found.trains = Some(choose(name, value?, &[("frames", false), ("trains", true)])?),
+            "--wire" => found.wire = Some(choose(name, value?, &Wire::ALL)?),
             "-o" | "--output" => {
                 let all = [("table", Format::Table), ("json", Format::Json), ("html", Format::Html)];
                 found.format = Some(choose(name, value?, &all)?);
@@ -351,7 +374,7 @@ mod tests {
             rounds: 5,
             span: Duration::from_secs(1),
             family: Family::V4,
-            trains: false,
+            wire: Wire::Frames,
             format: Format::Table,
             file: None,
         };
@@ -379,7 +402,7 @@ mod tests {
                     rounds: 3,
                     span: Duration::from_millis(500),
                     family: Family::V6,
-                    trains: true,
+                    wire: Wire::Trains,
                     format: Format::Html,
                     file: Some("x.html".into()),
                 }),
@@ -394,6 +417,7 @@ mod tests {
                 }),
             ),
             ("--beside wire", Command::Lab(base.clone())),
+            ("--wire summed", Command::Lab(Plan { wire: Wire::Summed, ..base.clone() })),
             ("--what wire", Command::Lab(Plan { ways: vec![], named: true, ..base.clone() })),
             ("host 192.0.2.12 --token abcdefgh", Command::Host(link.clone(), base.clone())),
             ("host 192.0.2.12 --token abcdefgh --family 4", Command::Host(link.clone(), base.clone())),
@@ -438,7 +462,7 @@ mod tests {
             ("--family both", "--family is one of 4, 6, not \"both\""),
             ("host 192.0.2.1 --token abcdefgh --family 6", "192.0.2.1 is IPv4, and --family asks for IPv6"),
             ("serve --family 6", "--family means nothing to `serve`"),
-            ("--wire fibre", "--wire is one of frames, trains, not \"fibre\""),
+            ("--wire fibre", "--wire is one of frames, summed, trains, not \"fibre\""),
             ("-o yaml", "-o is one of table, json, html, not \"yaml\""),
             ("--frobnicate 1", "there is no option --frobnicate"),
             ("host", "host needs the address of a host on which `loden bench serve` runs"),

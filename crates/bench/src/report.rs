@@ -22,7 +22,7 @@ pub struct Report {
     pub machines: Vec<Machine>,
     /// In which wire and pods were reached.
     pub family: Family,
-    /// `frames`, `trains`, or `real`.
+    /// `frames`, `summed`, `trains`, or `real`.
     pub wire: &'static str,
     /// Turns of each.
     pub rounds: usize,

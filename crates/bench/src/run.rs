@@ -163,7 +163,7 @@ pub fn lab(plan: &Plan, version: &str) -> Result<u8> {
         place: "lab",
         machines: vec![Machine::here()],
         family: plan.family,
-        wire: if plan.trains { "trains" } else { "frames" },
+        wire: plan.wire.name(),
         rounds: plan.rounds,
         seconds: plan.span.as_secs_f64(),
         foreign: Samples::of(foreign),

@@ -12,6 +12,7 @@ use crate::report::{Report, Samples, number};
 fn heading(report: &Report) -> Vec<String> {
     let wire = match report.wire {
         "frames" => ", frames alone on the wire",
+        "summed" => ", frames alone on the wire, checksums computed by the processor",
         "trains" => ", trains of segments whole on the wire",
         _ => "",
     };

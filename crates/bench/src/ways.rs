@@ -10,7 +10,7 @@ use lab::spec::Spec;
 use lab::{Builder, Lab, Stack};
 use model::{Family, IfName, Json};
 
-use crate::args::Plan;
+use crate::args::{Plan, Wire};
 use crate::traffic::{self, Client, Server};
 use crate::{Result, inside};
 
@@ -255,8 +255,11 @@ fn start(spec: &Spec, plan: &Plan) -> Result<Lab> {
         [.., last] => format!("{error}: {last}"),
     };
     let lab = Builder::of(spec.clone()).start_with(&mut |_| {}, Stdio::inherit()).map_err(named)?;
-    if !plan.trains {
+    if plan.wire != Wire::Trains {
         features(&lab, spec.hosts, ALONE).map_err(|error| format!("{error}; try --wire trains"))?;
+    }
+    if plan.wire == Wire::Summed {
+        features(&lab, spec.hosts, SUMMED)?;
     }
     Ok(lab)
 }

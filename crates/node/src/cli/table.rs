@@ -86,8 +86,9 @@ minutes. Between real hosts, `serve` on one and `host` on the other measure the 
         ),
         flag(
             "--wire",
-            "frames|trains",
-            "lab: frames alone, as through a plain network card (the default), or trains of segments whole",
+            "frames|summed|trains",
+            "lab: frames alone, as through a plain network card (the default), the same with all checksums computed by the \
+             processor, or trains of segments whole",
         ),
         flag("-o", "table|json|html", "for people (the default), for programs, or a page with pictures"),
         flag("-w", "FILE", "write there instead of to standard output"),
