@@ -51,6 +51,7 @@ struct Run<'a> {
     /// Number of the step, and its message.
     numbers: Vec<usize>,
     messages: Vec<Message>,
+    answers: Vec<Result<(), Errno>>,
     /// Numbers of steps on WireGuard peers.
     peers: Vec<usize>,
     indexes: Indexes,
@@ -75,6 +76,7 @@ impl Kernel {
             taken: vec![false; steps.len()],
             numbers: Vec::new(),
             messages: Vec::new(),
+            answers: Vec::new(),
             peers: Vec::new(),
             indexes: Indexes::new(),
         };
@@ -254,11 +256,15 @@ impl Kernel {
         if run.messages.is_empty() {
             return;
         }
-        let (mut numbers, mut messages) =
-            (std::mem::take(&mut run.numbers), std::mem::take(&mut run.messages));
+        let (mut numbers, mut messages, mut answers) = (
+            std::mem::take(&mut run.numbers),
+            std::mem::take(&mut run.messages),
+            std::mem::take(&mut run.answers),
+        );
+        self.rtnl.run_into(&messages, &mut answers);
         // Nexthops that came to be after what was sent behind them.
         let mut late = BTreeSet::new();
-        for ((result, number), message) in self.rtnl.run(&messages).into_iter().zip(&numbers).zip(&messages) {
+        for ((result, number), message) in answers.drain(..).zip(&numbers).zip(&messages) {
             let number = *number;
             let Err(errno) = result else { continue };
             let answer = match &run.steps[number] {
@@ -289,7 +295,7 @@ impl Kernel {
         // Their memory is the next ones'.
         numbers.clear();
         messages.clear();
-        (run.numbers, run.messages) = (numbers, messages);
+        (run.numbers, run.messages, run.answers) = (numbers, messages, answers);
     }
 
     /// Sends what is pending of WireGuard peers.

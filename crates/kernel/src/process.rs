@@ -1,6 +1,7 @@
 //! Another program, run to its end or to a limit of time.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -135,17 +136,22 @@ fn finish<const N: usize>(
             }
         }
     }
-    // Closed its outputs and goes on: that is not the end either.
+    // Closed its outputs and goes on: that is not the end either. Most are about to end, and shorter than a tick is left.
+    let end = sys::pidfd(child.id());
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some((status, texts)));
         }
-        if Instant::now() >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             sys::kill_group(child.id())?;
             child.wait()?;
             return Ok(None);
         }
-        thread::sleep(Duration::from_millis(1));
+        match &end {
+            Ok(end) => drop(sys::poll([end.as_fd()], Some(left.min(SLICE)))),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
     }
 }
 

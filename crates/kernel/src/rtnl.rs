@@ -91,6 +91,11 @@ impl Rtnl {
         self.socket.batch(messages)
     }
 
+    /// As [`Rtnl::run`], into memory that is there.
+    pub fn run_into(&mut self, messages: &[Message], answers: &mut Vec<Result<(), Errno>>) {
+        self.socket.batch_into(messages, answers);
+    }
+
     /// One message, acknowledged. `action` begins the error: "add address 10.0.0.1/24 to eth0".
     ///
     /// # Errors

@@ -247,6 +247,18 @@ pub fn make_tap(
     Ok(())
 }
 
+/// A descriptor that is readable once a child has ended.
+///
+/// # Errors
+/// Kernels before 5.3 have none.
+pub fn pidfd(id: u32) -> io::Result<OwnedFd> {
+    let id = libc::pid_t::try_from(id).map_err(io::Error::other)?;
+    // SAFETY: no pointers; the new descriptor is owned by nobody else.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) } as i32)?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Kills a process group. One that is gone counts as killed.
 pub fn kill_group(id: u32) -> io::Result<()> {
     let id = libc::pid_t::try_from(id).map_err(io::Error::other)?;

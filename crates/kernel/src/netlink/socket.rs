@@ -222,7 +222,15 @@ impl Socket {
     /// Many independent requests, some hundred in each system call, answered in the given order. One that
     /// fails does not stop the others.
     pub fn batch(&mut self, messages: &[Message]) -> Vec<Result<(), Errno>> {
-        let mut results = vec![Ok(()); messages.len()];
+        let mut results = Vec::new();
+        self.batch_into(messages, &mut results);
+        results
+    }
+
+    /// As [`Socket::batch`], into memory that is there: that of a thousand answers goes back to the system each time.
+    pub fn batch_into(&mut self, messages: &[Message], results: &mut Vec<Result<(), Errno>>) {
+        results.clear();
+        results.resize(messages.len(), Ok(()));
         let (mut rest, mut answers) = (messages, &mut results[..]);
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -239,7 +247,6 @@ impl Socket {
             self.chunk(chunk, chunk.len() - 1, &mut |_, _| {}, now);
             (rest, answers) = (later, then);
         }
-        results
     }
 
     /// Many independent questions; `each` gets the number of the question with every reply.
