@@ -87,7 +87,7 @@ fn one(size: usize) -> Work {
     let wanted = state(size);
     let mut actual = wanted.clone();
     // The last one is a route.
-    let last = wanted.iter().next_back().map(|(key, _)| key.clone());
+    let last = wanted.iter().last().map(|(key, _)| key.clone());
     last.map(|key| actual.remove(&key));
     Box::new(move || steps(&wanted, &actual))
 }

@@ -131,13 +131,17 @@ impl Assembly {
         let Some(own) = own else { return };
         self.peers.clone_from(accepted);
         let all = || accepted.iter().map(|(key, lease)| (*key, halves(backend, facts, own, lease)));
-        // Where the order mattered it most likely still does.
-        if !ordered && let Ok(laid) = Laid::of(all(), self.many, &self.wanted) {
-            self.take(laid);
-            return;
+        // Most often each peer has one way. Where the order mattered it most likely still does.
+        let expected = wants_many(accepted.len(), self.many);
+        for many in [expected, !expected].into_iter().filter(|_| !ordered) {
+            let Ok(laid) = Laid::of(all(), many, &self.wanted) else { break };
+            if wants_many(laid.hops, self.many) == many {
+                self.take(laid);
+                return;
+            }
         }
         let halves: Vec<_> = all().collect();
-        let hops = halves.iter().flat_map(|(_, halves)| halves.iter().flatten());
+        let hops = halves.iter().flat_map(|(_, halves)| halves.iter().flatten().flatten());
         self.hops = hops.filter(|half| half.hop.is_some()).count();
         self.many = self.wants_many();
         self.hops = 0;
@@ -179,9 +183,9 @@ impl Assembly {
         Ok(touched)
     }
 
-    fn remove(&mut self, subnets: &Subnets, halves: Vec<Result<Half, String>>, touched: &mut BTreeSet<Key>) {
+    fn remove(&mut self, subnets: &Subnets, halves: Halves, touched: &mut BTreeSet<Key>) {
         self.rejected.remove(subnets);
-        for half in halves.into_iter().flatten() {
+        for half in halves.into_iter().flatten().flatten() {
             self.hops -= usize::from(half.hop.is_some());
             let mut keys: Vec<Key> = half.entries.iter().map(Object::key).collect();
             if let Some(hop) = half.hop {
@@ -210,10 +214,10 @@ impl Assembly {
         &mut self,
         backend: &dyn Backend,
         subnets: Subnets,
-        halves: Vec<Result<Half, String>>,
+        halves: Halves,
         mut touched: Option<&mut BTreeSet<Key>>,
     ) {
-        for half in halves {
+        for half in halves.into_iter().flatten() {
             let half = match half {
                 Ok(half) => half,
                 Err(reason) => {
@@ -276,12 +280,16 @@ fn wants_many(hops: usize, many: bool) -> bool {
     hops > if many { NEXTHOPS_UNTIL } else { NEXTHOPS_FROM }
 }
 
+/// What a peer adds in each family it has, or why it cannot.
+type Halves = [Option<Result<Half, String>>; 2];
+
 /// What a peer adds, family by family. What is wrong with both is said once.
-fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> Vec<Result<Half, String>> {
-    let families = Family::BOTH.into_iter().filter(|family| lease.subnets.of(*family).is_some());
-    let mut halves: Vec<_> =
-        families.map(|family| backend::way(backend, facts, own, family, lease)).collect();
-    halves.dedup_by(|second, first| second.is_err() && second == first);
+fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> Halves {
+    let mut halves = Family::BOTH
+        .map(|family| lease.subnets.of(family).map(|_| backend::way(backend, facts, own, family, lease)));
+    if matches!(&halves, [Some(Err(first)), Some(Err(second))] if first == second) {
+        halves[1] = None;
+    }
     halves
 }
 

@@ -36,6 +36,11 @@ impl Step {
         matches!(self, Step::Put(object) if !matches!(object, Object::Nft(_)))
     }
 
+    /// Whether it is for those who hold what the kernel does not, see [`Object::is_outside`].
+    pub fn is_outside(&self) -> bool {
+        matches!(self, Step::Put(object) | Step::Delete(object) if object.is_outside())
+    }
+
     /// The device without which the step cannot succeed; `None` for steps on devices themselves.
     pub fn device(&self) -> Option<IfName> {
         let (Step::Put(object) | Step::Delete(object)) = self else { return None };

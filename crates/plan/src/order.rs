@@ -37,7 +37,7 @@ impl Order {
         // In place, here and below: of what is many, almost all stays.
         steps.retain(can);
         let waiting = all - steps.len();
-        let outside = steps.extract_if(.., |step| step.key().is_outside()).collect();
+        let outside = steps.extract_if(.., |step| step.is_outside()).collect();
         let early = within_tables(&mut steps, wanted, actual);
         let goes = |step: &Step| match step {
             Step::Put(Object::Nft(table)) => rules::table_keys().contains(&table.key) && !table.masquerades(),
@@ -73,10 +73,11 @@ fn stands(dev: IfName, wanted: &State, actual: &State) -> bool {
     kind && (wanted.get(&process).is_none() || actual.get(&process).is_some())
 }
 
-/// Whether all a step needs stands; what goes needs nothing.
+/// Whether all a step needs stands; what goes needs nothing, nor does what the kernel holds.
 fn has_what_it_needs(step: &Step, wanted: &State, actual: &State) -> bool {
     let stands = |key: &Key| wanted.get(key).is_none_or(|want| actual.get(key) == Some(want));
-    matches!(step, Step::Delete(_)) || step.key().needs().iter().all(stands)
+    let needs_nothing = matches!(step, Step::Delete(_)) || !step.is_outside();
+    needs_nothing || step.key().needs().iter().all(stands)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod cloud;
 mod command;
 mod ipsec;
 pub mod iptables;
+mod kind;
 mod link;
 mod nft;
 mod set;
@@ -164,11 +165,6 @@ impl Key {
         }
     }
 
-    /// Whether the kernel does not hold the object: a helper brings it about and tells when it is done.
-    pub fn is_outside(&self) -> bool {
-        matches!(self, Key::Command(_) | Key::Charon | Key::Ike(_) | Key::CloudRoute(_))
-    }
-
     /// Objects outside that must stand before, where they are wanted.
     pub fn needs(&self) -> &'static [Key] {
         match self {
@@ -267,6 +263,11 @@ impl Object {
             Object::Ike(ike) => Key::Ike(ike.key),
             Object::CloudRoute(route) => Key::CloudRoute(route.dst),
         }
+    }
+
+    /// Whether the kernel does not hold the object: a helper brings it about and tells when it is done.
+    pub fn is_outside(&self) -> bool {
+        matches!(self, Object::Command(_) | Object::Charon | Object::Ike(_) | Object::CloudRoute(_))
     }
 
     /// Whether the kernel, which holds this object, need not be told of `wanted`.

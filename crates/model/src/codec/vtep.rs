@@ -57,7 +57,8 @@ pub fn read(text: &str) -> Result<Vtep, VtepError> {
 
 /// The text as [`write`] has it, which almost all of ten thousand leases have; what differs is for [`read`] to say.
 fn as_written(text: &str) -> Option<Vtep> {
-    let (vni, mac) = text.strip_prefix("{\"VNI\":")?.strip_suffix("\"}")?.split_once(",\"VtepMAC\":\"")?;
+    let (vni, mac) = text.strip_prefix("{\"VNI\":")?.strip_suffix("\"}")?.split_once(',')?;
+    let mac = mac.strip_prefix("\"VtepMAC\":\"")?;
     let digits = vni.bytes().all(|byte| byte.is_ascii_digit()) && (vni.len() == 1 || !vni.starts_with('0'));
     let mac: Mac = mac.parse().ok().filter(|mac: &Mac| mac.is_unicast())?;
     Some(Vtep { vni: vni.parse().ok().filter(|_| digits)?, mac })

@@ -16,10 +16,14 @@ pub struct Done {
 impl Done {
     /// Notes one.
     pub fn push(&mut self, step: &Step) {
-        if self.steps.len() < KEPT {
-            self.steps.push(step.clone());
-        }
-        self.count += 1;
+        self.extend(std::slice::from_ref(step));
+    }
+
+    /// Notes many.
+    pub fn extend(&mut self, steps: &[Step]) {
+        let room = KEPT.saturating_sub(self.steps.len());
+        self.steps.extend(steps.iter().take(room).cloned());
+        self.count += steps.len();
     }
 
     /// How many.

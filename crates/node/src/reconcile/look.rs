@@ -19,7 +19,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     pub(super) fn reread(&mut self, scope: &Scope, wanted: &State, now_ms: u64) -> Result<(), String> {
-        self.actual = Some(self.kernel.read(scope, wanted)?);
+        let mut actual = self.kernel.read(scope, wanted)?;
+        actual.share(wanted);
+        self.actual = Some(actual);
         self.read_ms = now_ms;
         self.iptables.due_ms = self.iptables_due(scope, now_ms);
         Ok(())

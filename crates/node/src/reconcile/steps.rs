@@ -22,13 +22,14 @@ impl<K: Kernel> Reconciler<K> {
         if steps.is_empty() {
             return;
         }
-        let (answers, noted) = self.apply_and_note(&steps, wanted);
+        let answers = self.kernel.apply(&steps);
         let actual = self.actual.get_or_insert_default();
         // One that failed leaves something else than it says.
-        if let Some(noted) = noted.filter(|_| answers.iter().all(Result::is_ok)) {
-            steps.iter().for_each(|step| report.done.push(step));
+        if answers.iter().all(Result::is_ok) {
+            let plain = State::put_by(&steps, wanted);
+            report.done.extend(&steps);
             steps.iter().filter(|step| !step.is_plain()).for_each(|step| note(actual, step));
-            return actual.append(noted);
+            return actual.append(plain);
         }
         let mut done = steps.into_iter().zip(answers).peekable();
         loop {
@@ -56,23 +57,7 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
     }
-
-    /// Has the kernel do the steps. While it is busy with many, another thread puts together what is there once they are
-    /// done, but for those that are not plain (decision 0253).
-    fn apply_and_note(&mut self, steps: &[Step], wanted: &State) -> (Vec<Result<(), String>>, Option<State>) {
-        if steps.len() < MANY {
-            return (self.kernel.apply(steps), None);
-        }
-        std::thread::scope(|scope| {
-            let noting = std::thread::Builder::new().name("noting".to_owned());
-            let noting = noting.spawn_scoped(scope, || State::put_by(steps, wanted));
-            (self.kernel.apply(steps), noting.ok().and_then(|noting| noting.join().ok()))
-        })
-    }
 }
-
-/// From so many steps on a second thread is worth its start, some 0.1 ms; in tests it shall have its part, too.
-const MANY: usize = if cfg!(test) { 4 } else { 4_096 };
 
 /// Notes a step that has been done.
 fn note(actual: &mut State, step: &Step) {

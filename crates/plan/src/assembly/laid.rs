@@ -1,12 +1,11 @@
 //! All that all peers want, put together at once: sorted, and the tables made of that, where one peer after the other
 //! would search a place in each of them for each object. For when no two want the same with other values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use model::Subnets;
 
-use super::{OrderMatters, is_shared, lay, wants_many};
-use crate::backend::{Half, Hop};
+use super::{Halves, OrderMatters, is_shared, lay};
 use crate::state::{Key, Object, State};
 
 /// What becomes of an `Assembly` in which there was nothing of peers.
@@ -62,35 +61,30 @@ impl Kind {
 }
 
 impl Laid {
-    /// `halves` are the peers in order, `base` what is wanted whoever they are.
+    /// `halves` are the peers in order, `base` what is wanted whoever they are; `many` says whether routes go by nexthop
+    /// objects; whether they had to, [`Laid::hops`] says.
     pub fn of(
-        halves: impl Iterator<Item = (Subnets, Vec<Result<Half, String>>)>,
+        halves: impl Iterator<Item = (Subnets, Halves)>,
         many: bool,
         base: &State,
     ) -> Result<Laid, OrderMatters> {
         let mut heap = Heap::default();
-        let mut ways: Vec<(Subnets, Hop)> = Vec::new();
+        let mut hops = 0;
         let mut rejected: BTreeMap<Subnets, Vec<String>> = BTreeMap::new();
         for (subnets, halves) in halves {
-            for half in halves {
+            for half in halves.into_iter().flatten() {
                 match half {
                     Ok(half) => {
                         half.entries.into_iter().for_each(|object| heap.push(object, subnets));
-                        ways.extend(half.hop.map(|hop| (subnets, hop)));
+                        let Some(hop) = half.hop else { continue };
+                        hops += 1;
+                        // Two that share a number are two with other values.
+                        for object in lay(hop, many, |_| None).into_iter().flatten() {
+                            heap.push(object, subnets);
+                        }
                     }
                     Err(reason) => rejected.entry(subnets).or_default().push(reason),
                 }
-            }
-        }
-        let many = wants_many(ways.len(), many);
-        let hops = ways.len();
-        let mut nexthops = HashMap::with_capacity(if many { hops } else { 0 });
-        for (subnets, hop) in ways {
-            for object in lay(hop, many, |id| nexthops.get(&id)).into_iter().flatten() {
-                if let Object::Nexthop(nexthop) = &object {
-                    nexthops.insert(nexthop.id, *nexthop);
-                }
-                heap.push(object, subnets);
             }
         }
         let mut laid = Laid { objects: Vec::new(), shared: Vec::new(), rejected, hops, many };

@@ -117,9 +117,11 @@ impl Vxlan {
                  machine id and delete its {dev}"
             ));
         }
-        let mut entries: Vec<Object> = self.admit(family, public).into_iter().collect();
-        entries.push(Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }));
-        entries.push(Object::Fdb(Fdb { dev, mac, dst: public }));
+        let entries = [
+            Object::Neigh(Neigh { dev, dst: subnet.addr(), mac }),
+            Object::Fdb(Fdb { dev, mac, dst: public }),
+        ];
+        let entries = self.admit(family, public).into_iter().chain(entries).collect();
         Ok(Half { entries, hop: Some(Hop { dst: subnet, gateway: subnet.addr(), dev, onlink: true }) })
     }
 

@@ -1,74 +1,71 @@
 //! Many objects, by their keys.
 
-use std::collections::BTreeMap;
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::IfName;
 
+use super::kind::Kind;
 use super::{Element, Key, Link, Object, SetKey, TableKey};
 use crate::Step;
 
-/// A set of kernel objects, at most one for each key, ordered by [`Key`].
+/// A set of kernel objects, at most one for each key, ordered by [`Key`]. Copies share what none of them changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Kind by kind, in the order of [`Key::rank`]: tens of thousands are put together without being moved once more.
-    kinds: [BTreeMap<Key, Object>; Key::RANKS],
+    /// Kind by kind, in the order of [`Key::rank`].
+    kinds: [Kind; Key::RANKS],
 }
 
 impl State {
-    fn kind(&self, key: &Key) -> &BTreeMap<Key, Object> {
+    fn kind(&self, key: &Key) -> &Kind {
         &self.kinds[key.rank()]
     }
 
-    fn kind_mut(&mut self, key: &Key) -> &mut BTreeMap<Key, Object> {
+    fn kind_mut(&mut self, key: &Key) -> &mut Kind {
         &mut self.kinds[key.rank()]
     }
 
     /// Adds or replaces one object.
     pub fn put(&mut self, object: Object) {
         let key = object.key();
-        self.kind_mut(&key).insert(key, object);
+        self.kind_mut(&key).put(key, object);
     }
 
-    /// Adds or replaces many of one kind, which stand in the order of their keys, each key once. Where they come to few
-    /// the tree is built of all, in order, in place of a search for each; that leaves its nodes full, too.
+    /// Adds or replaces many of one kind, which stand in the order of their keys, each key once.
     pub(crate) fn put_sorted(&mut self, more: Vec<(Key, Object)>) {
-        let Some((first, _)) = more.first() else { return };
-        let there = self.kind_mut(first);
-        if more.len() < 64 || more.len() < there.len() / 4 {
-            return there.extend(more);
-        }
-        let mut before = std::mem::replace(there, more.into_iter().collect());
-        if before.len() < there.len() / 4 {
-            for (key, object) in before {
-                there.entry(key).or_insert(object);
-            }
-        } else {
-            before.append(there);
-            *there = before;
+        if let Some((first, _)) = more.first() {
+            self.kind_mut(first).put_sorted(more);
         }
     }
 
     /// What the plain ones among these steps put, see [`Step::is_plain`]. They put objects of `wanted`, each once: a kind of
-    /// which all is put is copied from there as it stands.
+    /// which all is put is that of `wanted`.
     pub fn put_by(steps: &[Step], wanted: &State) -> State {
-        fn put(step: &Step) -> Option<(usize, &Object)> {
-            match step {
-                Step::Put(object) if step.is_plain() => Some((object.key().rank(), object)),
-                _ => None,
+        fn put(step: &Step) -> Option<&Object> {
+            if let Step::Put(object) = step
+                && step.is_plain()
+            {
+                Some(object)
+            } else {
+                None
             }
         }
-        let is_wanted = |(_, object): (usize, &Object)| wanted.get(&object.key()) == Some(object);
         debug_assert!(
-            steps.iter().filter_map(put).all(is_wanted),
+            steps.iter().filter_map(put).all(|object| wanted.get(&object.key()) == Some(object)),
             "a step that does not lead to what is wanted"
         );
+        // Kind by kind, as they come: a key for each would have to be made to be looked at.
+        let of_a_kind = |a: &Step, b: &Step| match (put(a), put(b)) {
+            (Some(a), Some(b)) => discriminant(a) == discriminant(b),
+            _ => false,
+        };
+        let kinds = || steps.chunk_by(of_a_kind).filter_map(|kind| Some((put(&kind[0])?.key().rank(), kind)));
         let mut counts = [0; Key::RANKS];
-        steps.iter().filter_map(put).for_each(|(rank, _)| counts[rank] += 1);
+        kinds().for_each(|(rank, kind)| counts[rank] += kind.len());
         let is_whole = |rank: usize| counts[rank] == wanted.kinds[rank].len();
-        let some = steps.iter().filter_map(put).filter(|(rank, _)| !is_whole(*rank));
-        let mut state: State = some.map(|(_, object)| object.clone()).collect();
+        let some = kinds().filter(|(rank, _)| !is_whole(*rank)).flat_map(|(_, kind)| kind);
+        let mut state: State = some.filter_map(put).cloned().collect();
         for (rank, kind) in state.kinds.iter_mut().enumerate().filter(|(rank, _)| is_whole(*rank)) {
             kind.clone_from(&wanted.kinds[rank]);
         }
@@ -77,8 +74,15 @@ impl State {
 
     /// Adds or replaces all of another one.
     pub fn append(&mut self, more: State) {
-        for (there, mut more) in self.kinds.iter_mut().zip(more.kinds) {
-            if there.is_empty() { *there = more } else { there.append(&mut more) }
+        for (there, more) in self.kinds.iter_mut().zip(more.kinds) {
+            if there.is_empty() { *there = more } else { there.put_sorted(more.into_sorted()) }
+        }
+    }
+
+    /// Takes of another one the kinds that are equal, so that both are in memory once.
+    pub fn share(&mut self, other: &State) {
+        for (kind, other) in self.kinds.iter_mut().zip(&other.kinds).filter(|(kind, other)| kind == other) {
+            kind.clone_from(other);
         }
     }
 
@@ -96,12 +100,12 @@ impl State {
         let set = SetKey { table: table.clone(), name: String::new() };
         let first = Key::Element(Element { set: Arc::new(set), address: IpAddr::from([0; 4]) });
         let of_table = |(key, _): &(&Key, &Object)| matches!(key, Key::Element(e) if e.set.table == *table);
-        self.kind(&first).range(first..).take_while(of_table)
+        self.kind(&first).range(&first).take_while(of_table)
     }
 
     /// Removes every object for which `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(&Key, &Object) -> bool) {
-        self.kinds.iter_mut().for_each(|kind| kind.retain(|key, object| keep(key, object)));
+        self.kinds.iter_mut().for_each(|kind| kind.retain(&mut keep));
     }
 
     /// The object under a key.
@@ -118,8 +122,8 @@ impl State {
     }
 
     /// All objects in creation order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Object)> {
-        self.kinds.iter().flatten()
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Object)> {
+        self.kinds.iter().flat_map(Kind::iter)
     }
 
     /// Whether there is any object of the kind a key is of.
@@ -129,12 +133,12 @@ impl State {
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.kinds.iter().map(BTreeMap::len).sum()
+        self.kinds.iter().map(Kind::len).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.kinds.iter().all(BTreeMap::is_empty)
+        self.kinds.iter().all(Kind::is_empty)
     }
 }
 
@@ -169,14 +173,11 @@ impl Extend<Object> for State {
 
 impl IntoIterator for State {
     type Item = Object;
-    type IntoIter = std::iter::FlatMap<
-        std::array::IntoIter<BTreeMap<Key, Object>, { Key::RANKS }>,
-        std::collections::btree_map::IntoValues<Key, Object>,
-        fn(BTreeMap<Key, Object>) -> std::collections::btree_map::IntoValues<Key, Object>,
-    >;
+    type IntoIter = std::vec::IntoIter<Object>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.kinds.into_iter().flat_map(BTreeMap::into_values)
+        let objects = self.kinds.into_iter().flat_map(Kind::into_sorted).map(|(_, object)| object);
+        objects.collect::<Vec<Object>>().into_iter()
     }
 }
 
