@@ -9,14 +9,13 @@
 mod laid;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::{Family, IfName, Lease, Subnets};
+use model::{Family, Lease, Subnets};
 
 use crate::Facts;
-use crate::backend::{self, Backend, Half, Hop, hash64};
+use crate::backend::{self, Backend, Half, Hop};
 use crate::state::{Key, Nexthop, Object, Route, State, Via};
 use laid::Laid;
 
@@ -267,7 +266,7 @@ fn lay<'a>(hop: Hop, many: bool, known: impl Fn(u32) -> Option<&'a Nexthop>) -> 
     if !many {
         return [None, Some(Object::Route(Route::ours(dst, Via::Gateway { gateway, dev, onlink })))];
     }
-    let mut id = nexthop_id(dst, gateway, dev);
+    let mut id = nexthop_id(dst);
     let nexthop = |id| Nexthop { id, dev, via: gateway, onlink };
     // Of two that share a hash the first has the id, and the next one is as good for the second.
     while known(id).is_some_and(|have| *have != nexthop(id)) {
@@ -293,14 +292,16 @@ fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> H
     halves
 }
 
-/// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156).
-fn nexthop_id(dst: IpNet, via: IpAddr, dev: IfName) -> u32 {
-    let octets = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
+/// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156). The last bits
+/// of the network, so that ids are in the order of routes: the kernel keeps its nexthops in a tree of ids, in which tens
+/// of thousands in any order are a cache miss each (decision 0256).
+fn nexthop_id(dst: IpNet) -> u32 {
+    let host = u32::from(dst.max_prefix_len() - dst.prefix_len());
+    let (network, family) = match dst {
+        IpNet::V4(net) => (u32::from(net.addr()).checked_shr(host).unwrap_or_default(), 0),
+        IpNet::V6(net) => (u128::from(net.addr()).checked_shr(host).unwrap_or_default() as u32, 1 << 23),
     };
-    let parts = [&octets(dst.addr())[..], &[dst.prefix_len()], &octets(via), dev.as_str().as_bytes()];
-    NEXTHOP_BASE | (hash64(&parts) as u32 & 0x00ff_ffff)
+    NEXTHOP_BASE | family | (network & 0x007f_ffff)
 }
 
 #[cfg(test)]

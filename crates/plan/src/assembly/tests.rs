@@ -1,5 +1,5 @@
 use model::config::VxlanConf;
-use model::{LeaseAttrs, Mac};
+use model::{IfName, LeaseAttrs, Mac};
 
 use super::*;
 use crate::backend::testing::{facts, lease};
