@@ -13,11 +13,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("benches", &["apidouble", "kernel", "model", "plan"]),
     ("cases", &["kernel", "model", "plan", "tunnel"]),
     ("fastpath", &[]),
+    ("memmove", &[]),
     ("model", &[]),
     ("plan", &["model"]),
     ("kernel", &["model", "plan"]),
     ("store", &["model"]),
-    ("cni", &["kernel", "model", "plan"]),
+    ("cni", &["kernel", "memmove", "model", "plan"]),
     ("lab", &["kernel", "model", "plan"]),
     ("faults", &["kernel", "lab", "sim"]),
     ("fuzz", &["kernel", "model", "sim", "tunnel"]),
@@ -25,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pure", &["cases"]),
     ("sim", &["model", "plan"]),
     ("tunnel", &["model"]),
-    ("node", &["bench", "fastpath", "kernel", "lab", "model", "plan", "store", "tunnel"]),
+    ("node", &["bench", "fastpath", "kernel", "lab", "memmove", "model", "plan", "store", "tunnel"]),
 ];
 
 /// What a plugin call must not pay for.

@@ -29,6 +29,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+// For what it puts in the place of musl's.
+use memmove as _;
+
 const USAGE: &str = "\
 usage: loden-cni install --bin-dir DIR [--keep]
                                           put the program and a link for each plugin into DIR;

@@ -45,6 +45,9 @@ mod wgkey;
 
 use std::process::ExitCode;
 
+// For what it puts in the place of musl's.
+use memmove as _;
+
 /// The system's allocator, but for the threads of a tunnel (decision 0171).
 #[global_allocator]
 static ALLOCATOR: tunnel::alloc::Packets = tunnel::alloc::Packets;
