@@ -4,18 +4,18 @@
 //! What depends on the order of peers (two that want the same object with other values) or touches all of
 //! them (host, own lease, rules, plain routes or nexthop objects) is put together anew, in order of the peers'
 //! subnets. So the state is always what starting afresh would give, but for the number of a nexthop object
-//! whose hash another one has.
+//! whose number another one has.
 
 mod laid;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{Family, Lease, Subnets};
 
 use crate::Facts;
-use crate::backend::{self, Backend, Half, Hop};
+use crate::backend::{self, Backend, Half, Hop, hash64};
 use crate::state::{Key, Nexthop, Object, Route, State, Via};
 use laid::Laid;
 
@@ -28,7 +28,7 @@ const NEXTHOPS_UNTIL: usize = 128;
 const FEW: usize = 64;
 
 /// Nexthop ids are one space for the whole host; ours lie in the 16 M that begin here.
-const NEXTHOP_BASE: u32 = 0x4d00_0000;
+const NEXTHOP_BASE: u32 = 0x4e00_0000;
 
 /// Which part of the wanted state may be another one now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,10 @@ impl Assembly {
         // Most often each peer has one way. Where the order mattered it most likely still does.
         let expected = wants_many(accepted.len(), self.many);
         for many in [expected, !expected].into_iter().filter(|_| !ordered) {
-            let Ok(laid) = Laid::of(all(), many, &self.wanted) else { break };
+            let laid = Laid::of(all(), many, None, &self.wanted);
+            // Two nexthops of one number, most likely.
+            let laid = laid.or_else(|_| Laid::of(all(), many, Some(HashMap::new()), &self.wanted));
+            let Ok(laid) = laid else { break };
             if wants_many(laid.hops, self.many) == many {
                 self.take(laid);
                 return;
@@ -268,7 +271,7 @@ fn lay<'a>(hop: Hop, many: bool, known: impl Fn(u32) -> Option<&'a Nexthop>) -> 
     }
     let mut id = nexthop_id(dst);
     let nexthop = |id| Nexthop { id, dev, via: gateway, onlink };
-    // Of two that share a hash the first has the id, and the next one is as good for the second.
+    // Of two that share a number the first has it, and the next one is as good for the second.
     while known(id).is_some_and(|have| *have != nexthop(id)) {
         id = NEXTHOP_BASE | (id.wrapping_add(1) & 0x00ff_ffff);
     }
@@ -292,16 +295,18 @@ fn halves(backend: &dyn Backend, facts: &Facts, own: &Lease, lease: &Lease) -> H
     halves
 }
 
-/// An id that depends on the route alone. Of two agents on a host none has the other's routes (decision 0156). The last bits
-/// of the network, so that ids are in the order of routes: the kernel keeps its nexthops in a tree of ids, in which tens
-/// of thousands in any order are a cache miss each (decision 0256).
+/// An id that depends on the route alone. Of one network, subnets that follow each other have ids that do: the kernel keeps
+/// nexthops in a tree of ids, in which tens of thousands in any order are a cache miss each (decision 0256). Where the ids of
+/// a network begin is by chance, so that of two agents on a host hardly ever one has an id of the other's (decision 0156).
 fn nexthop_id(dst: IpNet) -> u32 {
     let host = u32::from(dst.max_prefix_len() - dst.prefix_len());
-    let (network, family) = match dst {
-        IpNet::V4(net) => (u32::from(net.addr()).checked_shr(host).unwrap_or_default(), 0),
-        IpNet::V6(net) => (u128::from(net.addr()).checked_shr(host).unwrap_or_default() as u32, 1 << 23),
+    let (family, network) = match dst {
+        IpNet::V4(net) => (4, u128::from(u32::from(net.addr()))),
+        IpNet::V6(net) => (6, u128::from(net.addr())),
     };
-    NEXTHOP_BASE | family | (network & 0x007f_ffff)
+    let number = network.checked_shr(host).unwrap_or_default();
+    let first = hash64(&[&[family, dst.prefix_len()], &(number >> 24).to_be_bytes()]);
+    NEXTHOP_BASE | ((number as u32).wrapping_add(first as u32) & 0x00ff_ffff)
 }
 
 #[cfg(test)]

@@ -76,8 +76,8 @@ fn stands(dev: IfName, wanted: &State, actual: &State) -> bool {
 /// Whether all a step needs stands; what goes needs nothing, nor does what the kernel holds.
 fn has_what_it_needs(step: &Step, wanted: &State, actual: &State) -> bool {
     let stands = |key: &Key| wanted.get(key).is_none_or(|want| actual.get(key) == Some(want));
-    let needs_nothing = matches!(step, Step::Delete(_)) || !step.is_outside();
-    needs_nothing || step.key().needs().iter().all(stands)
+    debug_assert!(step.is_outside() || step.key().needs().is_empty(), "a need that is not looked at");
+    matches!(step, Step::Delete(_)) || !step.is_outside() || step.key().needs().iter().all(stands)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! All that all peers want, put together at once: sorted, and the tables made of that, where one peer after the other
 //! would search a place in each of them for each object. For when no two want the same with other values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use model::Subnets;
 
 use super::{Halves, OrderMatters, is_shared, lay};
-use crate::state::{Key, Object, State};
+use crate::state::{Key, Nexthop, Object, State};
 
 /// What becomes of an `Assembly` in which there was nothing of peers.
 pub(super) struct Laid {
@@ -62,10 +62,12 @@ impl Kind {
 
 impl Laid {
     /// `halves` are the peers in order, `base` what is wanted whoever they are; `many` says whether routes go by nexthop
-    /// objects; whether they had to, [`Laid::hops`] says.
+    /// objects; whether they had to, [`Laid::hops`] says. Nexthops that share a number take others with a table in which to
+    /// look for it, and without are two of one number that differ.
     pub fn of(
         halves: impl Iterator<Item = (Subnets, Halves)>,
         many: bool,
+        mut known: Option<HashMap<u32, Nexthop>>,
         base: &State,
     ) -> Result<Laid, OrderMatters> {
         let mut heap = Heap::default();
@@ -78,8 +80,11 @@ impl Laid {
                         half.entries.into_iter().for_each(|object| heap.push(object, subnets));
                         let Some(hop) = half.hop else { continue };
                         hops += 1;
-                        // Two that share a number are two with other values.
-                        for object in lay(hop, many, |_| None).into_iter().flatten() {
+                        let way = lay(hop, many, |id| known.as_ref().and_then(|known| known.get(&id)));
+                        for object in way.into_iter().flatten() {
+                            if let (Some(known), Object::Nexthop(nexthop)) = (&mut known, &object) {
+                                known.insert(nexthop.id, *nexthop);
+                            }
                             heap.push(object, subnets);
                         }
                     }

@@ -92,9 +92,10 @@ fn facts_on_link() -> BTreeMap<IpAddr, IfName> {
 
 /// A vxlan backend, and our lease among tens of thousands.
 fn crowd() -> (Box<dyn Backend>, Lease) {
-    let conf = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
+    let conf =
+        r#"{"Network":"10.0.0.0/8","EnableIPv6":true,"IPv6Network":"fd00::/8","Backend":{"Type":"vxlan"}}"#;
     let conf = NetConf::parse(conf).and_then(NetConf::validate).expect("valid");
-    let own = lease("10.0.0.0/24", "192.0.2.10", "vxlan", ["", ""]);
+    let own = lease("10.0.0.0/24 fd00::/64", "192.0.2.10 2001:db8::10", "vxlan", ["", ""]);
     (backend::from_config(&conf).expect("valid"), own)
 }
 
@@ -106,17 +107,23 @@ fn peer(n: u32) -> (Subnets, Arc<Lease>) {
     (lease.subnets, Arc::new(lease))
 }
 
-/// Nexthops of unlike networks may have the same number; the second has the next one then.
+/// Where the subnets of a network are more than there are numbers, two may have the same; the second has the next one then.
 #[test]
 fn nexthops_that_share_a_number_go_with_their_own_peer() {
     let (backend, own) = crowd();
-    let twins = [("10.1.2.0/24", 1), ("5.0.129.0/25", 2)].map(|(subnet, n)| {
+    let id = |n: u128| {
+        let subnet = ipnet::Ipv6Net::new((0xfd00 << 112 | (n << 28)).into(), 124).expect("a subnet");
+        (nexthop_id(subnet.into()), subnet)
+    };
+    let mut seen = BTreeMap::new();
+    let twins =
+        (0..40_000).map(id).find_map(|(id, subnet)| seen.insert(id, subnet).map(|other| [other, subnet]));
+    let twins = [1, 2].into_iter().zip(twins.expect("24 bits are few")).map(|(n, subnet)| {
         let data = format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:01:00:{n:02x}"}}"#);
-        let lease = lease(subnet, &format!("203.0.113.{n}"), "vxlan", [&data, ""]);
+        let lease = lease(&subnet.to_string(), &format!("2001:db8::{n}"), "vxlan", ["", &data]);
         (lease.subnets, Arc::new(lease))
     });
-    let [id, other] = twins.each_ref().map(|(subnets, _)| nexthop_id(subnets.v4.expect("a subnet").into()));
-    assert_eq!(id, other);
+    let twins: Vec<_> = twins.collect();
     let others = (50_000..50_000 + NEXTHOPS_FROM as u32 + 9).map(peer);
     let mut accepted: BTreeMap<_, _> = others.chain(twins.clone()).collect();
     let facts = facts();

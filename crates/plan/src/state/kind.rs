@@ -114,15 +114,29 @@ impl Kind {
         merged(laid[at..].iter(), self.since.range(from..))
     }
 
+    /// All of it as one piece. Nothing is copied that no other state shares.
     pub fn into_sorted(self) -> Vec<(Key, Object)> {
-        match self.laid {
-            Some(laid) if self.since.is_empty() => Arc::unwrap_or_clone(laid),
-            _ => self.iter().map(|(key, object)| (key.clone(), object.clone())).collect(),
+        let laid = self.laid.map(Arc::unwrap_or_clone).unwrap_or_default();
+        if self.since.is_empty() {
+            return laid;
         }
+        let mut all = Vec::with_capacity(self.len);
+        let mut since = self.since.into_iter().peekable();
+        let mut put = |key, now: Option<Object>| all.extend(now.map(|object| (key, object)));
+        for (key, object) in laid {
+            while let Some((new, now)) = since.next_if(|(new, _)| *new < key) {
+                put(new, now);
+            }
+            let now = since.next_if(|(new, _)| *new == key).map_or(Some(object), |(_, now)| now);
+            put(key, now);
+        }
+        since.for_each(|(new, now)| put(new, now));
+        all
     }
 
-    fn lay(&mut self, sorted: Vec<(Key, Object)>) {
+    fn lay(&mut self, mut sorted: Vec<(Key, Object)>) {
         debug_assert!(sorted.is_sorted_by(|(a, _), (b, _)| a < b), "not in the order of their keys");
+        sorted.shrink_to_fit();
         *self = Kind { len: sorted.len(), laid: Some(Arc::new(sorted)), since: BTreeMap::new() };
     }
 
