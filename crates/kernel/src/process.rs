@@ -136,7 +136,7 @@ fn finish<const N: usize>(
             }
         }
     }
-    // Closed its outputs and goes on: that is not the end either. Most are about to end, and shorter than a tick is left.
+    // Closed its outputs and goes on: that is not the end either. Most end at once.
     let end = sys::pidfd(child.id());
     loop {
         if let Some(status) = child.try_wait()? {

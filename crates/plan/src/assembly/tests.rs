@@ -2,22 +2,10 @@ use model::config::VxlanConf;
 use model::{IfName, LeaseAttrs, Mac};
 
 use super::*;
-use crate::backend::testing::{facts, lease};
+use crate::backend::testing::{Random, facts, lease};
 use crate::backend::vxlan::Vxlan;
 use crate::facts::Families;
 use crate::{Step, diff, diff_within};
-
-/// A xorshift generator (Marsaglia 2003, 64 bits), from a seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % end
-    }
-}
 
 fn backend() -> Vxlan {
     let config = VxlanConf { direct_routing: true, check_sources: true, ..VxlanConf::default() };

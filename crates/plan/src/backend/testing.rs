@@ -88,3 +88,16 @@ pub fn expect(got: &str, want: &str) {
     let got: Vec<&str> = got.lines().collect();
     assert_eq!(got, want);
 }
+
+/// A xorshift generator (Marsaglia 2003, 64 bits), from a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % end
+    }
+}

@@ -78,18 +78,10 @@ impl Kind {
         } else if more.len() <= self.most() {
             more.into_iter().for_each(|(key, object)| self.put(key, object));
         } else {
-            let mut all = Vec::with_capacity(self.len + more.len());
-            let mut more = more.into_iter().peekable();
-            for (key, object) in std::mem::take(self).into_sorted() {
-                while let Some(other) = more.next_if(|(other, _)| *other < key) {
-                    all.push(other);
-                }
-                if more.peek().is_none_or(|(other, _)| *other != key) {
-                    all.push((key, object));
-                }
-            }
-            all.extend(more);
-            self.lay(all);
+            let before = std::mem::take(self).into_sorted();
+            let since = more.into_iter().map(|(key, object)| (key, Some(object))).collect();
+            let both = Kind { len: before.len(), laid: Some(Arc::new(before)), since };
+            self.lay(both.into_sorted());
         }
     }
 
@@ -193,6 +185,7 @@ impl Eq for Kind {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::testing::Random;
 
     fn sysctl(path: usize, value: usize) -> (Key, Object) {
         let object = Object::Sysctl { path: format!("{path:04}"), value: value.to_string() };
@@ -202,11 +195,8 @@ mod tests {
     /// Whatever is done, in whatever order: the kind is what a plain map would be.
     #[test]
     fn it_is_as_a_map() {
-        let mut next = 7_usize;
-        let mut random = |below: usize| {
-            next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (next >> 33) % below
-        };
+        let mut numbers = Random(7);
+        let mut random = |below: u64| numbers.below(below) as usize;
         let (mut kind, mut map) = (Kind::default(), BTreeMap::new());
         let mut copies = Vec::new();
         for turn in 0..3_000 {
@@ -224,9 +214,8 @@ mod tests {
                     map.extend(more);
                 }
                 _ => {
-                    let odd = random(9) == 0;
-                    let mut keep =
-                        |_: &Key, object: &Object| !odd || *object != sysctl(0, 1).1 && object.key() < key;
+                    let some = random(9) == 0;
+                    let mut keep = |other: &Key, _: &Object| !some || *other < key;
                     kind.retain(&mut keep);
                     map.retain(|key, object| keep(key, object));
                 }
